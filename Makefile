@@ -1,0 +1,54 @@
+# Every target does its own set-up: a fresh machine needs Python 3.11 or newer, git and make.
+#   make demo     train, sample and draw into demo_output/
+#   make test     the default tests (PYTEST_ARGS="-m slow" for the others)
+#   make lint     ruff, pyright and the import layers
+#   make bench    the benchmarks
+#   make clean    remove what the other targets made, but for .venv
+# Another interpreter for the environment: make PYTHON=/path/to/python demo
+
+PYTHON ?= $(shell for python in python3.11 python3; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$python && break; done)
+PYTEST_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test lint bench clean
+.NOTPARALLEL:
+.DEFAULT_GOAL := demo
+
+demo: $(VENV)/.stamp-demo
+	$(BIN)/sdegen demo --out demo_output
+
+test: $(VENV)/.stamp-dev
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+lint: $(VENV)/.stamp-dev
+	$(BIN)/ruff check .
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.stamp-demo
+	@set -e; for script in $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))); do \
+		echo "== $$script"; $(ONE_THREAD) $(BIN)/python $$script; done
+
+clean:
+	rm -rf build dist demo_output *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# The stamps are touched last, so an interrupted set-up is done again.
+$(VENV)/.stamp-venv:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed and neither python3.11 nor python3 is one:" \
+		"install it, or name one with make PYTHON=/path/to/python" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.stamp-demo: pyproject.toml constraints.txt | $(VENV)/.stamp-venv
+	$(INSTALL) -e ".[data]"
+	touch $@
+
+# What the tests need contains what the demo needs.
+$(VENV)/.stamp-dev: pyproject.toml constraints.txt | $(VENV)/.stamp-venv
+	$(INSTALL) -e ".[dev]"
+	touch $(VENV)/.stamp-demo $@
