@@ -1,0 +1,49 @@
+"""The exception tree: everything sdegen raises on purpose is an `SdegenError`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class SdegenError(Exception):
+    """Root of every error that sdegen raises on purpose."""
+
+
+class InvalidInputError(SdegenError, ValueError):
+    """An argument that cannot work: says what came, what was wanted and the cure, before the first network call."""
+
+
+class SolverError(SdegenError, RuntimeError):
+    """A solve that could not finish; `.partial` carries the Solution as far as it came."""
+
+    def __init__(self, message: str, partial: Any = None) -> None:
+        super().__init__(message)
+        self.partial = partial
+
+
+class NonFiniteError(SolverError):
+    """NaN or infinity appeared; the message names the time, the step and the samples."""
+
+
+class MaxStepsError(SolverError):
+    """The step budget `max_steps` ran out before the samples arrived."""
+
+
+class StepSizeUnderflowError(SolverError):
+    """Error control asked for steps below the resolution of time: the tolerance cannot be reached."""
+
+
+class CheckpointError(SdegenError):
+    """A checkpoint that cannot be used."""
+
+
+class CorruptCheckpointError(CheckpointError):
+    """Bytes on disk are not the bytes that were written."""
+
+
+class IncompatibleCheckpointError(CheckpointError):
+    """A sound checkpoint of something else: another version, network or process."""
+
+
+class RunLockedError(SdegenError):
+    """Another process is using this run folder; the message names its pid."""

@@ -1,0 +1,241 @@
+"""Where the belief comes from: ScoreModel, the learned Denoiser, and the same belief along another process."""
+
+from __future__ import annotations
+
+import inspect
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import InvalidInputError
+from .memo import Memo
+from .parametrization import Parametrization, parametrization
+from .prediction import Prediction
+from .sde import SDE
+from .shapes import as_time, check_time, per_sample
+
+
+class ScoreModel(nn.Module):
+    """A belief about the data along a process: (x, t, **cond) -> Prediction.
+
+    Subclasses define `forward`; `sdegen.testing.check_model(model)` proves it.
+
+    Attributes:
+        sde: the process it lives on.
+        data_mean, data_std: the data's mean and standard deviation (scalar or event-shaped tensors), None where unknown.
+            Solvers choose their coordinates from them.
+        event_shape: the shape of one sample, None where unknown.
+    """
+
+    sde: SDE
+    data_mean: Tensor | None
+    data_std: Tensor | None
+    event_shape: tuple[int, ...] | None
+
+    def __init__(
+        self,
+        sde: SDE,
+        *,
+        data_mean: float | Tensor | None = None,
+        data_std: float | Tensor | None = None,
+        event_shape: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(sde, SDE):
+            raise InvalidInputError(f"sde is {sde!r}: pass a process such as VPSDE()")
+        self.sde = sde
+        self.event_shape = None if event_shape is None else tuple(event_shape)
+        self.register_buffer("data_mean", None, persistent=False)
+        self.register_buffer("data_std", None, persistent=False)
+        self.set_statistics(data_mean, data_std)
+
+    @abstractmethod
+    def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Prediction:
+        """The belief at x (B, *event) and t, a scalar or (B,)."""
+
+    def score(self, x: Tensor, t: float | Tensor, **cond: Any) -> Tensor:
+        """grad_x log p_t(x), (B, *event)."""
+        return self(x, t, **cond).score
+
+    def on(self, sde: SDE) -> ScoreModel:
+        """The same belief along another process, narrowed to the noise levels this model knows.
+
+        A belief depends on x/alpha and sigma/alpha alone: at (x', t') of the other process ask this one at the time t of equal sigma/alpha
+        and at x = x' alpha(t)/alpha'(t').
+
+        Raises:
+            InvalidInputError: the two processes share no noise levels.
+        """
+        return self if sde is self.sde else _OnPath(self, sde)
+
+    def set_statistics(self, mean: float | Tensor | None, std: float | Tensor | None) -> None:
+        """Store the data's mean and standard deviation, scalars or event-shaped."""
+        for name, value in (("data_mean", mean), ("data_std", std)):
+            if value is None:
+                tensor = None
+            else:
+                tensor = torch.as_tensor(value, dtype=torch.float64).detach().clone()
+                if not bool(torch.isfinite(tensor).all()) or (name == "data_std" and not bool((tensor >= 0).all() and tensor.max() > 0)):
+                    raise InvalidInputError(f"{name} = {value}: wanted finite numbers{', not negative, not all 0' * (name == 'data_std')}")
+                if tensor.ndim and self.event_shape is not None and tuple(tensor.shape) != self.event_shape:
+                    raise InvalidInputError(f"{name} has shape {tuple(tensor.shape)}, wanted a scalar or the event shape {self.event_shape}")
+            setattr(self, name, tensor)
+
+    @property
+    def sigma_data(self) -> float:
+        """The data's standard deviation as one number: the root mean square of `data_std`, 1 where unknown."""
+        return 1.0 if self.data_std is None else float(self.data_std.double().square().mean().sqrt())
+
+    def warm(self, ts: Tensor) -> None:
+        """Compute the coefficients at all of these times in one go, before a fixed grid is walked."""
+        self.sde.levels.warm(ts)
+
+    def condition_names(self) -> set[str] | None:
+        """The words this model takes as conditions; None: any."""
+        return _words(self.forward)
+
+    def check_conditions(self, cond: Mapping[str, Any], batch: int) -> None:
+        """Raise on a word that the model does not take, and on a tensor whose first axis is not the batch."""
+        known = self.condition_names()
+        for name, value in cond.items():
+            if known is not None and name not in known:
+                takes = f"it takes {', '.join(sorted(known))}" if known else "it takes none"
+                raise InvalidInputError(f"condition {name!r} is unknown to the model: {takes}")
+            if isinstance(value, Tensor) and (value.ndim == 0 or value.shape[0] != batch):
+                raise InvalidInputError(
+                    f"condition {name!r} has shape {tuple(value.shape)} for {batch} samples: tensors are per sample, ({batch}, ...); "
+                    "pass a Python number for a value that all share"
+                )
+
+
+class Denoiser(ScoreModel):
+    """A network trained along a process: x0 = c_skip x + c_out net(c_in x, c_noise).
+
+    Args:
+        net: net(x, t, **cond) -> (B, *event); t has shape (B,): the time of the SDE, except "edm": log(sigma/alpha)/4.
+            It is called in its own dtype.
+        sde: the process it was, or will be, trained on.
+        parametrization: "x0" | "noise" | "score" | "v" | "velocity" | "edm", or a Parametrization.
+        data_mean, data_std: scalars or event-shaped; None: measured by the first fit. "edm" uses data_std (1 until it is known).
+
+    Raises:
+        InvalidInputError: an unknown parametrization; at the call, an output that is not of x's shape.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        sde: SDE,
+        *,
+        parametrization: str | Parametrization = "edm",
+        data_mean: float | Tensor | None = None,
+        data_std: float | Tensor | None = None,
+    ) -> None:
+        self._coefficients = Memo(self._evaluate_coefficients)
+        super().__init__(sde, data_mean=data_mean, data_std=data_std, event_shape=getattr(net, "event_shape", None))
+        if not callable(net):
+            raise InvalidInputError(f"net is {net!r}: pass a torch.nn.Module called as net(x, t, **cond)")
+        self.net = net
+        self.parametrization = parametrization
+        self.coefficients()
+
+    def coefficients(self) -> Parametrization:
+        """The four functions in force."""
+        return parametrization(self.parametrization, self.sigma_data)
+
+    def set_statistics(self, mean, std):
+        super().set_statistics(mean, std)
+        self._coefficients.clear()
+
+    def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Prediction:
+        t = as_time(t)
+        check_time(t, x)
+        c_skip, c_out, c_in, c_noise, n_skip, n_out = self._coefficients(t)
+        dtype = next((p.dtype for p in self.net.parameters() if p.is_floating_point()), x.dtype) if isinstance(self.net, nn.Module) else x.dtype
+        if isinstance(c_in, Tensor):
+            x_in = x * c_in.to(x).reshape(-1, *(1,) * (x.ndim - 1))
+            t_in = per_sample(c_noise, x).to(dtype)
+        else:
+            x_in = x if c_in == 1.0 else x * c_in
+            t_in = torch.full((x.shape[0],), c_noise, dtype=dtype, device=x.device)
+        output = self.net(x_in.to(dtype), t_in, **cond)
+        if not isinstance(output, Tensor) or output.shape != x.shape:
+            came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise InvalidInputError(f"the network returned {came} for an input of shape {tuple(x.shape)}: wanted the input's shape")
+        return Prediction.spanned(x, output.to(x.dtype), (c_skip, c_out), (n_skip, n_out), self.sde, t)
+
+    def warm(self, ts):
+        super().warm(ts)
+        self._coefficients.warm(ts)
+
+    def condition_names(self):
+        return _words(getattr(self.net, "forward", self.net))
+
+    def _evaluate_coefficients(self, t: Tensor) -> tuple[Tensor, ...]:
+        t = t.to(torch.float64)
+        c = self.coefficients()
+        c_skip, c_out, c_in, c_noise = (f(self.sde, t).expand(t.shape) for f in (c.c_skip, c.c_out, c.c_in, c.c_noise))
+        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
+        return c_skip, c_out, c_in, c_noise, (1 - alpha * c_skip) / sigma, -alpha * c_out / sigma
+
+
+class _OnPath(ScoreModel):
+    """A model's belief along another process: see `ScoreModel.on`."""
+
+    def __init__(self, model: ScoreModel, sde: SDE) -> None:
+        known = model.sde
+        levels = known.half_log_snr(torch.tensor([known.t_min, known.t_max], dtype=torch.float64))
+        own = sde.half_log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64))
+        if not (levels[0] > own[1] and levels[1] < own[0]):
+            raise InvalidInputError(
+                f"{sde} has half log-SNR from {float(own[1]):.3g} to {float(own[0]):.3g}, but the model knows only "
+                f"{float(levels[1]):.3g} to {float(levels[0]):.3g}: the two share no noise level"
+            )
+        t_min = sde.t_min if levels[0] >= own[0] else float(sde.time(levels[0]))
+        t_max = sde.t_max if levels[1] <= own[1] else float(sde.time(levels[1]))
+        super().__init__(sde.narrowed(t_min, t_max), data_mean=model.data_mean, data_std=model.data_std, event_shape=model.event_shape)
+        self.model = model
+        self._map = Memo(self._evaluate_map)
+
+    def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Prediction:
+        t = as_time(t)
+        check_time(t, x)
+        there, ratio = self._map(t)
+        if isinstance(ratio, Tensor):
+            ratio = ratio.to(x).reshape(-1, *(1,) * (x.ndim - 1))
+        return self.model(x * ratio, as_time(there), **cond).on(self.sde, t)
+
+    def on(self, sde):
+        return self.model.on(sde.narrowed(*self._shared_range(sde))) if sde is not self.model.sde else self.model
+
+    def _shared_range(self, sde: SDE) -> tuple[float, float]:
+        ends = self.sde.half_log_snr(torch.tensor([self.sde.t_min, self.sde.t_max], dtype=torch.float64))
+        return float(sde.time(ends[0])), float(sde.time(ends[1]))
+
+    def warm(self, ts):
+        super().warm(ts)
+        self._map.warm(ts)
+        self.model.warm(torch.tensor([self._map(t)[0] for t in ts.detach().to("cpu", torch.float64)], dtype=torch.float64))
+
+    def condition_names(self):
+        return self.model.condition_names()
+
+    def _evaluate_map(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The model's time of equal sigma/alpha, kept inside its range against rounding, and alpha_there/alpha_here."""
+        t = t.to(torch.float64)
+        there = self.model.sde.time(self.sde.half_log_snr(t)).clamp(self.model.sde.t_min, self.model.sde.t_max)
+        return there, self.model.sde.alpha(there) / self.sde.alpha(t)
+
+
+def _words(function: Any) -> set[str] | None:
+    """The keywords a forward function takes beyond (x, t); None where it takes any."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return None
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return {p.name for p in parameters[2:] if p.kind is not p.VAR_POSITIONAL}

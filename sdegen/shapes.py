@@ -1,0 +1,86 @@
+"""The only place that broadcasts times over samples.
+
+Everywhere x has shape (B, *event) and t is a scalar or (B,). A coefficient computed from t keeps t's shape;
+`expand` lets it multiply x.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import InvalidInputError
+
+
+def as_time(t: float | Tensor) -> Tensor:
+    """t as a floating tensor: numbers and integer tensors become float64, floating tensors stay as they are."""
+    if isinstance(t, Tensor):
+        return t if t.is_floating_point() else t.to(torch.float64)
+    return torch.tensor(t, dtype=torch.float64)
+
+
+def expand(coefficient: Any, x: Tensor) -> Any:
+    """A coefficient, a number or of shape () or (B,), shaped and typed to multiply x of shape (B, *event).
+
+    Numbers and zero-dimensional tensors stay as they are: they do not change x's dtype, and on the CPU they multiply
+    tensors on any device without a copy.
+    """
+    if not isinstance(coefficient, Tensor) or coefficient.ndim == 0:
+        return coefficient
+    return coefficient.to(device=x.device, dtype=x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def per_sample(t: Tensor, x: Tensor) -> Tensor:
+    """t as a (B,) tensor of x's dtype and device: what a network is called with."""
+    return t.to(device=x.device, dtype=x.dtype).expand(x.shape[0])
+
+
+def check_time(t: Tensor, x: Tensor) -> None:
+    """Raise unless t is a scalar or one time per sample of x."""
+    if t.ndim > 1 or (t.ndim == 1 and t.shape[0] != x.shape[0]):
+        raise InvalidInputError(
+            f"t has shape {tuple(t.shape)}, but x has {x.shape[0]} samples: pass a scalar or a tensor of shape ({x.shape[0]},)"
+        )
+
+
+def check_state(x: Tensor, *, name: str = "x", event_shape: Sequence[int] | None = None, finite: bool = True) -> None:
+    """Raise unless x is a floating, finite tensor (B, *event) of the expected event shape."""
+    if not isinstance(x, Tensor):
+        raise InvalidInputError(f"{name} is a {type(x).__name__}: pass a torch.Tensor of shape (B, *event)")
+    if x.ndim == 0:
+        raise InvalidInputError(f"{name} has no batch axis: its shape is (), wanted (B, *event); use {name}[None]")
+    if not x.is_floating_point():
+        raise InvalidInputError(f"{name} has dtype {x.dtype}, wanted a floating one: use {name}.float()")
+    if event_shape is not None and tuple(x.shape[1:]) != tuple(event_shape):
+        raise InvalidInputError(
+            f"{name} has event shape {tuple(x.shape[1:])}, but the model works on {tuple(event_shape)}: "
+            f"wanted {name} of shape (B, {', '.join(map(str, event_shape))})"
+        )
+    if finite and x.numel() and not bool(torch.isfinite(x).all()):
+        bad = (~torch.isfinite(x)).reshape(x.shape[0], -1).any(1).nonzero().flatten()
+        raise InvalidInputError(f"{name} holds NaN or infinity in {len(bad)} samples ({numbers(bad)}): clean the data first")
+
+
+def numbers(index: Tensor, most: int = 8) -> str:
+    """Sample numbers for a message, shortened: '0, 3, 7, ...'."""
+    head = ", ".join(str(int(i)) for i in index[:most])
+    return head + (", ..." if len(index) > most else "")
+
+
+def flat(x: Tensor) -> Tensor:
+    """x as (B, d), also when the event is a scalar or the batch is empty."""
+    return x.reshape(x.shape[0], math.prod(x.shape[1:]))
+
+
+def event_mean(x: Tensor) -> Tensor:
+    """Mean over the event: (B, *event) -> (B,)."""
+    return flat(x).mean(1)
+
+
+def event_sum(x: Tensor) -> Tensor:
+    """Sum over the event: (B, *event) -> (B,)."""
+    return flat(x).sum(1)

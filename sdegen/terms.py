@@ -1,0 +1,201 @@
+"""Which equation is integrated: the forward SDE, the reverse SDE, the probability flow."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor
+
+from .errors import InvalidInputError
+from .model import ScoreModel
+from .prediction import Prediction
+from .sde import SDE
+from .shapes import as_time, expand
+
+
+class Term(ABC):
+    """An equation dx = drift(x, t) dt + diffusion(t) dw to integrate.
+
+    Subclass it for your own equation: `drift`, and `diffusion` where there is noise.
+
+    Attributes:
+        t_min, t_max: the times the drift may be asked for.
+        upward, downward: the directions it may be integrated in (t growing, t falling).
+        stochastic: whether `diffusion` is not zero.
+        event_shape: the shape of one sample, None: any.
+    """
+
+    t_min: float = 0.0
+    t_max: float = float("inf")
+    upward: bool = True
+    downward: bool = True
+    stochastic: bool = False
+    event_shape: tuple[int, ...] | None = None
+
+    @abstractmethod
+    def drift(self, x: Tensor, t: Tensor) -> Tensor:
+        """(B, *event) at t, a scalar or (B,)."""
+
+    def diffusion(self, t: Tensor) -> Any:
+        """The coefficient of dw at t: a float, or a tensor of t's shape."""
+        return 0.0
+
+    def predict(self, x: Tensor, t: Tensor) -> Prediction:
+        """The belief at (x, t), for solvers that work on it; only terms made of a model have one."""
+        raise InvalidInputError(
+            f"this solver works on a model's prediction, but {type(self).__name__} has none: use ReverseSDE(model), "
+            "ProbabilityFlow(model), or a solver of plain drifts such as 'rk4' or 'euler-maruyama'"
+        )
+
+    def check(self, x: Tensor) -> None:
+        """Raise before any work where this state cannot be meant."""
+
+    def select(self, keep: Tensor) -> Term:
+        """The same equation for some of the samples, by position in the batch."""
+        return self
+
+    def warm(self, ts: Tensor) -> None:
+        """Compute coefficients for all of these times in one go."""
+
+
+class ForwardSDE(Term):
+    """dx = f x dt + g dw: what noise does to data, t growing.
+
+    Source: systems.md 1.1; Song et al. 2021 (arXiv 2011.13456) eq. 5.
+    """
+
+    downward = False
+    stochastic = True
+
+    def __init__(self, sde: SDE) -> None:
+        if not isinstance(sde, SDE):
+            raise InvalidInputError(f"ForwardSDE takes a process such as VPSDE(), not {type(sde).__name__}")
+        self.sde = sde
+        self.t_max = sde.t_max
+
+    def drift(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.sde.drift(x, t)
+
+    def diffusion(self, t: Tensor) -> Any:
+        return self.sde.diffusion(t)
+
+
+class _OfModel(Term):
+    """What the reverse SDE and the flow share: the model, its conditions and the noise level eta.
+
+    drift = f x - (1 + eta^2)/2 g^2 score = velocity + eta^2 g^2/(2 sigma) noise, one combination of (x0, noise).
+    """
+
+    def __init__(self, model: ScoreModel, eta: float, cond: dict[str, Any]) -> None:
+        if not isinstance(model, ScoreModel):
+            raise InvalidInputError(
+                f"{type(self).__name__} takes a ScoreModel, not {type(model).__name__}: wrap a network as Denoiser(net, sde, parametrization=...)"
+            )
+        self.model, self.sde, self.eta, self.cond = model, model.sde, eta, cond
+        self.t_min, self.t_max = self.sde.t_min, self.sde.t_max
+        self.event_shape = model.event_shape
+
+    def predict(self, x: Tensor, t: Tensor) -> Prediction:
+        return self.model(x, t, **self.cond)
+
+    def drift(self, x: Tensor, t: Tensor) -> Tensor:
+        level = self.sde.level(as_time(t))
+        extra = 0.0 if self.eta == 0 else self.eta**2 * level.g**2 / (2 * level.sigma)
+        return self.predict(x, t).combine(level.d_alpha, level.d_sigma + extra)
+
+    def diffusion(self, t: Tensor) -> Any:
+        return self.eta * self.sde.level(as_time(t)).g
+
+    def check(self, x: Tensor) -> None:
+        self.model.check_conditions(self.cond, x.shape[0])
+
+    def select(self, keep: Tensor) -> Term:
+        cond = {k: v[keep.to(v.device)] if isinstance(v, Tensor) else v for k, v in self.cond.items()}
+        return self._with(self.model, cond)
+
+    def on(self, sde: SDE) -> Term:
+        """The same equation along another process (see `ScoreModel.on`)."""
+        return self._with(self.model.on(sde), self.cond)
+
+    @abstractmethod
+    def _with(self, model: ScoreModel, cond: dict[str, Any]) -> Term: ...
+
+    def warm(self, ts: Tensor) -> None:
+        self.model.warm(ts)
+
+
+class ReverseSDE(_OfModel):
+    """dx = (f x - (1 + eta^2)/2 g^2 score) dt + eta g dw-bar, t falling from t_max to t_min.
+
+    eta = 1 is Anderson's reverse SDE, eta = 0 the probability flow; every eta has the same marginals. "ancestral" solvers read eta as this one,
+    "ddim" as the DDIM paper's (they agree at 0 and 1).
+
+    Args:
+        model: a ScoreModel.
+        eta: the noise's scale, at least 0.
+        **cond: conditions, passed to the model by name.
+
+    Source: Anderson 1982; Song et al. 2021 (arXiv 2011.13456) eq. 6; Zhang & Chen 2021 (arXiv 2106.10410) for eta.
+    """
+
+    upward = False
+
+    def __init__(self, model: ScoreModel, *, eta: float = 1.0, **cond: Any) -> None:
+        if not 0 <= eta < float("inf"):
+            raise InvalidInputError(f"eta={eta}: wanted a number of at least 0 (0: the flow, 1: the reverse SDE)")
+        super().__init__(model, float(eta), cond)
+        self.stochastic = eta > 0
+        self.upward = eta == 0
+
+    def _with(self, model, cond):
+        return ReverseSDE(model, eta=self.eta, **cond)
+
+
+class ProbabilityFlow(_OfModel):
+    """dx/dt = f x - g^2/2 score, either direction: the same marginals as the SDE without its noise.
+
+    Args:
+        model: a ScoreModel.
+        **cond: conditions, passed to the model by name.
+
+    Source: Song et al. 2021 (arXiv 2011.13456) eq. 13.
+    """
+
+    def __init__(self, model: ScoreModel, **cond: Any) -> None:
+        super().__init__(model, 0.0, cond)
+
+    def _with(self, model, cond):
+        return ProbabilityFlow(model, **cond)
+
+
+class Counted(Term):
+    """A term that counts the calls made on it: `calls` evaluations of the batch."""
+
+    def __init__(self, term: Term) -> None:
+        self.term, self.calls = term, 0
+        for name in ("t_min", "t_max", "upward", "downward", "stochastic", "event_shape"):
+            setattr(self, name, getattr(term, name))
+
+    def __getattr__(self, name: str) -> Any:  # model, sde, eta, ... of the term itself
+        return getattr(self.__dict__["term"], name)
+
+    def drift(self, x: Tensor, t: Tensor) -> Tensor:
+        self.calls += 1
+        return self.term.drift(x, t)
+
+    def predict(self, x: Tensor, t: Tensor) -> Prediction:
+        self.calls += 1
+        return self.term.predict(x, t)
+
+    def diffusion(self, t: Tensor) -> Any:
+        return self.term.diffusion(t)
+
+    def restrict(self, keep: Tensor) -> None:
+        """Go on with some of the samples only."""
+        self.term = self.term.select(keep)
+
+
+def noise_increment(term: Term, dw: Tensor, t: Tensor) -> Tensor:
+    """diffusion(t) dw."""
+    return expand(term.diffusion(t), dw) * dw
