@@ -1,0 +1,139 @@
+"""What a network is told beside x: the time and a class label, as one vector per sample."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import InvalidInputError
+
+
+class FourierFeatures(nn.Module):
+    """Time features for any range of t: its compressed value and sines and cosines of that.
+
+    phi(t) = [u, sin(w_k u), cos(w_k u)],  u = asinh(t),  w_k geometric from 1/2 to 100.
+
+    u is t near 0 and sign(t) log|2t| far from it, so one set of frequencies resolves a time in [0, 1], a log-sigma/4 in [-2, 2] and a sigma
+    up to 80 alike. At least float32 inside, whatever the network's dtype: phases of hundreds of radians mean nothing in bfloat16.
+
+    Source: Tancik et al. 2020 (arXiv:2006.10739), eq. 5, here with fixed frequencies.
+    """
+
+    def __init__(self, frequencies: int = 16) -> None:
+        super().__init__()
+        self.size = 2 * frequencies + 1
+        self.register_buffer("w", torch.logspace(math.log10(0.5), 2, frequencies), persistent=False)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """(B,) -> (B, 2K + 1)."""
+        u = torch.asinh(_at_least_float32(t))[:, None]
+        phase = u * self.w
+        return torch.cat([u, phase.sin(), phase.cos()], 1)
+
+
+class SinusoidalFeatures(nn.Module):
+    """DDPM's time features, for t in [0, 1].
+
+    phi(t) = [sin(w_k 1000 t), cos(w_k 1000 t)],  w_k = 10000^(-k/(K-1)),  k = 0..K-1.
+
+    Source: Ho et al. 2020 (their code), with step i of 1000 at t = i/1000.
+    """
+
+    def __init__(self, frequencies: int = 32) -> None:
+        super().__init__()
+        self.size = 2 * frequencies
+        self.register_buffer("w", 1000 * torch.logspace(0, -4, frequencies), persistent=False)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """(B,) -> (B, 2K)."""
+        phase = _at_least_float32(t)[:, None] * self.w
+        return torch.cat([phase.sin(), phase.cos()], 1)
+
+
+TIME_FEATURES = {"fourier": FourierFeatures, "sinusoidal": SinusoidalFeatures}
+
+
+class LabelEmbedding(nn.Module):
+    """One learned vector per class, and one more for "no class", so that labels can be dropped.
+
+    Args:
+        n_classes: labels are 0 .. n_classes - 1; -1 or None stand for no class, the last row of the table.
+        width: length of a vector.
+    """
+
+    def __init__(self, n_classes: int, width: int) -> None:
+        super().__init__()
+        self.n_classes = n_classes
+        self.table = nn.Embedding(n_classes + 1, width)
+
+    def forward(self, label: Tensor | int | None, batch: int) -> Tensor:
+        """(B,) integers, one integer for all, or None -> (B, width)."""
+        device = self.table.weight.device
+        if label is None or isinstance(label, int):
+            label = torch.full((batch,), -1 if label is None else label, dtype=torch.long, device=device)
+        self.check(label, batch)
+        return self.table(torch.where(label < 0, self.n_classes, label.long()))
+
+    def check(self, label: Tensor, batch: int) -> None:
+        """Refuse what is not (B,) integers in -1 .. n_classes - 1 (on a GPU the range is left to torch: reading it would stall the queue)."""
+        if not isinstance(label, Tensor) or label.shape != (batch,) or label.is_floating_point() or label.dtype == torch.bool:
+            came = f"{label.dtype} of shape {tuple(label.shape)}" if isinstance(label, Tensor) else f"{label!r}"
+            raise InvalidInputError(f"label is {came}: wanted integers of shape ({batch},), one per sample, or None for no class")
+        if torch.compiler.is_compiling() or label.device.type != "cpu" or not batch:
+            return
+        low, high = int(label.min()), int(label.max())
+        if low < -1 or high >= self.n_classes:
+            raise InvalidInputError(
+                f"label holds values from {low} to {high}: this network has classes 0 to {self.n_classes - 1}, and -1 for no class"
+            )
+
+
+class Embedding(nn.Module):
+    """Time and label as one activated vector: e = SiLU(W_2 SiLU(W_1 phi(t)) + table[label]).
+
+    Args:
+        width: length of e.
+        time_features: "fourier" (t in any range) or "sinusoidal" (t in [0, 1]).
+        n_classes: None for a network without labels.
+
+    Raises:
+        InvalidInputError: an unknown name of features; a label given to a network that has none, or one out of range.
+    """
+
+    def __init__(self, width: int, *, time_features: str = "fourier", n_classes: int | None = None) -> None:
+        super().__init__()
+        if time_features not in TIME_FEATURES:
+            raise InvalidInputError(f"time_features={time_features!r} is not known: choose from {', '.join(map(repr, TIME_FEATURES))}")
+        self.features = TIME_FEATURES[time_features]()
+        self.inner = nn.Linear(self.features.size, width)
+        self.outer = nn.Linear(width, width)
+        self.label = None if n_classes is None else LabelEmbedding(check_count("n_classes", n_classes), width)
+
+    def forward(self, t: Tensor, label: Tensor | int | None = None) -> Tensor:
+        """(B,), (B,) -> (B, width)."""
+        e = self.outer(F.silu(self.inner(self.features(t).to(self.inner.weight.dtype))))
+        if self.label is not None:
+            e = e + self.label(label, t.shape[0])
+        elif label is not None:
+            raise InvalidInputError("this network was built without classes and takes no label: build it with n_classes=")
+        return F.silu(e)
+
+
+def check_time(x: Tensor, t: Tensor) -> None:
+    """Refuse a t that is not one number per sample of x."""
+    if t.shape != x.shape[:1]:
+        raise InvalidInputError(f"t has shape {tuple(t.shape)}: wanted ({x.shape[0]},), one time per sample; use t.expand({x.shape[0]})")
+
+
+def check_count(name: str, value: int, least: int = 1) -> int:
+    """A whole number of at least `least`, or an InvalidInputError."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InvalidInputError(f"{name}={value!r}: wanted a whole number, at least {least}")
+    return value
+
+
+def _at_least_float32(t: Tensor) -> Tensor:
+    return t.to(torch.promote_types(t.dtype, torch.float32))

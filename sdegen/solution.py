@@ -1,0 +1,75 @@
+"""What a solve gives back, and how it fails."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import MaxStepsError, NonFiniteError, SolverError, StepSizeUnderflowError
+from .shapes import numbers
+
+ARRIVED, NON_FINITE, MAX_STEPS, UNDERFLOW = 0, 1, 2, 3
+
+_ERRORS: dict[int, tuple[type[SolverError], str]] = {
+    NON_FINITE: (NonFiniteError, "became NaN or infinite; look at the network's output there, its inputs' scale and its precision"),
+    MAX_STEPS: (MaxStepsError, "did not arrive within max_steps; loosen rtol/atol or raise max_steps"),
+    UNDERFLOW: (StepSizeUnderflowError, "needed steps below the resolution of time; loosen rtol/atol, or look for a jump in the network"),
+}
+
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What a solve gives back.
+
+    Attributes:
+        x: (B, *event), where it ended.
+        ts: the saved times, (S,), or (S, B) where samples stepped on their own and everything was saved.
+        xs: the saved states, (S, B, *event).
+        nfe: (B,) evaluations that each sample needed.
+        calls: network calls on a batch.
+        accepted, rejected: (B,) steps.
+        status: (B,) 0 = arrived, 1 = not finite, 2 = out of steps, 3 = step size underflow.
+        message: what happened, in words.
+        solver: what ran.
+        seed: the seed of the noise, None where there was none.
+        log_prob: (B,) log-densities in nats, where asked for.
+    """
+
+    x: Tensor
+    ts: Tensor
+    xs: Tensor
+    nfe: Tensor
+    calls: int
+    accepted: Tensor
+    rejected: Tensor
+    status: Tensor
+    message: str
+    solver: str
+    seed: int | None = None
+    log_prob: Tensor | None = None
+
+
+def describe(status: Tensor, where: str = "") -> str:
+    """The message of a Solution: that all arrived, or what became of the samples that did not."""
+    failed = status != ARRIVED
+    if not bool(failed.any()):
+        return f"all {len(status)} samples arrived"
+    code = worst(status)
+    bad = (status == code).nonzero().flatten()
+    return f"{where}: {len(bad)} of {len(status)} samples (numbers {numbers(bad)}) {_ERRORS[code][1]}"
+
+
+def worst(status: Tensor) -> int:
+    """The failure to speak of first."""
+    return next(c for c in (NON_FINITE, UNDERFLOW, MAX_STEPS) if bool((status == c).any()))
+
+
+def judged(solution: Solution, on_failure: str) -> Solution:
+    """The solution, or with on_failure="raise" the error that its status calls for, carrying it as `.partial`."""
+    if on_failure == "raise" and bool((solution.status != ARRIVED).any()):
+        error = _ERRORS[worst(solution.status)][0]
+        raise error(f"{solution.solver}: {solution.message}", partial=solution)
+    return solution

@@ -1,0 +1,467 @@
+"""The loop: a term, a solver and its steps, from one time to another."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import InvalidInputError
+from .noise import Noise, check_seed
+from .paths import NEAR, OwnPath, SharedPath
+from .shapes import check_state, flat
+from .solution import ARRIVED, MAX_STEPS, NON_FINITE, UNDERFLOW, Solution, describe, judged
+from .solvers import OutsideSolver, Solver, Step, choose
+from .solvers.base import State, merge
+from .steps import Tolerance, check_tolerances, clamp_tolerance, resolution
+from .terms import Counted, Term
+
+@dataclass
+class _Problem:
+    """A checked call of `solve`."""
+
+    term: Counted
+    x: Tensor
+    solver: Solver
+    grid: Tensor | None  # fixed steps, without a final 0
+    tolerance: Tolerance | None
+    span: tuple[float, float]  # both ends inside the term's range
+    denoise: bool  # one more evaluation at the end, giving x0
+    max_steps: int
+    noise: Noise
+    save: str | Tensor
+    report: Callable[[float], None]
+
+
+def solve(
+    term: Term,
+    x: Tensor,
+    *,
+    solver: str | Solver = "auto",
+    steps: int | Sequence[float] | Tensor | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    t_span: tuple[float, float] | None = None,
+    max_steps: int = 10_000,
+    on_failure: str = "raise",
+    noise: Noise | int | None = None,
+    save: str | Sequence[float] | Tensor = "last",
+    report: Callable[[float], None] | None = None,
+) -> Solution:
+    """Integrate a term from x, in the term's own time.
+
+    Args:
+        term: ForwardSDE, ReverseSDE, ProbabilityFlow or your own Term.
+        x: (B, *event), the state at the first time.
+        solver: a name from `solvers()`, a Solver, or "auto".
+        steps: a number of equal steps in the term's time, or the times themselves in the order they are visited.
+        rtol, atol: error control per sample instead (one alone sets both): each sample has its own steps and leaves the batch when done.
+            The local error estimate is kept below atol + rtol |x|, root mean squares over the event. Neither steps nor a tolerance: the
+            solver's `default_steps`, or rtol = 1e-3 where the solver is adaptive.
+        t_span: (from, to). Default: t_max to t_min, upward terms t_min to t_max. `to = 0` of a model's term ends with the final
+            denoising: one evaluation at t_min that returns x0.
+        max_steps: most steps per sample, rejected ones included.
+        on_failure: "raise", or "mark": return all samples with a status each.
+        noise: a Noise or a seed, for SDEs; None: a fresh seed, told in `.seed`.
+        save: "last", "all", or times inside the span (solvers of SDEs: nodes of the grid).
+        report: called with the fraction done, for progress bars.
+
+    Returns:
+        Solution.
+
+    Raises:
+        InvalidInputError: before the first evaluation: shapes, times, options that cannot work.
+        NonFiniteError, MaxStepsError, StepSizeUnderflowError: with the partial Solution as `.partial`, unless on_failure="mark".
+    """
+    problem = _check(term, x, solver, steps, rtol, atol, t_span, max_steps, noise, save, report)
+    if on_failure not in ("raise", "mark"):
+        raise InvalidInputError(f"on_failure={on_failure!r}: wanted 'raise' or 'mark'")
+    if x.shape[0] == 0:
+        solution = _nothing(problem)
+    elif isinstance(problem.solver, OutsideSolver):
+        solution = _outside(problem, problem.solver)
+    elif problem.grid is None:
+        solution = _Adaptive(problem).run()
+    else:
+        solution = _fixed(problem, problem.grid)
+    problem.report(1.0)
+    return judged(solution, on_failure)
+
+
+# ---- checks
+
+
+def _check(term, x, solver, steps, rtol, atol, t_span, max_steps, noise, save, report) -> _Problem:
+    if not isinstance(term, Term):
+        raise InvalidInputError(f"term is {type(term).__name__}: pass ForwardSDE(sde), ReverseSDE(model) or ProbabilityFlow(model)")
+    check_state(x, event_shape=term.event_shape)
+    if steps is not None and (rtol is not None or atol is not None):
+        raise InvalidInputError("both steps= and a tolerance: steps asks for a fixed grid, rtol/atol for error control; give one of them")
+    if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
+        raise InvalidInputError(f"max_steps={max_steps!r}: wanted a positive integer")
+    chosen = choose(solver, term, steps=steps, adaptive=rtol is not None or atol is not None)
+    chosen.check(term)
+    tolerance = _tolerance(chosen, steps, rtol, atol, x.dtype)
+    grid, span, denoise = _times(term, chosen, steps, t_span, tolerance, max_steps)
+    seed = noise if isinstance(noise, Noise) else Noise(check_seed(noise))
+    term.check(x)
+    wanted = save if isinstance(save, str) else torch.as_tensor(save, dtype=torch.float64).flatten()
+    if isinstance(wanted, str) and wanted not in ("last", "all"):
+        raise InvalidInputError(f"save={save!r}: wanted 'last', 'all' or a list of times")
+    problem = _Problem(
+        Counted(term), x, chosen, grid, tolerance, span, denoise, max_steps, seed, wanted, report or (lambda fraction: None)
+    )
+    if isinstance(wanted, Tensor):
+        _check_saved_times(problem, wanted)
+    return problem
+
+
+def _tolerance(solver: Solver, steps: Any, rtol: float | None, atol: float | None, dtype: torch.dtype) -> Tolerance | None:
+    if rtol is None and atol is None:
+        return Tolerance(1e-3, 1e-3) if steps is None and solver.adaptive else None
+    if not solver.adaptive:
+        raise InvalidInputError(
+            f"rtol/atol need a solver with an error estimate, {solver.name!r} has none: use 'dopri5' or 'bosh3', or pass steps=50"
+        )
+    tolerance = check_tolerances(rtol, atol)
+    clamped = Tolerance(*(clamp_tolerance(v, dtype) if v > 0 else v for v in (tolerance.rtol, tolerance.atol)))
+    if clamped != tolerance:
+        warnings.warn(
+            f"rtol={tolerance.rtol:g}, atol={tolerance.atol:g} are below what {dtype} resolves: using {clamped.rtol:g}, {clamped.atol:g}; "
+            "pass x in float64 for less",
+            stacklevel=4,
+        )
+    return clamped
+
+
+def _times(
+    term: Term, solver: Solver, steps: Any, t_span: tuple[float, float] | None, tolerance: Tolerance | None, max_steps: int
+) -> tuple[Tensor | None, tuple[float, float], bool]:
+    """The grid (None under error control), the span inside the term's range, and whether the final denoising follows."""
+    has_model = getattr(term, "model", None) is not None
+    low, high = term.t_min, term.t_max
+    count = steps if isinstance(steps, int) and not isinstance(steps, bool) else None
+    if steps is None or count is not None:
+        start, stop = (low, high) if not term.downward else (high, low)
+        if t_span is not None:
+            try:
+                start, stop = (float(t) for t in t_span)
+            except (TypeError, ValueError) as error:
+                raise InvalidInputError(f"t_span={t_span!r}: wanted (from, to), two times") from error
+        nodes = torch.tensor([start, stop], dtype=torch.float64)
+    else:
+        if t_span is not None:
+            raise InvalidInputError("t_span= and a list of times in steps=: the times say where to start and end; give one of them")
+        try:
+            nodes = torch.as_tensor(steps, dtype=torch.float64).detach().cpu().flatten().clone()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InvalidInputError(f"steps={steps!r}: wanted a number of steps, or times in the order they are visited") from error
+        if len(nodes) < 2:
+            raise InvalidInputError(f"steps holds {len(nodes)} times: wanted at least 2, where it starts and where it ends")
+    denoise = has_model and float(nodes[-1]) == 0.0
+    nodes = _check_order(term, solver, nodes, denoise)
+    if tolerance is not None:
+        return None, (float(nodes[0]), float(nodes[-1])), denoise
+    if count is not None or steps is None:
+        n = solver.default_steps if count is None else count
+        if n < 1:
+            raise InvalidInputError(f"steps={n}: wanted at least 1")
+        n -= denoise  # the final denoising is one of the steps
+        nodes = nodes[:1] + (nodes[-1] - nodes[0]) * torch.linspace(0, 1, n + 1, dtype=torch.float64) if n else nodes[:1]
+    if len(nodes) - 1 > max_steps:
+        raise InvalidInputError(f"{len(nodes) - 1} steps are more than max_steps={max_steps}: raise it, or ask for fewer")
+    return nodes, (float(nodes[0]), float(nodes[-1])), denoise
+
+
+def _check_order(term: Term, solver: Solver, nodes: Tensor, denoise: bool) -> Tensor:
+    """The nodes, checked against direction and range, moved onto the range's ends where rounding put them outside."""
+    if not bool(torch.isfinite(nodes).all()):
+        raise InvalidInputError(f"times hold NaN or infinity: {nodes.tolist()}")
+    if denoise:
+        nodes = nodes[:-1] if len(nodes) > 2 else torch.stack([nodes[0], nodes.new_tensor(term.t_min)])
+    rise = nodes.diff()
+    single = denoise and len(nodes) == 2 and float(rise[0]) == 0
+    if not (single or bool((rise > 0).all()) or bool((rise < 0).all())):
+        raise InvalidInputError(f"times must rise or fall throughout, without repeats: came {[round(t, 6) for t in nodes.tolist()[:6]]}...")
+    upward = len(rise) > 0 and float(rise[0]) > 0
+    if upward and denoise:
+        raise InvalidInputError(f"times rise from {float(nodes[0]):g} and end at 0: sampling goes down, from t_max to 0")
+    if upward and not term.upward:
+        raise InvalidInputError(f"{_name(term)} runs from noise to data, t falling: came {float(nodes[0]):g} to {float(nodes[-1]):g}; swap t_span")
+    if not upward and not single and len(rise) and not term.downward:
+        raise InvalidInputError(f"{_name(term)} runs from data to noise, t rising: came {float(nodes[0]):g} to {float(nodes[-1]):g}; swap t_span")
+    slack = 1e-6 * term.t_max if term.t_max < float("inf") else 0.0
+    outside = (nodes < term.t_min - min(slack, 1e-3 * term.t_min)) | (nodes > term.t_max + slack)
+    if bool(outside.any()):
+        raise InvalidInputError(
+            f"time {float(nodes[outside][0]):g} is outside [t_min, t_max] = [{term.t_min:g}, {term.t_max:g}]"
+            + ("; to end with clean data go to exactly 0" if getattr(term, "model", None) is not None else "")
+        )
+    return nodes.clamp(term.t_min, term.t_max)
+
+
+def _check_saved_times(problem: _Problem, times: Tensor) -> None:
+    first, last = problem.span
+    low, high = min(first, last), max(first, last)
+    if problem.denoise:
+        low = 0.0
+    if not len(times) or not bool(((times >= low - 1e-9) & (times <= high + 1e-9)).all()):
+        raise InvalidInputError(f"save={times.tolist()}: wanted times inside the span, between {first:g} and {0.0 if problem.denoise else last:g}")
+    stochastic = problem.term.stochastic or problem.solver.kind == "SDE"
+    if stochastic and problem.grid is not None:
+        nodes = torch.cat([problem.grid, torch.zeros(int(problem.denoise), dtype=torch.float64)])
+        gap = (times[:, None] - nodes).abs().amin(1)
+        if bool((gap > NEAR * high).any()):
+            raise InvalidInputError(
+                f"save={times.tolist()}: a solver of SDEs saves nodes of its grid only; pass save='all', or steps= with these times among them"
+            )
+
+
+def _name(term: Term) -> str:
+    return type(term.term if isinstance(term, Counted) else term).__name__
+
+
+# ---- fixed grids
+
+
+def _fixed(p: _Problem, ts: Tensor) -> Solution:
+    term, solver, x = p.term, p.solver, p.x
+    times = list(ts)
+    n = len(times) - 1 + p.denoise
+    term.warm(ts)
+    path, watch = SharedPath(p.save, times[0], x), _Watch(x)
+    x, state = solver.start(term, x, times[0])
+    for k, (t, t_next) in enumerate(zip(times, times[1:], strict=False)):
+        step = solver.step(term, x, t, t_next, state, p.noise)
+        path.add(t, t_next, x, step)
+        x, state = step.x, step.state
+        watch.add(x)
+        p.report((k + 1) / n)
+    x = solver.finish(term, x, times[-1], p.noise)
+    path.end_at(x)
+    if p.denoise:
+        end = torch.zeros_like(times[-1])
+        x0 = term.predict(x, times[-1]).x0
+        path.add(times[-1], end, x, Step(x0))
+        times, x = [*times, end], x0
+        watch.add(x)
+    return _summed_up(p, x, *path.saved(), n, watch.first_bad(), times)
+
+
+def _summed_up(p: _Problem, x: Tensor, ts: Tensor, xs: Tensor, n: int, first_bad: Tensor, times: Sequence[Tensor]) -> Solution:
+    """The Solution of samples that took the same n steps."""
+    failed = first_bad >= 0
+    where = ""
+    if bool(failed.any()):
+        k = min(int(first_bad[failed].min()), len(times) - 2)
+        where = f"step {k + 1} of {n}, from t = {float(times[k]):g} to {float(times[k + 1]):g}"
+    nfe = torch.full((x.shape[0],), p.term.calls, dtype=torch.int64)
+    accepted = torch.full_like(nfe, n)
+    return _solution(p, x, ts, xs, nfe, accepted, torch.zeros_like(nfe), failed.long() * NON_FINITE, where)
+
+
+class _Watch:
+    """Notes the first step at which each sample stopped being finite, without waiting for the device."""
+
+    def __init__(self, x: Tensor) -> None:
+        self._bad = torch.full((x.shape[0],), -1, dtype=torch.int64, device=x.device)
+        self._sums: list[Tensor] = []
+        self._steps = 0
+
+    def add(self, x: Tensor) -> None:
+        self._sums.append(flat(x).sum(1))
+        if len(self._sums) == 64:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._sums:
+            bad = ~torch.isfinite(torch.stack(self._sums))
+            step = torch.where(bad.any(0), bad.int().argmax(0) + self._steps, -1)
+            self._bad = torch.where(self._bad >= 0, self._bad, step)
+            self._steps += len(self._sums)
+            self._sums = []
+
+    def first_bad(self) -> Tensor:
+        """(B,) on the CPU: the first bad step, or -1."""
+        self._flush()
+        return self._bad.cpu()
+
+
+# ---- error control
+
+
+class _Adaptive:
+    """Every sample with its own time and step; it leaves the batch when it has arrived or failed."""
+
+    def __init__(self, p: _Problem) -> None:
+        self.p = p
+        b, device = p.x.shape[0], p.x.device
+        self.rows = torch.arange(b, device=device)  # which samples are still in the batch
+        self.end = p.span[1]
+        self.sign = 1.0 if self.end > p.span[0] else -1.0
+        self.x = p.x
+        self.t = torch.full((b,), p.span[0], dtype=torch.float64, device=device)
+        self.h = torch.full_like(self.t, abs(self.end - p.span[0]) * p.solver.first_step)
+        self.cap = abs(self.end - p.span[0]) * p.solver.largest_step
+        self.noise = p.noise
+        self.accepted = torch.zeros(b, dtype=torch.int64, device=device)
+        self.rejected = torch.zeros_like(self.accepted)
+        # results, one row a sample
+        self.out = p.x.clone()
+        self.status = torch.full((b,), MAX_STEPS, dtype=torch.int64, device=device)
+        self.stopped_at = self.t.clone()
+        self.nfe = torch.zeros_like(self.accepted)
+        self.taken = torch.zeros_like(self.accepted)
+        self.refused = torch.zeros_like(self.accepted)
+        self.path = OwnPath(p.save, self.t, p.x)
+        self.whole = p.term.term
+
+    def run(self) -> Solution:
+        p = self.p
+        if p.span[0] == p.span[1]:
+            self.status.fill_(ARRIVED)
+        else:
+            self.x, state = p.solver.start(p.term, self.x, self.t)
+            for _ in range(p.max_steps):
+                state = self._advance(state)
+                if not len(self.rows):
+                    break
+            self._leave(torch.ones(len(self.rows), dtype=torch.bool, device=self.rows.device), {}, MAX_STEPS)
+        x = self._denoised() if p.denoise else self.out
+        return self._solution(x)
+
+    def _advance(self, state: State) -> State:
+        p = self.p
+        left = (self.end - self.t).abs()
+        h = torch.minimum(self.h, torch.full_like(self.h, self.cap))
+        h = torch.where(h >= left * (1 - 1e-9), left, torch.where(h > left / 2, left / 2, h))
+        last = h == left
+        t_next = torch.where(last, torch.full_like(self.t, self.end), self.t + self.sign * h)
+        step = p.solver.step(p.term, self.x, self.t, t_next, state, self.noise)
+        accept, factor, carried = p.solver.judge(step, self.x, state, p.tolerance)  # type: ignore[arg-type]
+        finite = torch.isfinite(flat(step.x).sum(1))
+        accept = accept & finite
+        factor = torch.where(finite, factor, torch.full_like(factor, 0.1))
+        self.path.add(self.rows, accept, self.t, t_next, self.x, step)
+        state = merge(accept, carried, state)
+        self.x = torch.where(accept.reshape(-1, *(1,) * (self.x.ndim - 1)), step.x, self.x)
+        self.t = torch.where(accept, t_next, self.t)
+        self.h = h * factor
+        self.accepted = self.accepted + accept
+        self.rejected = self.rejected + ~accept
+        arrived = accept & last
+        stuck = ~accept & (self.h < resolution(self.t))
+        left_behind = arrived | stuck
+        n_left = int(left_behind.sum())
+        if n_left:
+            code = torch.where(arrived, ARRIVED, torch.where(finite, UNDERFLOW, NON_FINITE))
+            state = self._leave(left_behind, state, code)
+        p.report(1 - len(self.rows) / len(self.out))
+        return state
+
+    def _leave(self, who: Tensor, state: State, code: Any) -> State:
+        """Write down the samples that are done and go on with the others."""
+        rows = self.rows[who]
+        self.out[rows], self.stopped_at[rows] = self.x[who], self.t[who]
+        self.status[rows] = code[who] if isinstance(code, Tensor) else code
+        self.nfe[rows] = self.p.term.calls
+        self.taken[rows], self.refused[rows] = self.accepted[who], self.rejected[who]
+        keep = (~who).nonzero().flatten()
+        self.rows, self.x, self.t, self.h = self.rows[keep], self.x[keep], self.t[keep], self.h[keep]
+        self.accepted, self.rejected = self.accepted[keep], self.rejected[keep]
+        self.noise = self.noise.select(keep)
+        self.p.term.restrict(keep)
+        return {name: value[keep] for name, value in state.items()}
+
+    def _denoised(self) -> Tensor:
+        """The final denoising of the samples that arrived, in one call."""
+        there = (self.status == ARRIVED).nonzero().flatten()
+        x = self.out.clone()
+        if len(there):
+            self.p.term.term = self.whole.select(there)
+            x[there] = self.p.term.predict(self.out[there], torch.tensor(self.end, dtype=torch.float64)).x0
+            self.nfe[there] += 1
+            self.taken[there] += 1
+            bad = there[~torch.isfinite(flat(x[there]).sum(1))]
+            self.status[bad] = NON_FINITE
+        self.path.denoised(self.out, self.end, x)
+        return x
+
+    def _solution(self, x: Tensor) -> Solution:
+        status, where = self.status.cpu(), ""
+        failed = (status != ARRIVED).nonzero().flatten()
+        if len(failed):
+            i = int(failed[0])
+            where = f"step {int(self.taken[i] + self.refused[i])}, at t = {float(self.stopped_at[i]):g}"
+        ts, xs = self.path.saved(0.0 if self.p.denoise else self.end, x)
+        return _solution(self.p, x, ts, xs, self.nfe.cpu(), self.taken.cpu(), self.refused.cpu(), status, where)
+
+
+# ---- outside loops
+
+
+def _outside(p: _Problem, solver: OutsideSolver) -> Solution:
+    """Another library's loop: it reports at the grid, or under error control at the ends and the times to save."""
+    ts = p.grid
+    if ts is None:
+        low, high = sorted(p.span)
+        wanted = p.save if isinstance(p.save, Tensor) else torch.empty(0, dtype=torch.float64)
+        inner = wanted[(wanted > low) & (wanted < high)]
+        ts = torch.unique(torch.cat([torch.tensor([low, high], dtype=torch.float64), inner]))
+        ts = ts.flip(0) if p.span[1] < p.span[0] else ts
+    xs = p.x[None]
+    if len(ts) > 1:
+        xs = solver.integrate(p.term, p.x, ts, tolerance=p.tolerance, noise=p.noise, max_steps=p.max_steps)
+    path, watch, times = SharedPath(p.save, ts[0], p.x), _Watch(p.x), list(ts)
+    for k in range(len(ts) - 1):
+        path.add(ts[k], ts[k + 1], xs[k], Step(xs[k + 1]))
+        watch.add(xs[k + 1])
+    x = xs[-1]
+    if p.denoise:
+        times.append(torch.zeros_like(ts[-1]))
+        x0 = p.term.predict(x, ts[-1]).x0
+        path.add(ts[-1], times[-1], x, Step(x0))
+        watch.add(x0)
+        x = x0
+    return _summed_up(p, x, *path.saved(), len(times) - 1, watch.first_bad(), times)
+
+
+# ---- what comes out
+
+
+def _nothing(p: _Problem) -> Solution:
+    """An empty batch gives an empty result."""
+    zeros = torch.zeros(0, dtype=torch.int64)
+    if isinstance(p.save, Tensor):
+        ts = p.save
+    else:
+        ends = torch.tensor([p.span[0], 0.0 if p.denoise else p.span[1]], dtype=torch.float64)
+        ts = ends[1:] if p.save == "last" else ends
+    return _solution(p, p.x, ts, p.x[None].expand(len(ts), *p.x.shape), zeros, zeros, zeros, zeros, "")
+
+
+def _solution(
+    p: _Problem, x: Tensor, ts: Tensor, xs: Tensor, nfe: Tensor, accepted: Tensor, rejected: Tensor, status: Tensor, where: str
+) -> Solution:
+    noisy = p.term.stochastic or p.solver.kind == "SDE"
+    if p.grid is not None:
+        how = f"{len(p.grid) - 1 + p.denoise} steps"
+    else:
+        how = f"rtol={p.tolerance.rtol:g}, atol={p.tolerance.atol:g}" if p.tolerance is not None else ""
+    return Solution(
+        x=x,
+        ts=ts,
+        xs=xs,
+        nfe=nfe,
+        calls=p.term.calls,
+        accepted=accepted,
+        rejected=rejected,
+        status=status,
+        message=describe(status, where),
+        solver=f"{p.solver!r}, {how}",
+        seed=p.noise.seed if noisy else None,
+    )

@@ -1,0 +1,95 @@
+"""The table of solvers: names at the front door, objects behind them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import InvalidInputError
+from ..terms import Term
+from .base import OutsideSolver, Solver, State, Step
+from .exponential import FirstOrder
+from .langevin import Langevin, PredictorCorrector
+from .runge_kutta import bosh3, dopri5, euler, heun, rk4
+from .stochastic import EulerMaruyama, ReverseDiffusion
+
+__all__ = ["OutsideSolver", "Row", "Solver", "State", "Step", "choose", "make_solver", "solvers"]
+
+_TABLE: dict[str, Callable[..., Solver]] = {
+    "euler": euler,
+    "heun": heun,
+    "rk4": rk4,
+    "bosh3": bosh3,
+    "dopri5": dopri5,
+    "ddim": lambda: FirstOrder("ddim", "ddim", "arXiv 2010.02502 eq. 12"),
+    "ancestral": lambda: FirstOrder("ancestral", "sde", "arXiv 2006.11239 alg. 2; exponential Euler for any eta"),
+    "euler-maruyama": EulerMaruyama,
+    "reverse-diffusion": ReverseDiffusion,
+    "predictor-corrector": PredictorCorrector,
+    "langevin": Langevin,
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table of solvers."""
+
+    name: str
+    order: float
+    evaluations: int
+    kind: str
+    adaptive: bool
+    source: str
+
+
+class Table(list[Row]):
+    """Rows that print as a table."""
+
+    def __str__(self) -> str:
+        lines = [("name", "order", "evaluations", "kind", "rtol/atol", "source")]
+        lines += [(r.name, f"{r.order:g}", str(r.evaluations), r.kind, "yes" if r.adaptive else "-", r.source) for r in self]
+        widths = [max(len(line[i]) for line in lines) for i in range(6)]
+        return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+    __repr__ = __str__
+
+
+def solvers() -> Table:
+    """All named solvers with order, evaluations a step, kind of equation, whether they take rtol/atol, and source; prints as a table."""
+    rows = Table()
+    for name in _TABLE:
+        s = make_solver(name)
+        kind = {"any": "ODE, SDE"}.get(s.kind, s.kind)
+        rows.append(Row(name, s.order, s.evaluations, kind, s.adaptive, s.source))
+    return rows
+
+
+def make_solver(name: str, **options: Any) -> Solver:
+    """The solver behind a name, with its options: `make_solver("predictor-corrector", snr=0.1)`.
+
+    Raises:
+        InvalidInputError: an unknown name (the message lists the known ones), or an option it does not take.
+    """
+    if name not in _TABLE:
+        close = difflib.get_close_matches(str(name), _TABLE, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise InvalidInputError(f"solver {name!r} is unknown{hint} Known: {', '.join(_TABLE)}")
+    try:
+        return _TABLE[name](**options)
+    except TypeError as error:
+        raise InvalidInputError(f"solver {name!r} does not take these options ({error})") from error
+
+
+def choose(solver: str | Solver, term: Term, *, steps: Any, adaptive: bool) -> Solver:
+    """The solver meant by `solver=`: an object as it is, a name from the table, "auto" by equation and budget."""
+    if isinstance(solver, Solver):
+        return solver
+    if not isinstance(solver, str):
+        raise InvalidInputError(f"solver={solver!r}: wanted a name from solvers(), a Solver object, or 'auto'")
+    if solver != "auto":
+        return make_solver(solver)
+    if term.stochastic:
+        return make_solver("ancestral" if getattr(term, "model", None) is not None else "euler-maruyama")
+    return make_solver("dopri5" if adaptive or steps is None or getattr(term, "model", None) is None else "ddim")

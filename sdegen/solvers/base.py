@@ -1,0 +1,151 @@
+"""What a solver is: how one step of a term is made from t to t_next."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidInputError
+from ..noise import Noise
+from ..steps import Controller, Tolerance
+from ..terms import Term
+
+State = dict[str, Tensor]  # what a solver carries from step to step: tensors with the batch first
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step's outcome.
+
+    Attributes:
+        x: the state at t_next, (B, *event).
+        state: what the solver carries on.
+        error: the local error estimate, like x; None for a solver that has none.
+        slope: dx/dt at t (known, or a function that gives it), for interpolation inside the step; None: linear.
+        slope_next: dx/dt at t_next where the step knows it.
+    """
+
+    x: Tensor
+    state: State = field(default_factory=dict)
+    error: Tensor | None = None
+    slope: Tensor | Callable[[], Tensor] | None = None
+    slope_next: Tensor | None = None
+
+
+class Solver(ABC):
+    """One step of a term, with an error estimate if it has one.
+
+    Subclass it for your own: set the attributes, write `step`. `sdegen.testing.check_solver(solver)` proves it.
+
+    Attributes:
+        name: as in the table of solvers.
+        order: the global order of convergence (strong order for SDE solvers).
+        evaluations: network evaluations a step.
+        kind: "ODE" (deterministic terms), "SDE" (takes noise), "any".
+        adaptive: whether `step` returns an error estimate, so that rtol and atol can be used.
+        error_order: the order in the step size of that estimate, for the step-size controller.
+        first_step, largest_step: under error control, in fractions of the span. The cap is there because at high noise the right-hand
+            side is flat and any error estimate blind: without it a solver can step over all that matters.
+        coordinates: "own" (the model's process, as it is) or "best" (the verbs may change to a process along which the solver is better).
+        needs_model: whether it works on the model's prediction rather than on the drift.
+        grid: the kind of grid that the verbs lay for `steps=N`.
+        default_steps: that N, where neither steps nor a tolerance is given.
+        source: paper and equation.
+    """
+
+    name: str = "solver"
+    order: float = 1
+    evaluations: int = 1
+    kind: str = "ODE"
+    adaptive: bool = False
+    error_order: int = 1
+    first_step: float = 1 / 20
+    largest_step: float = 1 / 4
+    coordinates: str = "own"
+    needs_model: bool = False
+    grid: str = "lambda"
+    default_steps: int = 100
+    source: str = ""
+
+    @property
+    def default_eta(self) -> float:
+        """The noise level of the reverse SDE where the user names none: 0 for a solver of flows, else 1."""
+        return 0.0 if self.kind == "ODE" else 1.0
+
+    def check(self, term: Term) -> None:
+        """Raise where this solver cannot solve this term."""
+        if self.kind == "ODE" and term.stochastic:
+            raise InvalidInputError(
+                f"{self.name!r} solves equations without noise, but this one has noise: use eta=0 or ProbabilityFlow(model), "
+                "or a solver of SDEs such as 'ancestral' or 'euler-maruyama'"
+            )
+        if self.needs_model and getattr(term, "model", None) is None:
+            raise InvalidInputError(
+                f"{self.name!r} works on a model's prediction, but {type(term).__name__} has no model: use a solver of plain drifts "
+                "such as 'rk4' or 'euler-maruyama'"
+            )
+
+    def start(self, term: Term, x: Tensor, t: Tensor) -> tuple[Tensor, State]:
+        """The state at the first time and what the solver carries, before the first step."""
+        return x, {}
+
+    @abstractmethod
+    def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: State, noise: Noise) -> Step:
+        """One step from (x, t) to t_next; times are float64 scalars, or (B,) under error control."""
+
+    def finish(self, term: Term, x: Tensor, t: Tensor, noise: Noise) -> Tensor:
+        """What is left to do at the last time of a fixed grid."""
+        return x
+
+    controller: Controller = Controller()
+
+    def judge(self, step: Step, x: Tensor, state: State, tolerance: Tolerance) -> tuple[Tensor, Tensor, State]:
+        """(accept, factor on the step size, state to carry on), for a batch of steps under error control, (B,) each."""
+        if step.error is None:
+            raise InvalidInputError(f"{self.name!r} has no error estimate")
+        ratio = tolerance.ratio(step.error, x, step.x)
+        accept, factor = self.controller.propose(ratio, state.get("ratio"), self.error_order)
+        return accept, factor, {**step.state, "ratio": torch.where(accept, ratio, state.get("ratio", torch.ones_like(ratio)))}
+
+    def __repr__(self) -> str:
+        options = ", ".join(f"{k}={v}" for k, v in self.options().items())
+        return f"{self.name}({options})" if options else self.name
+
+    def options(self) -> dict[str, Any]:
+        """The options it was made with."""
+        return {}
+
+
+def merge(accept: Tensor, new: State, old: State) -> State:
+    """Carry `new` where a step was accepted and `old` elsewhere (names that are not in `old` are taken from `new`)."""
+    merged = {}
+    for name, value in new.items():
+        before = old.get(name)
+        merged[name] = value if before is None else torch.where(accept.reshape(-1, *(1,) * (value.ndim - 1)), value, before)
+    return merged
+
+
+class OutsideSolver(Solver):
+    """A method of another library, which brings its own loop: it steps the whole batch together."""
+
+    def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: State, noise: Noise) -> Step:
+        """Two times are a grid too."""
+        return Step(self.integrate(term, x, torch.stack([t, t_next]), tolerance=None, noise=noise, max_steps=1)[-1])
+
+    @abstractmethod
+    def integrate(
+        self, term: Term, x: Tensor, ts: Tensor, *, tolerance: Tolerance | None, noise: Noise, max_steps: int
+    ) -> Tensor:
+        """The states at `ts` (S,), in the order they are visited: (S, B, *event), the first of them x.
+
+        Args:
+            ts: with a tolerance the times to report (the library steps as it likes between them), else the grid of steps itself.
+            tolerance: rtol and atol, or None for one step of the method between neighbours in `ts`.
+            noise: where an SDE's noise comes from.
+            max_steps: most steps; beyond it a SolverError, never a hang.
+        """

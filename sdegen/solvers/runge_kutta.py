@@ -1,0 +1,121 @@
+"""Runge-Kutta methods: of plain drifts, in the term's own time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..noise import Noise
+from ..shapes import expand
+from ..terms import Term
+from .base import Solver, State, Step
+
+
+class RungeKutta(Solver):
+    """An explicit Runge-Kutta method: k_i = drift(x + h sum_j a_ij k_j, t + c_i h), x' = x + h sum_i b_i k_i.
+
+    With a second row of weights b_hat the error estimate is h sum_i (b_i - b_hat_i) k_i. Where the last stage is taken at x' itself
+    ("first same as last") it is the next step's first: one evaluation less a step.
+
+    Args:
+        a: rows 1.. of the lower triangle; b: the weights; c: the nodes; b_hat: the embedded weights or None.
+        fsal: whether the last row of a equals b.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        order: int,
+        a: Sequence[Sequence[float]],
+        b: Sequence[float],
+        c: Sequence[float],
+        *,
+        b_hat: Sequence[float] | None = None,
+        fsal: bool = False,
+        source: str = "",
+        coordinates: str = "best",
+    ) -> None:
+        self.name, self.order, self.source, self.coordinates = name, order, source, coordinates
+        self.a, self.b, self.c, self.fsal = a, b, c, fsal
+        self.error_weights = None if b_hat is None else [u - v for u, v in zip(b, b_hat, strict=True)]
+        self.adaptive = b_hat is not None
+        self.error_order = order
+        self.evaluations = len(b) - fsal
+        self.grid = "theta"
+
+    def start(self, term: Term, x: Tensor, t: Tensor) -> tuple[Tensor, State]:
+        return x, ({"k": term.drift(x, t)} if self.fsal else {})
+
+    def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: State, noise: Noise) -> Step:
+        h = t_next - t
+        width = float(h) if h.ndim == 0 else expand(h, x)
+        k = [state["k"] if self.fsal else term.drift(x, t)]
+        for row, node in zip(self.a, self.c[1:], strict=True):
+            stage = x + width * _weighted(row, k)
+            k.append(term.drift(stage, t_next if node == 1 else t + node * h))
+        x_next = stage if self.fsal else x + width * _weighted(self.b, k)
+        error = None if self.error_weights is None else width * _weighted(self.error_weights, k)
+        return Step(x_next, {"k": k[-1]} if self.fsal else {}, error, slope=k[0], slope_next=k[-1] if self.fsal else None)
+
+
+def _weighted(weights: Sequence[float], k: Sequence[Tensor]) -> Tensor:
+    """sum_i w_i k_i without the zeros."""
+    total = None
+    for w, v in zip(weights, k, strict=False):
+        if w != 0:
+            total = (v if w == 1 else v * w) if total is None else torch.add(total, v, alpha=w)
+    return torch.zeros_like(k[0]) if total is None else total
+
+
+def euler() -> RungeKutta:
+    """x' = x + h drift(x, t), in the model's own time. Order 1, 1 evaluation a step."""
+    return RungeKutta("euler", 1, [], [1.0], [0.0], coordinates="own", source="Euler 1768")
+
+
+def heun() -> RungeKutta:
+    """Trapezoidal predictor-corrector. Order 2, 2 evaluations a step. Along `EDMSDE` this is Karras' deterministic sampler."""
+    return RungeKutta("heun", 2, [[1.0]], [0.5, 0.5], [0.0, 1.0], source="Karras et al. 2022 (arXiv 2206.00364) algorithm 1")
+
+
+def rk4() -> RungeKutta:
+    """The classical method. Order 4, 4 evaluations a step."""
+    return RungeKutta(
+        "rk4", 4, [[0.5], [0.0, 0.5], [0.0, 0.0, 1.0]], [1 / 6, 1 / 3, 1 / 3, 1 / 6], [0.0, 0.5, 0.5, 1.0], source="Kutta 1901"
+    )
+
+
+def bosh3() -> RungeKutta:
+    """Bogacki-Shampine 3(2). Order 3, 3 evaluations a step (the last is the next step's first), error estimate of order 2."""
+    return RungeKutta(
+        "bosh3",
+        3,
+        [[1 / 2], [0.0, 3 / 4], [2 / 9, 1 / 3, 4 / 9]],
+        [2 / 9, 1 / 3, 4 / 9, 0.0],
+        [0.0, 1 / 2, 3 / 4, 1.0],
+        b_hat=[7 / 24, 1 / 4, 1 / 3, 1 / 8],
+        fsal=True,
+        source="Bogacki & Shampine 1989",
+    )
+
+
+def dopri5() -> RungeKutta:
+    """Dormand-Prince 5(4). Order 5, 6 evaluations a step (the last is the next step's first), error estimate of order 4."""
+    return RungeKutta(
+        "dopri5",
+        5,
+        [
+            [1 / 5],
+            [3 / 40, 9 / 40],
+            [44 / 45, -56 / 15, 32 / 9],
+            [19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729],
+            [9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656],
+            [35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84],
+        ],
+        [35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0.0],
+        [0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0],
+        b_hat=[5179 / 57600, 0.0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40],
+        fsal=True,
+        source="Dormand & Prince 1980",
+    )

@@ -1,0 +1,139 @@
+"""Where the steps are: grids of times for fixed budgets, the tolerance and the step-size controller for error control."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import InvalidInputError
+from .sde import SDE
+from .shapes import event_mean
+
+GRIDS = ("uniform", "sqrt-time", "lambda", "theta", "karras")
+
+
+def formula_grid(sde: SDE, n: int, *, kind: str, start: float, stop: float, sigma_data: float = 1.0) -> Tensor:
+    """n + 1 times from `start` to `stop`, both in [t_min, t_max] of `sde`, float64: equally spaced in a variable u(t).
+
+        "uniform"    u = t
+        "sqrt-time"  u = sqrt(t_VP), t_VP the time of equal noise of the linear VP process
+        "lambda"     u = log(alpha/sigma)
+        "theta"      u = atan(sh/s)^(1/1.6), sh = sigma/alpha, s = sigma_data
+        "karras"     u = sh^(1/7)
+
+    Source: Karras et al. 2022 (arXiv 2206.00364) eq. 5 for "karras"; Lu et al. 2022 (arXiv 2206.00927) for "lambda"; Song et al. 2020
+    (arXiv 2010.02502) appendix D.2 "quadratic" for "sqrt-time".
+    """
+    if kind not in GRIDS:
+        raise InvalidInputError(f"grid kind {kind!r}: wanted one of {', '.join(map(repr, (*GRIDS, 'pilot')))}")
+    ends = torch.tensor([start, stop], dtype=torch.float64)
+    fraction = torch.linspace(0, 1, n + 1, dtype=torch.float64)
+    if kind == "uniform":
+        ts = ends[0] + fraction * (ends[1] - ends[0])
+    else:
+        to_u, to_lambda = _variable(kind, sigma_data)
+        u = to_u(sde.half_log_snr(ends))
+        ts = sde.time(to_lambda(u[0] + fraction * (u[1] - u[0])))
+    ts[0], ts[-1] = ends[0], ends[1]
+    return ts
+
+
+def _variable(kind: str, s: float):
+    """The variable u as a function of lambda, and back."""
+    if kind == "lambda":
+        return (lambda half: half), (lambda u: u)
+    if kind == "karras":
+        return (lambda half: torch.exp(-half / 7)), (lambda u: -7 * torch.log(u))
+    if kind == "theta":
+        return (
+            lambda half: torch.atan(torch.exp(-half) / s) ** (1 / 1.6),
+            lambda u: -torch.log(s * torch.tan(u**1.6)),
+        )
+
+    def integral(half: Tensor) -> Tensor:  # int beta of the linear VP process, in units of its time squared
+        return torch.nn.functional.softplus(-2 * half, threshold=700)
+
+    low, slope = 0.1, 19.9
+
+    def to_u(half: Tensor) -> Tensor:
+        i = integral(half)
+        return torch.sqrt(2 * i / (low + torch.sqrt(low**2 + 2 * slope * i)))
+
+    def to_lambda(u: Tensor) -> Tensor:
+        i = low * u**2 + slope / 2 * u**4
+        return -(i + torch.log(-torch.expm1(-i))) / 2
+
+    return to_u, to_lambda
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """The scale of an allowed error: atol + rtol |x|, |x| the root mean square of a sample's state.
+
+    In coordinates where the state keeps the data's scale all the way (`TrigSDE`), both are in data units at the end.
+    """
+
+    rtol: float
+    atol: float
+
+    def ratio(self, error: Tensor, x: Tensor, x_next: Tensor) -> Tensor:
+        """Root mean square error of each sample over its scale, (B,) float64."""
+        size = torch.maximum(rms(x), rms(x_next))
+        return (rms(error) / (self.atol + self.rtol * size)).to(torch.float64)
+
+
+def rms(x: Tensor) -> Tensor:
+    """Root mean square over the event, (B,)."""
+    return event_mean(x.square()).sqrt()
+
+
+@dataclass(frozen=True)
+class Controller:
+    """The proportional-integral step-size controller.
+
+    factor = safety ratio^(-a/(p + 1)) ratio_before^(b/(p + 1)), clipped; a step is accepted where ratio <= 1.
+
+    Source: Gustafsson 1991; Hairer & Wanner, Solving Ordinary Differential Equations II, section IV.2.
+    """
+
+    safety: float = 0.9
+    least: float = 0.2
+    most: float = 5.0
+    proportional: float = 0.7
+    integral: float = 0.3
+
+    def propose(self, ratio: Tensor, before: Tensor | None, order: int) -> tuple[Tensor, Tensor]:
+        """(accept, factor), (B,) each; a ratio that is not finite is a rejection with the smallest factor."""
+        accept = ratio <= 1
+        r = ratio.clamp_min(1e-10)
+        factor = self.safety * r ** (-(self.proportional if before is not None else 1.0) / order)
+        if before is not None:
+            smoothed = factor * before.clamp_min(1e-10) ** (self.integral / order)
+            factor = torch.where(accept, smoothed, self.safety * r ** (-1 / order))
+        factor = torch.where(accept, factor.clamp(self.least, self.most), factor.clamp(self.least, 1.0))
+        return accept, torch.where(torch.isfinite(ratio), factor, torch.full_like(factor, self.least))
+
+
+def resolution(t: Tensor) -> Tensor:
+    """The smallest step that time can resolve at t."""
+    return 16 * torch.finfo(torch.float64).eps * t.abs()
+
+
+def clamp_tolerance(value: float, dtype: torch.dtype) -> float:
+    """The tolerance that a dtype can carry: at least 10 eps."""
+    return max(value, 10 * torch.finfo(dtype).eps)
+
+
+def check_tolerances(rtol: float | None, atol: float | None) -> Tolerance:
+    """One tolerance sets both; both must be finite, not negative, not both 0."""
+    r = rtol if rtol is not None else atol
+    a = atol if atol is not None else rtol
+    for name, value in (("rtol", r), ("atol", a)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+            raise InvalidInputError(f"{name}={value!r}: wanted a number of at least 0, such as 1e-3")
+    if r == 0 and a == 0:
+        raise InvalidInputError("rtol=0 and atol=0 ask for no error at all: give one of them, such as rtol=1e-3")
+    return Tolerance(float(r), float(a))  # type: ignore[arg-type]
