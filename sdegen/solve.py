@@ -234,7 +234,7 @@ def _fixed(p: _Problem, ts: Tensor) -> Solution:
     n = len(times) - 1 + p.denoise
     term.warm(ts)
     path, watch = SharedPath(p.save, times[0], x), _Watch(x)
-    x, state = solver.start(term, x, times[0])
+    state = solver.start(term, x, times[0], ts)
     for k, (t, t_next) in enumerate(zip(times, times[1:], strict=False)):
         step = solver.step(term, x, t, t_next, state, p.noise)
         path.add(t, t_next, x, step)
@@ -325,7 +325,7 @@ class _Adaptive:
         if p.span[0] == p.span[1]:
             self.status.fill_(ARRIVED)
         else:
-            self.x, state = p.solver.start(p.term, self.x, self.t)
+            state = p.solver.start(p.term, self.x, self.t)
             for _ in range(p.max_steps):
                 state = self._advance(state)
                 if not len(self.rows):

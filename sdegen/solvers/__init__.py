@@ -9,13 +9,20 @@ from typing import Any
 
 from ..errors import InvalidInputError
 from ..terms import Term
+from .adams import Adams
 from .base import OutsideSolver, Solver, State, Step
-from .exponential import FirstOrder
+from .exponential import Multistep
 from .langevin import Langevin, PredictorCorrector
 from .runge_kutta import bosh3, dopri5, euler, heun, rk4
 from .stochastic import EulerMaruyama, ReverseDiffusion
 
 __all__ = ["OutsideSolver", "Row", "Solver", "State", "Step", "choose", "make_solver", "solvers"]
+
+
+def _setting(name: str, **fixed: Any) -> Callable[..., Solver]:
+    """A named setting of the multistep machine; its options can still be changed."""
+    return lambda **options: Multistep(name, **{"grid": "sqrt-time", **fixed, **options})
+
 
 _TABLE: dict[str, Callable[..., Solver]] = {
     "euler": euler,
@@ -23,8 +30,25 @@ _TABLE: dict[str, Callable[..., Solver]] = {
     "rk4": rk4,
     "bosh3": bosh3,
     "dopri5": dopri5,
-    "ddim": lambda: FirstOrder("ddim", "ddim", "arXiv 2010.02502 eq. 12"),
-    "ancestral": lambda: FirstOrder("ancestral", "sde", "arXiv 2006.11239 alg. 2; exponential Euler for any eta"),
+    "ddim": _setting("ddim", order=1, noise="ddim", source="arXiv 2010.02502 eq. 12"),
+    "dpm-solver2m": _setting("dpm-solver2m", gauge="noise", order=2, rule="mean", source="arXiv 2206.00927"),
+    "dpm-solver3m": _setting("dpm-solver3m", gauge="noise", order=3, rule="half-curvature", source="arXiv 2206.00927"),
+    "dpm++2m": _setting("dpm++2m", order=2, rule="mean", source="arXiv 2211.01095 alg. 2"),
+    "dpm++3m": _setting("dpm++3m", order=3, rule="half-curvature", source="arXiv 2211.01095"),
+    "deis3": _setting("deis3", gauge="noise", order=3, source="arXiv 2204.13902"),
+    "deis-tab3": _setting("deis-tab3", gauge="noise", variable="time", order=3, source="arXiv 2204.13902 tAB-DEIS"),
+    "lms4": _setting("lms4", gauge="noise", variable="sigma", order=4, source="k-diffusion LMS"),
+    "ipndm4": _setting("ipndm4", gauge="noise", variable="sigma", order=4, rule="constant", source="arXiv 2202.09778; 2204.13902"),
+    "unipc2": _setting("unipc2", order=2, corrector=2, rule="mean", source="arXiv 2302.04867 (bh2)"),
+    "unipc3": _setting("unipc3", order=3, corrector=3, rule="mean", source="arXiv 2302.04867 (bh2)"),
+    "v-adams3": _setting("v-adams3", gauge="v", variable="theta", order=3, corrector=3, source="this package, docs/decisions.md"),
+    "adams": Adams,
+    "ancestral": _setting("ancestral", order=1, stochastic=True, source="arXiv 2006.11239 alg. 2; D held over the step for any eta"),
+    "dpm++2m-sde": _setting("dpm++2m-sde", order=2, rule="mean", stochastic=True, source="arXiv 2211.01095; k-diffusion"),
+    "sa-solver3": _setting("sa-solver3", order=3, corrector=3, rule="end", stochastic=True, source="arXiv 2309.05019"),
+    "d-adams2-sde": _setting(
+        "d-adams2-sde", variable="theta", order=2, corrector=1, stochastic=True, source="this package, docs/decisions.md"
+    ),
     "euler-maruyama": EulerMaruyama,
     "reverse-diffusion": ReverseDiffusion,
     "predictor-corrector": PredictorCorrector,
@@ -92,4 +116,4 @@ def choose(solver: str | Solver, term: Term, *, steps: Any, adaptive: bool) -> S
         return make_solver(solver)
     if term.stochastic:
         return make_solver("ancestral" if getattr(term, "model", None) is not None else "euler-maruyama")
-    return make_solver("dopri5" if adaptive or steps is None or getattr(term, "model", None) is None else "ddim")
+    return make_solver("adams" if adaptive or steps is None or getattr(term, "model", None) is not None else "rk4")

@@ -15,7 +15,7 @@ from ..noise import Noise
 from ..steps import Controller, Tolerance
 from ..terms import Term
 
-State = dict[str, Tensor]  # what a solver carries from step to step: tensors with the batch first
+State = dict[str, Any]  # what a solver carries from step to step; under error control tensors with the batch first
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,9 @@ class Solver(ABC):
                 "such as 'rk4' or 'euler-maruyama'"
             )
 
-    def start(self, term: Term, x: Tensor, t: Tensor) -> tuple[Tensor, State]:
-        """The state at the first time and what the solver carries, before the first step."""
-        return x, {}
+    def start(self, term: Term, x: Tensor, t: Tensor, grid: Tensor | None = None) -> State:
+        """What the solver carries into the first step; `grid` holds all times of a fixed grid, None under error control."""
+        return {}
 
     @abstractmethod
     def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: State, noise: Noise) -> Step:

@@ -1,66 +1,315 @@
-"""Solvers that integrate the linear part exactly and work on the model's prediction."""
+"""One exponential multistep machine: DDIM, DEIS, DPM-Solver, UniPC, iPNDM, v-Adams and their SDE forms are its settings.
+
+Frame: xh = x/alpha, sh = sigma/alpha = exp(-l), D = E[x0 | x], eps = (xh - D)/sh; a prime marks the next time, r = sh'/sh. A *gauge* splits the flow
+d(xh)/d(sh) = eps into a linear part, solved exactly, and a value V to integrate:
+
+    "noise"   xh' = xh + int eps d(sh)                                           V = eps
+    "data"    xh' = r^(1+e) xh + int (1+e) exp((1+e)(l - l')) D dl               V = D            e = eta^2, with noise where eta > 0
+    "v"       xh' = (R'/R) xh - R' int F d(theta), R = sqrt(s^2 + sh^2)          V = F            theta = atan(sh/s), s = sigma_data
+
+with F = sin(theta) D/s - cos(theta) eps, the velocity of Karras' preconditioning. V is replaced by the polynomial through its last values in a *variable*
+(l, theta, sh or the process's time), integrated by quadrature in float64. A corrector puts the value at the new point into the polynomial that led there.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import InvalidInputError
 from ..noise import Noise
+from ..sde import SDE
 from ..shapes import expand
 from ..terms import Term
 from .base import Solver, State, Step
+from .weights import lagrange_weights, moments
+
+_ADAMS_BASHFORTH = {
+    1: (1.0,),
+    2: (3 / 2, -1 / 2),
+    3: (23 / 12, -16 / 12, 5 / 12),
+    4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+}
 
 
-class FirstOrder(Solver):
-    """The first-order family: x0 is held over the step and the rest is exact.
+@dataclass(frozen=True)
+class _Gauge:
+    """One way to split the flow: the carried part and the integrand's weight per dl, for noise level e = eta^2 and data scale s.
 
-    With sh = sigma/alpha, rho = sh'/sh: x' = alpha' x0 + q noise + c z, and
-
-        "sde"   q = sigma' rho^(eta^2),                       c = sigma' sqrt(1 - rho^(2 eta^2))     (the reverse SDE of noise eta)
-        "ddim"  q = sigma' sqrt(1 - eta^2 (1 - rho^2)),       c = sigma' eta sqrt(1 - rho^2)         (the DDIM paper's eta)
-
-    The two agree at eta = 0 (DDIM) and eta = 1 (DDPM's ancestral step with beta tilde). Order 1, 1 evaluation a step; at eta = 0 either direction.
-    eta comes from the term.
-
-    Source: Song et al. 2020 (arXiv 2010.02502) eq. 12 and 16; Ho et al. 2020 (arXiv 2006.11239) eq. 7 and algorithm 2.
+    carry: (l, l', e, s) -> (A, A sh), the factor on xh; weight: (l, l', e, s) -> the weight of V at l per dl in a step to l';
+    value: (l, s) -> (a, b) of V = a D + b eps; total: (l, l', e, s) -> the weight's whole integral, exactly.
     """
 
-    order, kind, needs_model = 1, "any", True
-    grid = "sqrt-time"
+    carry: Callable[..., tuple[Tensor, Tensor]]
+    weight: Callable[..., Tensor]
+    value: Callable[..., tuple[Any, Any]]
+    total: Callable[..., Tensor]
 
-    def __init__(self, name: str, rule: str, source: str) -> None:
-        self.name, self.rule, self.source = name, rule, source
+
+def _data_carry(l, l_next, e, s):
+    rho = torch.exp(l - l_next)
+    return rho ** (1 + e), torch.exp(-l_next) * rho**e
+
+
+def _radius(l, s):
+    return torch.sqrt(s**2 + torch.exp(-2 * l))
+
+
+def _theta(l, s):
+    return torch.atan(torch.exp(-l) / s)
+
+
+_GAUGES = {
+    "noise": _Gauge(
+        carry=lambda l, l_next, e, s: (torch.ones_like(l), torch.exp(-l)),
+        weight=lambda l, l_next, e, s: -torch.exp(-l),
+        value=lambda l, s: (torch.zeros_like(l), torch.ones_like(l)),
+        total=lambda l, l_next, e, s: torch.exp(-l_next) - torch.exp(-l),
+    ),
+    "data": _Gauge(
+        carry=_data_carry,
+        weight=lambda l, l_next, e, s: (1 + e) * torch.exp((1 + e) * (l - l_next)),
+        value=lambda l, s: (torch.ones_like(l), torch.zeros_like(l)),
+        total=lambda l, l_next, e, s: -torch.expm1((1 + e) * (l - l_next)),
+    ),
+    "v": _Gauge(
+        carry=lambda l, l_next, e, s: (_radius(l_next, s) / _radius(l, s), _radius(l_next, s) * torch.sin(_theta(l, s))),
+        weight=lambda l, l_next, e, s: _radius(l_next, s) * torch.sin(_theta(l, s)) * torch.cos(_theta(l, s)),
+        value=lambda l, s: (torch.sin(_theta(l, s)) / s, -torch.cos(_theta(l, s))),
+        total=lambda l, l_next, e, s: -_radius(l_next, s) * (_theta(l_next, s) - _theta(l, s)),
+    ),
+}
+
+VARIABLES: dict[str, Callable[[SDE, Tensor, float], Tensor]] = {
+    "lambda": lambda sde, l, s: l,
+    "theta": lambda sde, l, s: _theta(l, s),
+    "sigma": lambda sde, l, s: torch.exp(-l),
+    "time": lambda sde, l, s: sde.time(l),
+    "sqrt-time": lambda sde, l, s: sde.time(l).sqrt(),
+}
+
+
+class Multistep(Solver):
+    """The machine: gauge, variable, order, corrector, weight rule, noise.
+
+    Order k means k past values (k - 1 at the start, rising by one a step, which caps the global order at 2, with the corrector at 3, unless the
+    field is flat at the start); a corrector adds one node, so one order. 1 evaluation a step. At eta = 0 either direction of time.
+
+    Args:
+        gauge: "noise", "data" or "v".
+        variable: what the polynomial is a function of: "lambda", "theta", "sigma" (sh), "time" or "sqrt-time".
+        order: how many past values the predictor uses.
+        corrector: how many past values the corrector uses beside the new one; 0: no corrector.
+        rule: weights of the polynomial. "exact", or as published: "mean" (two nodes: half the zeroth moment for the first), "end" (two
+            nodes: the trapezoidal one), "half-curvature" ("mean", and at three nodes half the second derivative), "constant" (Adams-Bashforth's, as if
+            steps were equal in sh).
+        noise: how eta makes noise: "sde" (the reverse SDE with D held), or "ddim" (the DDIM paper's eta; order 1 only).
+        sigma_data: s of the gauge "v" and the variable "theta"; None: the model's.
+    """
+
+    needs_model = True
+
+    def __init__(
+        self,
+        name: str = "multistep",
+        *,
+        gauge: str = "data",
+        variable: str = "lambda",
+        order: int = 2,
+        corrector: int = 0,
+        rule: str = "exact",
+        noise: str = "sde",
+        stochastic: bool = False,
+        sigma_data: float | None = None,
+        grid: str = "lambda",
+        source: str = "",
+        declared: float | None = None,
+    ) -> None:
+        for what, value, known in (
+            ("gauge", gauge, tuple(_GAUGES)),
+            ("variable", variable, tuple(VARIABLES)),
+            ("rule", rule, ("exact", "mean", "end", "half-curvature", "constant")),
+            ("noise", noise, ("sde", "ddim")),
+        ):
+            if value not in known:
+                raise InvalidInputError(f"{what}={value!r}: wanted one of {', '.join(map(repr, known))}")
+        if not 1 <= order <= 8 or not 0 <= corrector <= 8:
+            raise InvalidInputError(f"order={order}, corrector={corrector}: wanted an order from 1 to 8, a corrector from 0 to 8")
+        self.name, self.source, self.grid = name, source, grid
+        self.gauge, self.variable, self.values, self.corrector = gauge, variable, order, corrector
+        self.rule, self.noise, self.sigma_data = rule, noise, sigma_data
+        self.kind = "any" if gauge == "data" else "ODE"
+        self._eta = 1.0 if stochastic else 0.0
+        self.order = declared if declared is not None else self._order()
+
+    def _order(self) -> float:
+        two = {"half-curvature": 2, "constant": 2}.get(self.rule, self.values)
+        order = min(self.values, two)
+        return max(order, self.corrector + 1) if self.corrector and self.rule != "half-curvature" else order
 
     @property
     def default_eta(self) -> float:
-        return 0.0 if self.rule == "ddim" else 1.0
+        return self._eta
+
+    def options(self) -> dict[str, Any]:
+        return {}
 
     def check(self, term: Term) -> None:
         super().check(term)
-        if self.rule == "ddim" and getattr(term, "eta", 0) > 1:
-            raise InvalidInputError(f"eta={term.eta}: the DDIM paper's eta lies in [0, 1]; use 'ancestral' or 'euler-maruyama' for more noise")
+        eta = getattr(term, "eta", 0.0)
+        if eta and self.noise == "ddim" and (eta > 1 or self.values > 1):
+            raise InvalidInputError(f"eta={eta}: the DDIM paper's eta lies in [0, 1]; use 'ancestral' or 'euler-maruyama' for more noise")
+
+    # ---- the plan of a grid
+
+    def start(self, term: Term, x: Tensor, t: Tensor, grid: Tensor | None = None) -> State:
+        if grid is None:
+            raise InvalidInputError(f"{self.name!r} works on a fixed grid: pass steps= instead of a tolerance, or use 'adams'")
+        return {"run": _Run(self._plan(term, grid))}
+
+    def _plan(self, term: Term, ts: Tensor) -> list[_Planned]:
+        """All coefficients of all steps, computed together."""
+        sde, eta = term.sde, term.eta
+        s = self.sigma_data or term.model.sigma_data
+        l, alpha, sigma = sde.half_log_snr(ts), sde.alpha(ts), sde.sigma(ts)
+        p = VARIABLES[self.variable](sde, l, s)
+        gauge, e = _GAUGES[self.gauge], eta**2
+        n = len(ts) - 1
+        a, b = gauge.value(l, s)
+        carry, carry_sh = gauge.carry(l[:-1], l[1:], e, s)
+        std = sigma[1:] * torch.sqrt(-torch.expm1(2 * e * (l[:-1] - l[1:]))) if eta else torch.zeros(n, dtype=l.dtype)
+        if eta and self.noise == "ddim":
+            lost = eta**2 * -torch.expm1(2 * (l[:-1] - l[1:]))
+            carry_sh, std = torch.exp(-l[1:]) * torch.sqrt(1 - lost), sigma[1:] * torch.sqrt(lost)
+            carry = carry_sh * torch.exp(l[:-1])
+
+        def weights(first: int, count: int, rows: list[int]) -> Tensor:
+            """(len(rows), count) weights of the values at nodes k + first, k + first - 1, ... for the steps k in rows."""
+            k = torch.tensor(rows)
+            nodes = k[:, None] + first - torch.arange(count)
+            return self._weights(gauge, sde, l[k], l[k + 1], l[nodes], p[nodes], e, s, carry[k])
+
+        table: list[_Planned] = [_Planned() for _ in range(n)]
+        for first, most, name in ((0, self.values, "ahead"), (1, self.corrector + 1, "back")):
+            if name == "back" and not self.corrector:
+                break
+            groups: dict[int, list[int]] = {}
+            for k in range(n):
+                # order rises by one a step; a node where the variable is infinite (alpha = 0) is not used
+                count = min(most, k + 1 + first)
+                while count > 1 and not bool(torch.isfinite(p[k + first - count + 1])):
+                    count -= 1
+                groups.setdefault(count, []).append(k)
+            for count, rows in groups.items():
+                w = weights(first, count, rows) * alpha[1:][rows][:, None]
+                for row, k in zip(w.tolist(), rows, strict=True):
+                    setattr(table[k], name, row)
+        ratio = alpha[1:] * carry / alpha[:-1]
+        for k in range(n):
+            step, w0 = table[k], table[k].ahead[0]
+            step.ratio, step.std = float(ratio[k]), float(std[k])
+            step.value = (float(a[k]), float(b[k]))
+            step.fused = (float(alpha[k + 1] * carry[k]) + w0 * step.value[0], float(alpha[k + 1] * carry_sh[k]) + w0 * step.value[1])
+        return table
+
+    def _weights(self, gauge: _Gauge, sde: SDE, l, l_next, l_nodes, p_nodes, e, s, carry) -> Tensor:
+        """Weights of the values at the nodes (newest first) in the integral from l to l_next: (n, m)."""
+        m = p_nodes.shape[1]
+        if m == 1:
+            total = 1 - carry if self.noise == "ddim" else gauge.total(l, l_next, e, s)
+            return total[:, None]
+
+        def weight(u: Tensor) -> Tensor:
+            return gauge.weight(u, l_next[:, None], e, s)
+
+        if self.rule == "constant":
+            sh_step = torch.exp(-l_next) - torch.exp(-l)
+            return sh_step[:, None] * torch.tensor(_ADAMS_BASHFORTH[m], dtype=l.dtype)
+        if self.rule in ("mean", "end", "half-curvature") and m <= 3 and not (m == 3 and self.rule != "half-curvature"):
+            return _published(self.rule, l, l_next, l_nodes, weight)
+        return lagrange_weights(p_nodes, l, l_next, weight, lambda u: VARIABLES[self.variable](sde, u, s))
+
+    # ---- one step
 
     def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: State, noise: Noise) -> Step:
-        there = term.sde.level(t_next)
+        run: _Run = state["run"]
+        plan = run.plan[run.k]
         prediction = term.predict(x, t)
+        keeps = len(run.plan) > 1 and (self.values > 1 or self.corrector)
+        value = prediction.combine(*plan.value) if keeps else None
+        corrected = None
+        if self.corrector and run.k and value is not None:
+            before = run.plan[run.k - 1]
+            corrected = _summed(before.ratio * run.x, before.back, [value, *run.values])
+            if run.dw is not None:
+                corrected = corrected + run.dw
+        if corrected is None:  # x = alpha D + sigma eps: the carried part and the newest value in one
+            x_next = _summed(prediction.combine(*plan.fused), plan.ahead[1:], run.values)
+        else:
+            x_next = _summed(plan.ratio * corrected, plan.ahead, [value, *run.values])
+        dw = None
+        if plan.std:
+            dw = plan.std * noise.standard(t, t_next, x)
+            x_next = x_next + dw
+        values = [] if value is None else [value, *run.values][: max(self.values - 1, self.corrector)]
+        after = _Run(run.plan, run.k + 1, values, x if corrected is None else corrected, dw)
+        return Step(x_next, {"run": after}, slope=lambda: prediction.velocity)
 
-        def slope() -> Tensor:
-            return prediction.velocity
 
-        if term.eta == 0:
-            return Step(prediction.combine(there.alpha, there.sigma), slope=slope)
-        q, c = self.weights(term, t, t_next)
-        x_next = prediction.combine(there.alpha, q)
-        return Step(x_next + expand(c, x) * noise.standard(t, t_next, x))
+@dataclass
+class _Planned:
+    """The coefficients of one step: x' = fused (D, eps) + ahead[1:] past values, or ratio x + ahead values; then std noise."""
 
-    def weights(self, term: Term, t: Tensor, t_next: Tensor) -> tuple[Any, Any]:
-        """(q, c) of the formula."""
-        here, there = term.sde.level(t), term.sde.level(t_next)
-        rho = there.sigma * here.alpha / (there.alpha * here.sigma)
-        eta2 = term.eta**2
-        if self.rule == "ddim":
-            lost = eta2 * (1 - rho**2)
-            return there.sigma * (1 - lost) ** 0.5, there.sigma * lost**0.5
-        return there.sigma * rho**eta2, there.sigma * (1 - rho ** (2 * eta2)) ** 0.5
+    ratio: float = 0.0
+    std: float = 0.0
+    value: tuple[float, float] = (0.0, 0.0)
+    fused: tuple[float, float] = (0.0, 0.0)
+    ahead: list[float] = field(default_factory=list)
+    back: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Where a run over a grid stands: the plan, the step, past values (newest first), the corrected state and the noise that led on from it."""
+
+    plan: list[_Planned]
+    k: int = 0
+    values: Sequence[Tensor] = ()
+    x: Any = None
+    dw: Tensor | None = None
+
+
+def _summed(x: Tensor, weights: Sequence[float], values: Sequence[Tensor | None]) -> Tensor:
+    """x + sum_i w_i v_i."""
+    for w, v in zip(weights, values, strict=False):
+        x = torch.add(x, v, alpha=w)  # type: ignore[arg-type]
+    return x
+
+
+def _published(rule: str, l: Tensor, l_next: Tensor, nodes: Tensor, weight: Callable[[Tensor], Tensor]) -> Tensor:
+    """Published weights on two or three nodes, in the variable l; see solvers of Lu et al. 2022 and Zhao et al. 2023.
+
+    With v(u) = v_0 + slope (u - l) + curve (u - l)^2 the step is w_0 v_0 + w_1 h slope + w_2 h^2 curve, w_j the weight's moments. "mean" takes
+    w_0/2 for w_1, "end" weight(l') h/2; on three nodes "half-curvature" takes w_2/2 for w_2.
+    The polynomial is expanded about node l; where the newest node lies ahead (a corrector) the roles of the nodes change with it.
+    """
+    h = l_next - l
+    w0, w1, w2 = moments(l, l_next, weight, 3)
+    m = nodes.shape[1]
+    if m == 2:
+        w1 = weight(l_next[:, None])[:, 0] * h / 2 if rule == "end" else w0 / 2
+        # the line through the two nodes, as a function of (u - l)/h
+        gap = (nodes[:, 0] - nodes[:, 1]) / h
+        start = (l - nodes[:, 1]) / (nodes[:, 0] - nodes[:, 1])
+        return torch.stack([w0 * start + w1 / gap, w0 * (1 - start) - w1 / gap], 1)
+    z = (nodes - l[:, None]) / h[:, None]
+    columns = []
+    for i in range(3):
+        j, k = [q for q in range(3) if q != i]
+        scale = (z[:, i] - z[:, j]) * (z[:, i] - z[:, k])
+        columns.append((w0 * z[:, j] * z[:, k] - w1 * (z[:, j] + z[:, k]) + w2 / 2 * 1.0) / scale)
+    return torch.stack(columns, 1)

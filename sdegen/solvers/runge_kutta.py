@@ -45,8 +45,8 @@ class RungeKutta(Solver):
         self.evaluations = len(b) - fsal
         self.grid = "theta"
 
-    def start(self, term: Term, x: Tensor, t: Tensor) -> tuple[Tensor, State]:
-        return x, ({"k": term.drift(x, t)} if self.fsal else {})
+    def start(self, term: Term, x: Tensor, t: Tensor, grid: Tensor | None = None) -> State:
+        return {"k": term.drift(x, t)} if self.fsal else {}
 
     def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: State, noise: Noise) -> Step:
         h = t_next - t

@@ -1,0 +1,221 @@
+"""Adams' method with error control: every evaluation is a step, and the error estimates of all orders are free.
+
+Variable step and order in Newton form (Krogh 1974; Shampine & Gordon 1975). Let t_0 be a sample's time, t_-1, t_-2 ... its earlier ones and
+f[...] divided differences of its slopes. With the modified differences
+
+    phi_i = psi_1 ... psi_(i-1) f[t_0 ... t_-(i-1)],      psi_i = t_0 - t_-i,
+
+a step of width h to t' = t_0 + h first scales them to the new spacing, phi*_i = beta_i phi_i, then
+
+    predict   p = x + h sum_{i<=k} g_i phi*_i              (order k)
+    evaluate  f' = drift(p, t'),  phi'_1 = f',  phi'_{i+1} = phi'_i - phi*_i
+    correct   x' = p + h g_{k+1} phi'_{k+1}                (order k + 1)
+
+and |h g_{j+1} phi'_{j+1}| is what the corrector changes at order j: the error estimate, for every j from the same table. f' is kept as the new slope (PEC): one
+evaluation a step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidInputError
+from ..noise import Noise
+from ..shapes import expand
+from ..steps import Tolerance, rms
+from ..terms import Term
+from .base import Solver, State, Step
+from .weights import lagrange_weights
+
+
+class Adams(Solver):
+    """Predictor-corrector Adams of variable order, in the term's time; error control per sample, or a fixed grid.
+
+    In `sample` and `encode` it runs on the circular path of the data's scale (`TrigSDE`), where Gaussian data are solved exactly and a tolerance means the same
+    all the way. 1 evaluation a step; order up to max_order + 1 (3 from the one-value start, where nothing is flat there).
+
+    Control: E_j = rms(h g_{j+1} phi'_{j+1})/scale. Steps are accepted up to E_k = `accept` and aimed at E_k = `aim`; the corrected state is one order better
+    than the estimate, which is why a step above 1 need not be thrown away. The next order is the j with the largest (aim/E_j)^(1/(j+1)).
+
+    Args:
+        max_order: most past values used, up to 8.
+        accept, aim: thresholds of E.
+        order: on a fixed grid, past values of the predictor; None: by the number of steps.
+
+    Source: Shampine & Gordon 1975, chapter 5; Krogh 1974. The thresholds: docs/decisions.md.
+    """
+
+    name = "adams"
+    kind = "ODE"
+    adaptive = True
+    evaluations = 1
+    coordinates = "best"
+    grid = "theta"
+    default_steps = 50
+    first_step = 1 / 12
+    largest_step = 1 / 6
+    source = "Shampine & Gordon 1975"
+
+    def __init__(self, *, max_order: int = 7, accept: float = 6.0, aim: float = 0.5, order: int | None = None) -> None:
+        if not 1 <= max_order <= 8:
+            raise InvalidInputError(f"max_order={max_order}: wanted 1 to 8")
+        if not 0 < aim < accept:
+            raise InvalidInputError(f"aim={aim}, accept={accept}: wanted 0 < aim < accept")
+        if order is not None and not 1 <= order <= 8:
+            raise InvalidInputError(f"order={order}: wanted 1 to 8")
+        self.max_order, self.accept, self.aim, self.values = max_order, accept, aim, order
+        self.order = 3
+
+    def options(self) -> dict[str, Any]:
+        return {} if self.values is None else {"order": self.values}
+
+    def start(self, term: Term, x: Tensor, t: Tensor, grid: Tensor | None = None) -> State:
+        if grid is not None:
+            return {"run": _Fixed.planned(grid, self.values or default_order(len(grid) - 1))}
+        b, width = x.shape[0], self.max_order + 1
+        phi = x.new_zeros(b, width, *x.shape[1:])
+        phi[:, 0] = term.drift(x, t)
+        # times before the start do not exist; any distinct ones do, since their differences are never used
+        back = torch.arange(width, dtype=torch.float64, device=x.device)
+        past = t[:, None] - back * (1e-3 * (term.t_max - term.t_min) * _sign(term, t))
+        return {
+            "phi": phi,
+            "past": past,
+            "order": torch.ones(b, dtype=torch.int64, device=x.device),
+            "known": torch.ones(b, dtype=torch.int64, device=x.device),
+        }
+
+    def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: State, noise: Noise) -> Step:
+        if "run" in state:
+            return self._fixed_step(term, x, t, t_next, state["run"])
+        phi, past, k = state["phi"], state["past"], state["order"]
+        h = t_next - t
+        psi_new = t_next[:, None] - past  # psi_i(n + 1), i = 1..
+        psi_old = past[:, :1] - past  # 0, psi_1(n), psi_2(n), ...
+        ratios = torch.ones_like(past)
+        ratios[:, 1:] = psi_new[:, :-1] / psi_old[:, 1:]
+        beta = ratios.cumprod(1)
+        g = _coefficients(h, psi_new)  # (B, width + 1)
+        width = phi.shape[1]
+        number = torch.arange(1, width + 1, device=x.device)
+        shape = (-1, width, *(1,) * (x.ndim - 1))
+        star = phi * beta.to(x.dtype).reshape(shape)
+        used = (h[:, None] * g[:, :width]).masked_fill(number > k[:, None], 0.0)
+        predicted = x + (star * used.to(x.dtype).reshape(shape)).sum(1)
+        slope = term.drift(predicted, t_next)
+        differences = torch.cat([slope[:, None], slope[:, None] - star.cumsum(1)], 1)  # phi'_1 ... phi'_(width + 1)
+        rows = torch.arange(len(k), device=x.device)
+        weight = h * g[rows, k]
+        corrected = predicted + expand(weight, x) * differences[rows, k]
+        changes = (h[:, None] * g[:, 1:]).abs()  # of orders 1..width
+        carried = {
+            "phi": differences[:, :width],
+            "past": torch.cat([t_next[:, None], past[:, :-1]], 1),
+            "order": k,
+            "known": (state["known"] + 1).clamp_max(self.max_order),
+            "errors": changes * _rms_each(differences[:, 1:]),
+        }
+        return Step(corrected, carried, error=corrected, slope=phi[:, 0], slope_next=slope)
+
+    def judge(self, step: Step, x: Tensor, state: State, tolerance: Tolerance) -> tuple[Tensor, Tensor, State]:
+        carried = dict(step.state)
+        errors, k, known = carried.pop("errors"), state["order"], state["known"]
+        scale = (tolerance.atol + tolerance.rtol * torch.maximum(rms(x), rms(step.x))).to(torch.float64)
+        e = (errors / scale[:, None]).clamp_min(1e-14)  # (B, width): orders 1..
+        rows = torch.arange(len(k), device=x.device)
+        own = e[rows, k - 1]
+        accept = own <= self.accept
+        before = state.get("ratio", torch.ones_like(own))
+        orders = torch.arange(1, e.shape[1] + 1, device=x.device, dtype=torch.float64)
+        factors = (self.aim / e) ** (1 / (orders + 1))
+        # at most one order more than now, and no more than there are values (after acceptance one more)
+        allowed = torch.minimum(k + 1, known + 1).clamp_max(self.max_order)
+        bonus = factors.clone()
+        bonus[rows, k - 1] *= 1.08
+        bonus = bonus.masked_fill(orders > torch.minimum(allowed, known)[:, None], 0.0)
+        best = bonus.argmax(1) + 1
+        starting = (known < self.max_order) & (k == known)  # no estimate above the present order yet
+        best = torch.where(starting & (best == k) & accept, allowed, best)
+        factor = factors[rows, torch.minimum(best, k) - 1]
+        memory = (before / own) ** (0.2 / (k + 1).to(torch.float64))
+        factor = torch.where(accept, factor * memory, factor).clamp(0.3, 2.0)
+        factor = torch.where(accept, factor, factor.clamp_max(0.8))
+        finite = torch.isfinite(own)
+        accept, factor = accept & finite, torch.where(finite, factor, torch.full_like(factor, 0.3))
+        carried["order"] = best
+        carried["ratio"] = own
+        return accept, factor, carried
+
+    def _fixed_step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, run: _Fixed) -> Step:
+        slope = term.drift(x, t)
+        if run.k:
+            x = _summed(run.x, run.back[run.k - 1], [slope, *run.slopes])
+        x_next = _summed(x, run.ahead[run.k], [slope, *run.slopes])
+        slopes = [slope, *run.slopes][: run.values]
+        return Step(x_next, {"run": _Fixed(run.values, run.ahead, run.back, run.k + 1, x, slopes)}, slope=slope)
+
+
+def default_order(steps: int) -> int:
+    """Past values for the predictor on a fixed grid of so many steps."""
+    return 3 if steps <= 12 else 5 if steps <= 40 else 6 if steps <= 80 else 7
+
+
+class _Fixed:
+    """Where a run over a fixed grid stands: weights of all steps, the corrected state before, past slopes (newest first)."""
+
+    def __init__(self, values: int, ahead: list, back: list, k: int = 0, x: Any = None, slopes: Any = ()) -> None:
+        self.values, self.ahead, self.back, self.k, self.x, self.slopes = values, ahead, back, k, x, slopes
+
+    @classmethod
+    def planned(cls, ts: Tensor, values: int) -> _Fixed:
+        n = len(ts) - 1
+        tables: list[list] = []
+        for first, most in ((0, values), (1, values + 1)):
+            table: list = [None] * n
+            groups: dict[int, list[int]] = {}
+            for k in range(n):
+                groups.setdefault(min(most, k + 1 + first), []).append(k)
+            for count, rows in groups.items():
+                k = torch.tensor(rows)
+                nodes = ts[k[:, None] + first - torch.arange(count)]
+                w = lagrange_weights(nodes, ts[k], ts[k + 1], torch.ones_like, lambda u: u)
+                for row, i in zip(w.tolist(), rows, strict=True):
+                    table[i] = row
+            tables.append(table)
+        return cls(values, *tables)
+
+
+def _summed(x: Tensor, weights: list[float], values: list[Tensor]) -> Tensor:
+    for w, v in zip(weights, values, strict=False):
+        x = torch.add(x, v, alpha=w)
+    return x
+
+
+def _coefficients(h: Tensor, psi: Tensor) -> Tensor:
+    """g_1 ... g_(width + 1), (B, width + 1): h g_i phi*_i is the integral of the i-th Newton term over the step.
+
+    c_(1,q) = 1/q, c_(2,q) = 1/(q (q + 1)), c_(i+1,q) = c_(i,q) - (h/psi_i) c_(i,q+1), g_i = c_(i,1).
+    """
+    width = psi.shape[1]
+    q = torch.arange(1, width + 2, dtype=torch.float64, device=h.device)
+    alpha = h[:, None] / psi  # alpha_i, i = 1..
+    g = [torch.ones_like(h)]
+    c = (1 / (q * (q + 1))).expand(len(h), -1)  # c_2
+    g.append(c[:, 0])
+    for i in range(2, width + 1):
+        c = c[:, :-1] - alpha[:, i - 1 : i] * c[:, 1:]
+        g.append(c[:, 0])
+    return torch.stack(g, 1)
+
+
+def _rms_each(table: Tensor) -> Tensor:
+    """Root mean square over the event of every entry: (B, width, *event) -> (B, width) float64."""
+    return table.reshape(*table.shape[:2], -1).square().mean(2).sqrt().to(torch.float64)
+
+
+def _sign(term: Term, t: Tensor) -> float:
+    """The direction of a run under error control, from where it starts."""
+    return -1.0 if float(t[0]) > (term.t_min + term.t_max) / 2 else 1.0

@@ -1,0 +1,49 @@
+"""Weights of multistep formulas: integrals of a weight times Lagrange polynomials, by quadrature in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..quadrature import gauss_legendre
+
+_POINTS = 32
+
+
+def lagrange_weights(
+    nodes: Tensor, start: Tensor, stop: Tensor, weight: Callable[[Tensor], Tensor], variable: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """W_i = int_start^stop weight(u) l_i(variable(u)) du for the Lagrange polynomials l_i of each row of nodes.
+
+    Args:
+        nodes: (n, m), where past values were taken, in terms of the variable.
+        start, stop: (n,), the steps, in terms of u.
+        weight, variable: functions of u, (n, q) -> (n, q).
+
+    Returns:
+        (n, m): sum_i W_i v_i integrates the weight times the polynomial through the values v_i.
+    """
+    x, w = gauss_legendre(_POINTS)
+    width = (stop - start)[:, None]
+    u = start[:, None] + width * x
+    p = variable(u)  # (n, q)
+    factor = weight(u) * width * w
+    columns = []
+    m = nodes.shape[1]
+    for i in range(m):
+        product = factor
+        for j in range(m):
+            if j != i:
+                product = product * ((p - nodes[:, j : j + 1]) / (nodes[:, i : i + 1] - nodes[:, j : j + 1]))
+        columns.append(product.sum(1))
+    return torch.stack(columns, 1)
+
+
+def moments(start: Tensor, stop: Tensor, weight: Callable[[Tensor], Tensor], count: int) -> list[Tensor]:
+    """w_j = int_start^stop weight(u) ((u - start)/(stop - start))^j du for j < count, (n,) each."""
+    x, w = gauss_legendre(_POINTS)
+    width = (stop - start)[:, None]
+    factor = weight(start[:, None] + width * x) * width * w
+    return [(factor * x**j).sum(1) for j in range(count)]
