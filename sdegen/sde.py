@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Self
@@ -40,18 +41,19 @@ class Level(NamedTuple):
 class SDE(ABC):
     """A linear forward process, defined by alpha(t) and sigma(t) on [t_min, t_max].
 
-    Subclasses give `alpha` and `sigma` (torch functions) and set the range with `_set_range`; the rest follows by automatic
-    differentiation, and may be overridden in closed form. `sdegen.testing.check_sde(sde)` proves the result.
+    Subclasses give `alpha` and `sigma` (torch functions) and set the range with `_set_range`; the rest follows by
+    automatic differentiation, and may be overridden in closed form. `sdegen.testing.check_sde(sde)` proves the result.
 
     Attributes:
         t_min: the smallest time at which the process is used; positive, since every quantity must be finite there.
         t_max: the time of the prior.
-        config: the constructor's arguments, from which a checkpoint rebuilds the process (None where they are functions).
+        config: the constructor's arguments, from which a checkpoint rebuilds the process; None for functions.
     """
 
     t_min: float
     t_max: float
     config: dict[str, Any] | None = None
+    _levels: Memo | None = None
 
     # ---- what a subclass defines
 
@@ -83,24 +85,28 @@ class SDE(ABC):
 
     def drift(self, x: Tensor, t: float | Tensor) -> Tensor:
         """f(t) x. Shapes: x (B, *event), t () or (B,)."""
+        t = as_time(t)
+        check_time(t, x)
         return expand(self.drift_coefficient(t), x) * x
 
     def rates(self, t: float | Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha', sigma') = (f alpha, f sigma + g^2/(2 sigma)), the derivatives in t: the coefficients of the velocity."""
+        """(alpha', sigma') = (f alpha, f sigma + g^2/(2 sigma)), derivatives in t: the velocity's coefficients."""
         f, sigma = self.drift_coefficient(t), self.sigma(t)
         return f * self.alpha(t), f * sigma + self.diffusion(t) ** 2 / (2 * sigma)
 
     def level(self, t: Tensor) -> Level:
-        """All coefficients at t, remembered for scalar times (see `Memo`): what solvers and predictions multiply with."""
+        """All coefficients at t, remembered for scalar times (see `Memo`): what solvers multiply with."""
         return Level(*self.levels(t))
 
     @property
     def levels(self) -> Memo:
         """The memo behind `level`; `sde.levels.warm(ts)` fills it for a whole grid at once."""
-        memo = self.__dict__.get("_levels")
-        if memo is None:
-            memo = self.__dict__["_levels"] = Memo(lambda t: (self.alpha(t), self.sigma(t), *self.rates(t), self.diffusion(t)))
-        return memo
+        if self._levels is None:
+            self._levels = Memo(self._level_values)
+        return self._levels
+
+    def _level_values(self, t: Tensor) -> tuple[Tensor, ...]:
+        return self.alpha(t), self.sigma(t), *self.rates(t), self.diffusion(t)
 
     def half_log_snr(self, t: float | Tensor) -> Tensor:
         """lambda(t) = log(alpha/sigma), half the log signal-to-noise ratio: falls with t, finite on [t_min, t_max]."""
@@ -108,7 +114,7 @@ class SDE(ABC):
         return torch.log(self.alpha(t)) - torch.log(self.sigma(t))
 
     def time(self, half_log_snr: float | Tensor) -> Tensor:
-        """The inverse of `half_log_snr`: Newton's method kept inside a bracket; values beyond the range give its ends."""
+        """The inverse of `half_log_snr`: Newton's method inside a bracket. Values beyond the range give its ends."""
         wanted = as_time(half_log_snr)
         with torch.no_grad():
             target = wanted.detach().to(torch.float64)
@@ -117,18 +123,19 @@ class SDE(ABC):
             target = target.clamp(levels[-1], levels[0])
             cell = torch.searchsorted(-levels, -target.contiguous(), right=True).clamp(1, len(grid) - 1)
             low, high = grid[cell - 1], grid[cell]
-            t = low + (high - low) * ((levels[cell - 1] - target) / (levels[cell - 1] - levels[cell])).clamp(0, 1)
+            fall = (levels[cell - 1] - levels[cell]).clamp_min(1e-300)  # two neighbours may be equal to rounding
+            t = low + (high - low) * ((levels[cell - 1] - target) / fall).clamp(0, 1)
             for _ in range(60):
                 excess = self.half_log_snr(t) - target
                 low, high = torch.where(excess > 0, t, low), torch.where(excess > 0, high, t)
                 slope = -((self.diffusion(t) / self.sigma(t)) ** 2) / 2
-                newton = t - excess / slope
-                inside = (newton >= low) & (newton <= high)
-                t_new = torch.where(inside, newton, (low + high) / 2)
-                moved = (t_new - t).abs() > 4e-16 * t
-                t = t_new
-                if not bool(moved.any()):
+                step = excess / slope
+                there = (step.abs() <= 4e-16 * t) | (excess.abs() <= 4e-16 * (1 + target.abs()))  # to rounding
+                if bool(there.all()):
                     break
+                newton = t - step
+                inside = (newton >= low) & (newton <= high)
+                t = torch.where(there, t, torch.where(inside, newton, (low + high) / 2))
         if wanted.requires_grad:  # one more Newton step carries the derivative dt/dlambda
             slope = (-((self.diffusion(t) / self.sigma(t)) ** 2) / 2).detach()
             return (t - (self.half_log_snr(t).detach() - wanted) / slope).to(wanted.dtype)
@@ -141,7 +148,9 @@ class SDE(ABC):
         low = self.t_min + width / 2 * rise
         high = self.t_max - width / 2 * rise
         ends = torch.tensor([self.t_min, self.t_max], dtype=torch.float64)
-        return torch.unique(torch.cat([ends, low, high, torch.linspace(self.t_min, self.t_max, 129, dtype=torch.float64)]))
+        return torch.unique(
+            torch.cat([ends, low, high, torch.linspace(self.t_min, self.t_max, 129, dtype=torch.float64)])
+        )
 
     # ---- samples
 
@@ -149,16 +158,27 @@ class SDE(ABC):
         """x_t = alpha(t) x0 + sigma(t) noise. Shapes: x0, noise (B, *event), t () or (B,)."""
         t = as_time(t)
         check_time(t, x0)
+        _check_noise(noise, x0)
         return expand(self.alpha(t), x0) * x0 + expand(self.sigma(t), x0) * noise
 
     def transition(self, x: Tensor, t: float | Tensor, t_next: float | Tensor, noise: Tensor) -> Tensor:
         """A draw from the forward kernel x_{t_next} given x_t, t <= t_next.
 
-        x' = a x + sqrt(sigma'^2 - a^2 sigma^2) noise with a = alpha'/alpha; the variance is sigma'^2 (1 - exp(2 (lambda' - lambda))).
+        x' = a x + sqrt(sigma'^2 - a^2 sigma^2) noise, a = alpha'/alpha; the variance is computed without cancellation
+        as sigma'^2 (1 - exp(2 (lambda' - lambda))).
+
+        Raises:
+            InvalidInputError: t_next is before t.
         """
         t, t_next = as_time(t), as_time(t_next)
         check_time(t, x)
         check_time(t_next, x)
+        _check_noise(noise, x)
+        if bool((t_next < t - 1e-6 * self.t_max).any()):  # the slack: times that float32 rounded
+            raise InvalidInputError(
+                f"transition goes down from t = {float(t.max()):g} to t_next = {float(t_next.min()):g}: the forward "
+                "kernel needs t <= t_next (the way down is sampling)"
+            )
         ratio = self.alpha(t_next) / self.alpha(t)
         growth = 2 * (self.half_log_snr(t_next) - self.half_log_snr(t))
         std = self.sigma(t_next) * (-torch.expm1(growth)).clamp_min(0).sqrt()
@@ -185,19 +205,21 @@ class SDE(ABC):
         return -event_sum((x / std) ** 2) / 2 - constant
 
     def narrowed(self, t_min: float, t_max: float) -> Self:
-        """The same process on a shorter range of times."""
+        """The same process on a shorter range of times: what both ranges share."""
         sde = copy.copy(self)
-        sde.__dict__.pop("_levels", None)
+        sde._levels = None
         sde._set_range(max(t_min, self.t_min), min(t_max, self.t_max))
         return sde
 
     def _check_path(self) -> None:
-        """Raise unless alpha, sigma are positive and finite and lambda falls on [t_min, t_max]: for user-made processes."""
+        """Raise unless alpha and sigma are positive and finite and lambda falls on [t_min, t_max]."""
         t = self._bracket_times()
         alpha, sigma = self.alpha(t), self.sigma(t)
         for name, value in (("alpha", alpha), ("sigma", sigma)):
             if value.shape != t.shape:
-                raise InvalidInputError(f"{name}(t) has shape {tuple(value.shape)} for t of shape {tuple(t.shape)}: wanted t's shape")
+                raise InvalidInputError(
+                    f"{name}(t) has shape {tuple(value.shape)} for t of shape {tuple(t.shape)}: wanted t's shape"
+                )
             bad = ~(torch.isfinite(value) & (value > 0))
             if bad.any():
                 i = int(bad.nonzero()[0])
@@ -210,13 +232,14 @@ class SDE(ABC):
         if bool((rise >= 0).any()):
             i = int((rise >= 0).nonzero()[0])
             raise InvalidInputError(
-                f"the signal-to-noise ratio alpha/sigma does not fall between t = {float(coarse[i]):g} and {float(coarse[i + 1]):g}: "
-                "wanted a forward process, noisier as t grows (its g^2 would be negative)"
+                f"the signal-to-noise ratio alpha/sigma does not fall between t = {float(coarse[i]):g} and "
+                f"{float(coarse[i + 1]):g}: wanted a forward process, noisier as t grows (its g^2 would be negative)"
             )
 
     def __repr__(self) -> str:
-        words = {k: v for k, v in (self.config or {}).items() if not isinstance(v, list)}
-        return f"{type(self).__name__}({', '.join(f'{k}={v:g}' for k, v in words.items())})"
+        words = {k: v if isinstance(v, list) else getattr(self, k, v) for k, v in (self.config or {}).items()}
+        said = (f"{k}=[{len(v)} values]" if isinstance(v, list) else f"{k}={v:g}" for k, v in words.items())
+        return f"{type(self).__name__}({', '.join(said)})"
 
 
 def derivative(f: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
@@ -232,7 +255,7 @@ def derivative(f: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
 
 
 class _FromIntegral(SDE):
-    """Processes given by I(t) = int_0^t beta: alpha = exp(-I/2), f = -beta/2. Subclasses give I, beta and I's inverse."""
+    """Processes given by I(t) = int_0^t beta: alpha = exp(-I/2), f = -beta/2. Subclasses give I, its inverse, beta."""
 
     @abstractmethod
     def _integral(self, t: Tensor) -> Tensor: ...
@@ -247,27 +270,31 @@ class _FromIntegral(SDE):
         """The rate of noising."""
         return self._beta(as_time(t))
 
-    def alpha(self, t):
+    def alpha(self, t: float | Tensor) -> Tensor:
         return torch.exp(-self._integral(as_time(t)) / 2)
 
-    def drift_coefficient(self, t):
+    def drift_coefficient(self, t: float | Tensor) -> Tensor:
         return -self.beta(t) / 2
 
 
 class _VariancePreserving(_FromIntegral):
-    """alpha^2 + sigma^2 = 1, g^2 = beta; lambda = -log(e^I - 1)/2 and I = log(1 + e^(-2 lambda)), both without cancellation."""
+    """alpha^2 + sigma^2 = 1, g^2 = beta; lambda = -log(e^I - 1)/2, I = log(1 + e^(-2 lambda)), without cancellation."""
 
-    def sigma(self, t):
+    def sigma(self, t: float | Tensor) -> Tensor:
         return torch.sqrt(-torch.expm1(-self._integral(as_time(t))))
 
-    def diffusion(self, t):
+    def diffusion(self, t: float | Tensor) -> Tensor:
         return self.beta(t).sqrt()
 
-    def half_log_snr(self, t):
+    def rates(self, t: float | Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma, beta = self.alpha(t), self.sigma(t), self.beta(t)
+        return -beta * alpha / 2, beta * alpha**2 / (2 * sigma)
+
+    def half_log_snr(self, t: float | Tensor) -> Tensor:
         integral = self._integral(as_time(t))
         return -(integral + torch.log(-torch.expm1(-integral))) / 2
 
-    def time(self, half_log_snr):
+    def time(self, half_log_snr: float | Tensor) -> Tensor:
         wanted = as_time(half_log_snr)
         return self._time_of_integral(torch.nn.functional.softplus(-2 * wanted, threshold=700))
 
@@ -275,21 +302,26 @@ class _VariancePreserving(_FromIntegral):
 class _LinearBeta(_FromIntegral):
     """beta(t) = beta_min + t (beta_max - beta_min)."""
 
-    def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0, *, t_min: float = 1e-3, t_max: float = 1.0) -> None:
+    def __init__(
+        self, beta_min: float = 0.1, beta_max: float = 20.0, *, t_min: float = 1e-3, t_max: float = 1.0
+    ) -> None:
         if not 0 <= beta_min < beta_max < math.inf:
-            raise InvalidInputError(f"beta_min={beta_min}, beta_max={beta_max}: wanted 0 <= beta_min < beta_max, both finite")
+            raise InvalidInputError(
+                f"beta_min={beta_min}, beta_max={beta_max}: wanted 0 <= beta_min < beta_max, both finite"
+            )
         self.beta_min, self.beta_max = float(beta_min), float(beta_max)
         self._set_range(t_min, t_max)
         self.config = {"beta_min": self.beta_min, "beta_max": self.beta_max, "t_min": self.t_min, "t_max": self.t_max}
 
-    def _integral(self, t):
+    def _integral(self, t: Tensor) -> Tensor:
         return self.beta_min * t + (self.beta_max - self.beta_min) / 2 * t**2
 
-    def _beta(self, t):
+    def _beta(self, t: Tensor) -> Tensor:
         return self.beta_min + (self.beta_max - self.beta_min) * t
 
-    def _time_of_integral(self, integral):
-        return 2 * integral / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * integral))
+    def _time_of_integral(self, integral: Tensor) -> Tensor:
+        root = torch.sqrt(self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * integral)
+        return 2 * integral / (self.beta_min + root)
 
 
 class VPSDE(_LinearBeta, _VariancePreserving):
@@ -316,14 +348,14 @@ class SubVPSDE(_LinearBeta):
     Source: Song et al. 2021 (arXiv 2011.13456) eq. 12 and appendix B.
     """
 
-    def sigma(self, t):
+    def sigma(self, t: float | Tensor) -> Tensor:
         return -torch.expm1(-self._integral(as_time(t)))
 
-    def diffusion(self, t):
+    def diffusion(self, t: float | Tensor) -> Tensor:
         t = as_time(t)
         return torch.sqrt(self._beta(t) * -torch.expm1(-2 * self._integral(t)))
 
-    def time(self, half_log_snr):
+    def time(self, half_log_snr: float | Tensor) -> Tensor:
         # e^lambda = alpha/(1 - alpha^2): with u = e^(-lambda), alpha = 2/(u + sqrt(u^2 + 4))
         u = torch.exp(-as_time(half_log_snr))
         return self._time_of_integral(2 * torch.asinh(u / 2))
@@ -337,33 +369,41 @@ class CosineSDE(_VariancePreserving):
     Args:
         s: the offset that keeps beta small near 0.
 
-    Source: Nichol & Dhariwal 2021 (arXiv 2102.09672) eq. 17; the range as in Lu et al. 2022 (arXiv 2206.00927) appendix D.
+    Source: Nichol & Dhariwal 2021 (arXiv 2102.09672) eq. 17; the range as in Lu et al. 2022 (arXiv 2206.00927)
+    appendix D.
     """
 
     def __init__(self, s: float = 0.008, *, t_min: float = 1e-3, t_max: float = 0.9946) -> None:
         if not 0 < s < math.inf:
             raise InvalidInputError(f"s={s}: wanted a positive offset")
         if not t_max < 1:
-            raise InvalidInputError(f"t_max={t_max}: the cosine schedule's beta is infinite at t = 1, use t_max < 1 such as 0.9946")
+            raise InvalidInputError(
+                f"t_max={t_max}: the cosine schedule's beta is infinite at t = 1, use t_max < 1 such as 0.9946"
+            )
         self.s = float(s)
         self._set_range(t_min, t_max)
         self.config = {"s": self.s, "t_min": self.t_min, "t_max": self.t_max}
 
-    def _phase(self, t: Tensor | float) -> Tensor:
-        return (as_time(t) + self.s) * (math.pi / 2 / (1 + self.s))
+    @property
+    def _phase_0(self) -> float:
+        return math.pi / 2 * self.s / (1 + self.s)
 
-    def _integral(self, t):
+    def _integral(self, t: Tensor) -> Tensor:
         # -2 log(cos(phi)/cos(phi_0)) through cos(phi_0) - cos(phi) = 2 sin((phi + phi_0)/2) sin((phi - phi_0)/2)
-        phi, phi_0 = self._phase(t), self._phase(0.0).to(t.device)
-        step = as_time(t) * (math.pi / 2 / (1 + self.s))
-        return -2 * torch.log1p(-2 * torch.sin((phi + phi_0) / 2) * torch.sin(step / 2) / torch.cos(phi_0))
+        step, phi_0 = t * (math.pi / 2 / (1 + self.s)), self._phase_0
+        return -2 * torch.log1p(-2 * torch.sin(step / 2 + phi_0) * torch.sin(step / 2) / math.cos(phi_0))
 
-    def _beta(self, t):
-        return math.pi / (1 + self.s) * torch.tan(self._phase(t))
+    def _beta(self, t: Tensor) -> Tensor:
+        return math.pi / (1 + self.s) * torch.tan((t + self.s) * (math.pi / 2 / (1 + self.s)))
 
-    def _time_of_integral(self, integral):
-        phi = torch.arccos(torch.exp(-integral / 2) * math.cos(math.pi / 2 * self.s / (1 + self.s)))
-        return phi * (2 * (1 + self.s) / math.pi) - self.s
+    def _time_of_integral(self, integral: Tensor) -> Tensor:
+        # sin(phi - phi_0) = (cos^2(phi_0) - cos^2(phi))/(sin(phi) cos(phi_0) + cos(phi) sin(phi_0)), where
+        # cos(phi) = cos(phi_0) alpha: phi itself would cancel against phi_0 near t = 0
+        sin_0, cos_0 = math.sin(self._phase_0), math.cos(self._phase_0)
+        fallen = -(cos_0**2) * torch.expm1(-integral)
+        sin, cos = torch.sqrt(sin_0**2 + fallen), cos_0 * torch.exp(-integral / 2)
+        step = torch.atan2(fallen / (sin * cos_0 + cos * sin_0), cos * cos_0 + sin * sin_0)
+        return step * (2 * (1 + self.s) / math.pi)
 
 
 class LinearPathSDE(SDE):
@@ -376,46 +416,48 @@ class LinearPathSDE(SDE):
 
     def __init__(self, *, t_min: float = 1e-3, t_max: float = 0.999) -> None:
         if not t_max < 1:
-            raise InvalidInputError(f"t_max={t_max}: alpha = 1 - t is 0 at t = 1 and the drift infinite, use t_max < 1 such as 0.999")
+            raise InvalidInputError(
+                f"t_max={t_max}: alpha = 1 - t is 0 at t = 1 and the drift infinite, use t_max < 1 such as 0.999"
+            )
         self._set_range(t_min, t_max)
         self.config = {"t_min": self.t_min, "t_max": self.t_max}
 
-    def alpha(self, t):
+    def alpha(self, t: float | Tensor) -> Tensor:
         return 1 - as_time(t)
 
-    def sigma(self, t):
+    def sigma(self, t: float | Tensor) -> Tensor:
         return as_time(t) * 1.0
 
-    def drift_coefficient(self, t):
+    def drift_coefficient(self, t: float | Tensor) -> Tensor:
         return -1 / (1 - as_time(t))
 
-    def diffusion(self, t):
+    def diffusion(self, t: float | Tensor) -> Tensor:
         t = as_time(t)
         return torch.sqrt(2 * t / (1 - t))
 
-    def rates(self, t):
+    def rates(self, t: float | Tensor) -> tuple[Tensor, Tensor]:
         t = as_time(t)
         return -torch.ones_like(t), torch.ones_like(t)
 
-    def time(self, half_log_snr):
+    def time(self, half_log_snr: float | Tensor) -> Tensor:
         return torch.sigmoid(-as_time(half_log_snr))
 
 
 class _VarianceExploding(SDE):
     """alpha = 1, f = 0, g^2 = d(sigma^2)/dt."""
 
-    def alpha(self, t):
+    def alpha(self, t: float | Tensor) -> Tensor:
         return torch.ones_like(as_time(t))
 
-    def drift_coefficient(self, t):
+    def drift_coefficient(self, t: float | Tensor) -> Tensor:
         return torch.zeros_like(as_time(t))
 
 
 class VESDE(_VarianceExploding):
     """Variance exploding: f = 0, sigma = sigma_min (sigma_max/sigma_min)^t, g^2 = 2 sigma^2 log(sigma_max/sigma_min).
 
-    sigma(0) is sigma_min, not 0: the perturbation kernel has that much noise at t = 0 already, while the SDE started from clean
-    data has sigma_min^2 less variance at every t. Start simulated paths with `perturb`.
+    sigma(0) is sigma_min, not 0: the perturbation kernel has that much noise at t = 0 already, while the SDE started
+    from clean data has sigma_min^2 less variance at every t. Start simulated paths with `perturb`.
 
     Args:
         sigma_min, sigma_max: noise at t = 0 and t = 1, in the data's units.
@@ -423,19 +465,26 @@ class VESDE(_VarianceExploding):
     Source: Song et al. 2021 (arXiv 2011.13456) eq. 9 and appendix C.
     """
 
-    def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0, *, t_min: float = 1e-3, t_max: float = 1.0) -> None:
+    def __init__(
+        self, sigma_min: float = 0.01, sigma_max: float = 50.0, *, t_min: float = 1e-3, t_max: float = 1.0
+    ) -> None:
         self.sigma_min, self.sigma_max = _check_sigmas(sigma_min, sigma_max)
         self._log_ratio = math.log(self.sigma_max / self.sigma_min)
         self._set_range(t_min, t_max)
-        self.config = {"sigma_min": self.sigma_min, "sigma_max": self.sigma_max, "t_min": self.t_min, "t_max": self.t_max}
+        self.config = {
+            "sigma_min": self.sigma_min,
+            "sigma_max": self.sigma_max,
+            "t_min": self.t_min,
+            "t_max": self.t_max,
+        }
 
-    def sigma(self, t):
+    def sigma(self, t: float | Tensor) -> Tensor:
         return self.sigma_min * torch.exp(self._log_ratio * as_time(t))
 
-    def diffusion(self, t):
+    def diffusion(self, t: float | Tensor) -> Tensor:
         return self.sigma(t) * math.sqrt(2 * self._log_ratio)
 
-    def time(self, half_log_snr):
+    def time(self, half_log_snr: float | Tensor) -> Tensor:
         return (-as_time(half_log_snr) - math.log(self.sigma_min)) / self._log_ratio
 
 
@@ -454,25 +503,26 @@ class EDMSDE(_VarianceExploding):
         self._set_range(*_check_sigmas(sigma_min, sigma_max))
         self.config = {"sigma_min": self.t_min, "sigma_max": self.t_max}
 
-    def sigma(self, t):
+    def sigma(self, t: float | Tensor) -> Tensor:
         return as_time(t) * 1.0
 
-    def diffusion(self, t):
+    def diffusion(self, t: float | Tensor) -> Tensor:
         return torch.sqrt(2 * as_time(t))
 
-    def rates(self, t):
+    def rates(self, t: float | Tensor) -> tuple[Tensor, Tensor]:
         t = as_time(t)
         return torch.zeros_like(t), torch.ones_like(t)
 
-    def time(self, half_log_snr):
+    def time(self, half_log_snr: float | Tensor) -> Tensor:
         return torch.exp(-as_time(half_log_snr))
 
 
 class TrigSDE(SDE):
     """The circular path: alpha = cos t, sigma = s sin t, f = -tan t, g^2 = 2 s^2 tan t, s = sigma_data.
 
-    Along it the probability flow is dx/dt = -s F(x/s, t), F the raw network of Karras' parametrisation, and Gaussian data of standard
-    deviation s do not move at all in law and are solved exactly by any Runge-Kutta or Adams method. Its time is bounded: t = atan((sigma/alpha)/s).
+    Along it the probability flow is dx/dt = -s F(x/s, t), F the raw network of Karras' parametrisation. Centred
+    Gaussian data of standard deviation s have the velocity 0, so any Runge-Kutta or Adams method is exact for them.
+    Its time is bounded: t = atan((sigma/alpha)/s).
 
     Args:
         sigma_data: s, the data's standard deviation.
@@ -483,42 +533,46 @@ class TrigSDE(SDE):
 
     def __init__(self, sigma_data: float, *, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:
         if not 0 < sigma_data < math.inf:
-            raise InvalidInputError(f"sigma_data={sigma_data}: wanted the data's standard deviation, positive and finite")
+            raise InvalidInputError(
+                f"sigma_data={sigma_data}: wanted the data's standard deviation, positive and finite"
+            )
         self.sigma_data = float(sigma_data)
         low, high = _check_sigmas(sigma_min, sigma_max)
         self._set_range(math.atan(low / self.sigma_data), math.atan(high / self.sigma_data))
         self.config = {"sigma_data": self.sigma_data, "sigma_min": low, "sigma_max": high}
 
-    def alpha(self, t):
+    def alpha(self, t: float | Tensor) -> Tensor:
         return torch.cos(as_time(t))
 
-    def sigma(self, t):
+    def sigma(self, t: float | Tensor) -> Tensor:
         return self.sigma_data * torch.sin(as_time(t))
 
-    def drift_coefficient(self, t):
+    def drift_coefficient(self, t: float | Tensor) -> Tensor:
         return -torch.tan(as_time(t))
 
-    def diffusion(self, t):
+    def diffusion(self, t: float | Tensor) -> Tensor:
         return self.sigma_data * torch.sqrt(2 * torch.tan(as_time(t)))
 
-    def rates(self, t):
+    def rates(self, t: float | Tensor) -> tuple[Tensor, Tensor]:
         t = as_time(t)
         return -torch.sin(t), self.sigma_data * torch.cos(t)
 
-    def half_log_snr(self, t):
+    def half_log_snr(self, t: float | Tensor) -> Tensor:
         return -torch.log(self.sigma_data * torch.tan(as_time(t)))
 
-    def time(self, half_log_snr):
+    def time(self, half_log_snr: float | Tensor) -> Tensor:
         return torch.atan(torch.exp(-as_time(half_log_snr)) / self.sigma_data)
 
 
 class TabulatedVPSDE(_VariancePreserving):
-    """A DDPM table as a process: node i of 1..N at t = i/N; the rate on ((i-1)/N, i/N] is the constant -N log(1 - beta_i).
+    """A DDPM table as a process: node i of 1..N at t = i/N, node 0 clean data.
 
-    Then alpha^2 at node i is exactly prod_{j<=i} (1 - beta_j), and the kernel between neighbours has variance beta_i.
+    The rate on ((i-1)/N, i/N] is the constant -N log(1 - beta_i). Then alpha^2 at node i is exactly
+    prod_{j<=i} (1 - beta_j), and the kernel between neighbours has variance beta_i.
 
     Args:
-        betas: (N,) with 0 < beta_i < 1; the last may be 1 (zero terminal signal-to-noise ratio, where the rate is infinite).
+        betas: (N,), N >= 2, with 0 < beta_i < 1; the last may be 1 (zero terminal signal-to-noise ratio, where the
+            rate is infinite).
 
     Attributes:
         betas: the table, float64.
@@ -536,20 +590,17 @@ class TabulatedVPSDE(_VariancePreserving):
         self._set_range(1 / n, 1.0)
         self.config = {"betas": self.betas.tolist()}
 
-    def _cell(self, t: Tensor) -> Tensor:
-        return _cell(t, len(self.betas))
-
-    def _integral(self, t):
-        i = self._cell(t)
-        fraction = t * len(self.betas) - i
+    def _integral(self, t: Tensor) -> Tensor:
+        i, fraction = _cell(t, len(self.betas))
         step = self._steps.to(t.device)[i]
         partial = torch.where(torch.isinf(step) & (fraction > 0), step, fraction * step)
         return (self._nodes.to(t.device)[i] + partial).to(t.dtype)
 
-    def _beta(self, t):
-        return (len(self.betas) * self._steps.to(t.device)[self._cell(t)]).to(t.dtype)
+    def _beta(self, t: Tensor) -> Tensor:
+        i, _ = _cell(t, len(self.betas))
+        return (len(self.betas) * self._steps.to(t.device)[i]).to(t.dtype)
 
-    def _time_of_integral(self, integral):
+    def _time_of_integral(self, integral: Tensor) -> Tensor:
         nodes = self._nodes.to(integral.device)
         n = len(self.betas)
         i = (torch.searchsorted(nodes, integral.detach().to(torch.float64).contiguous()) - 1).clamp(0, n - 1)
@@ -558,10 +609,12 @@ class TabulatedVPSDE(_VariancePreserving):
 
 
 class TabulatedVESDE(_VarianceExploding):
-    """An NCSN table as a process: node i of 1..N at t = i/N; sigma(0) = 0, sigma^2 linear up to node 1, log sigma linear after.
+    """An NCSN table as a process: node i of 1..N at t = i/N.
+
+    sigma(0) = 0, sigma^2 is linear in t up to node 1 and log(sigma) linear between nodes after that.
 
     Args:
-        sigmas: (N,) positive and increasing (noise grows with time), in the data's units.
+        sigmas: (N,), N >= 2, positive and increasing (noise grows with time), in the data's units.
 
     Attributes:
         sigmas: the table, float64.
@@ -572,34 +625,35 @@ class TabulatedVESDE(_VarianceExploding):
     def __init__(self, sigmas: Sequence[float] | Tensor) -> None:
         self.sigmas = _table(sigmas, "sigmas")
         if bool((self.sigmas <= 0).any()) or bool((self.sigmas.diff() <= 0).any()):
-            raise InvalidInputError("sigmas: wanted positive and increasing values (a table from large to small must be flipped)")
+            raise InvalidInputError(
+                "sigmas: wanted positive and increasing values (a table from large to small must be flipped)"
+            )
         n = len(self.sigmas)
         self._logs = torch.log(self.sigmas)
         self._set_range(1 / n, 1.0)
         self.config = {"sigmas": self.sigmas.tolist()}
 
-    def _parts(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Whether t is in the first cell, the slope of log sigma there, and the distance from the cell's left node."""
-        n = len(self.sigmas)
-        i = _cell(t, n)
+    def _parts(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Whether t is in the first cell, where in its cell, log(sigma) at the left node, its rise in the cell."""
+        i, fraction = _cell(t, len(self.sigmas))
         logs = self._logs.to(t.device)
-        left, right = logs[(i - 1).clamp_min(0)], logs[i]
-        return i == 0, (right - left) * n, left + (right - left) * (t * n - i)
+        left = logs[(i - 1).clamp_min(0)]
+        return i == 0, fraction, left, logs[i] - left
 
-    def sigma(self, t):
+    def sigma(self, t: float | Tensor) -> Tensor:
+        t = as_time(t)
+        first, fraction, left, rise = self._parts(t)
+        root = self.sigmas[0].to(t.device) * torch.sqrt(torch.where(first, fraction, 1.0))
+        return torch.where(first, root, torch.exp(left + rise * fraction)).to(t.dtype)
+
+    def diffusion(self, t: float | Tensor) -> Tensor:
         t = as_time(t)
         n = len(self.sigmas)
-        first, _, log_sigma = self._parts(t)
-        root = self.sigmas[0].to(t.device) * torch.sqrt(torch.where(first, t * n, 1.0))
-        return torch.where(first, root, torch.exp(log_sigma)).to(t.dtype)
+        first, _, _, rise = self._parts(t)
+        root = self.sigmas[0].to(t.device) * math.sqrt(n)
+        return torch.where(first, root, self.sigma(t) * torch.sqrt(2 * n * rise)).to(t.dtype)
 
-    def diffusion(self, t):
-        t = as_time(t)
-        n = len(self.sigmas)
-        first, slope, _ = self._parts(t)
-        return torch.where(first, self.sigmas[0].to(t.device) * math.sqrt(n), self.sigma(t) * torch.sqrt(2 * slope)).to(t.dtype)
-
-    def time(self, half_log_snr):
+    def time(self, half_log_snr: float | Tensor) -> Tensor:
         wanted = as_time(half_log_snr)
         log_sigma = -wanted
         logs, n = self._logs.to(wanted.device), len(self.sigmas)
@@ -616,10 +670,12 @@ class PathSDE(SDE):
     f = d log(alpha)/dt, g^2 = -2 sigma^2 dlambda/dt.
 
     Args:
-        alpha, sigma: functions of a tensor t, elementwise, made of torch operations; positive on [t_min, t_max], alpha/sigma falling.
+        alpha, sigma: functions of a tensor t, elementwise, made of torch operations; positive on [t_min, t_max], their
+            ratio alpha/sigma falling.
 
     Raises:
-        InvalidInputError: they are not positive and finite, not of t's shape, or the signal-to-noise ratio does not fall.
+        InvalidInputError: they are not positive and finite, not elementwise, not differentiable, or alpha/sigma does
+            not fall.
     """
 
     def __init__(
@@ -630,14 +686,46 @@ class PathSDE(SDE):
         t_min: float = 1e-3,
         t_max: float = 1.0,
     ) -> None:
-        self._alpha, self._sigma = _torch_function(alpha, "alpha"), _torch_function(sigma, "sigma")
         self._set_range(t_min, t_max)
+        self._alpha, self._sigma = _torch_function(alpha, "alpha", self), _torch_function(sigma, "sigma", self)
         self._check_path()
+        self._check_slopes()
 
-    def alpha(self, t):
+    def _check_slopes(self) -> None:
+        """Raise where automatic differentiation gives no slope, a wrong one, or one that rises."""
+        h = 1e-5 * (self.t_max - self.t_min)
+        t = torch.linspace(self.t_min + h, self.t_max - h, 129, dtype=torch.float64)
+        slopes = []
+        for name, function in (("alpha", self._alpha), ("sigma", self._sigma)):
+            slope = derivative(lambda u, function=function: torch.log(function(u)), t)
+            if not bool(torch.isfinite(slope).all()):
+                i = int((~torch.isfinite(slope)).nonzero()[0])
+                raise InvalidInputError(
+                    f"the derivative of {name}(t) at t = {float(t[i]):g} is {float(slope[i])}: wanted finite"
+                )
+            secant = (torch.log(function(t + h)) - torch.log(function(t - h))) / (2 * h)
+            slack = 1e-2 * (slope.abs() + secant.abs()) + 1e-6 / (self.t_max - self.t_min)
+            wrong = (slope - secant).abs() > slack
+            if wrong.sum() > len(t) / 2:  # here and there it may: a function is allowed its kinks
+                i = int(wrong.nonzero()[0])
+                raise InvalidInputError(
+                    f"automatic differentiation of log {name}(t) at t = {float(t[i]):g} gives {float(slope[i]):g}, "
+                    f"differences of its values {float(secant[i]):g}: build {name} of torch functions, without "
+                    "detach, numpy or math"
+                )
+            slopes.append(slope)
+        rises = slopes[0] - slopes[1] > 1e-9 * (slopes[0].abs() + slopes[1].abs())
+        if bool(rises.any()):
+            i = int(rises.nonzero()[0])
+            raise InvalidInputError(
+                f"the signal-to-noise ratio alpha/sigma rises at t = {float(t[i]):g}: wanted a forward process, "
+                "noisier as t grows (its g^2 would be negative)"
+            )
+
+    def alpha(self, t: float | Tensor) -> Tensor:
         return self._alpha(as_time(t))
 
-    def sigma(self, t):
+    def sigma(self, t: float | Tensor) -> Tensor:
         return self._sigma(as_time(t))
 
 
@@ -664,63 +752,107 @@ class CoefficientSDE(SDE):
         t_min: float = 1e-3,
         t_max: float = 1.0,
     ) -> None:
-        self._f, self._g = _torch_function(drift, "drift"), _torch_function(diffusion, "diffusion")
-        self._sigma_0 = float(sigma_0)
         self._set_range(t_min, t_max)
+        if not 0 <= sigma_0 < math.inf:
+            raise InvalidInputError(f"sigma_0={sigma_0}: wanted the noise at t = 0, finite and at least 0")
+        self._sigma_0 = float(sigma_0)
+        self._f, self._g = _torch_function(drift, "drift", self), _torch_function(diffusion, "diffusion", self)
         t = self._bracket_times()
-        g = self._g(t)
-        if bool((g < 0).any()):
-            i = int((g < 0).nonzero()[0])
-            raise InvalidInputError(f"diffusion({float(t[i]):g}) = {float(g[i]):g} is negative: g must be at least 0")
-        self._log_alpha = Antiderivative(self._f, 0.0, t_max, name="drift")
+        for name, value in (("drift", self._f(t)), ("diffusion", self._g(t))):
+            bad = ~torch.isfinite(value) | ((value < 0) if name == "diffusion" else False)
+            if bool(bad.any()):
+                i = int(bad.nonzero()[0])
+                wanted = "a finite number" + " of at least 0" * (name == "diffusion")
+                raise InvalidInputError(f"{name}({float(t[i]):g}) = {float(value[i]):g}: wanted {wanted}")
+        self._log_alpha = Antiderivative(self._f, 0.0, self.t_max, name="drift")
         self._growth = Antiderivative(
-            lambda u: self._g(u) ** 2 * torch.exp(-2 * self._log_alpha(u)), 0.0, t_max, name="diffusion^2/alpha^2"
+            lambda u: self._g(u) ** 2 * torch.exp(-2 * self._log_alpha(u)), 0.0, self.t_max, name="diffusion^2/alpha^2"
         )
         self._check_path()
 
-    def alpha(self, t):
+    def alpha(self, t: float | Tensor) -> Tensor:
         return torch.exp(self._log_alpha(as_time(t)))
 
-    def sigma(self, t):
+    def sigma(self, t: float | Tensor) -> Tensor:
         t = as_time(t)
         return self.alpha(t) * torch.sqrt(self._sigma_0**2 + self._growth(t))
 
-    def drift_coefficient(self, t):
+    def half_log_snr(self, t: float | Tensor) -> Tensor:
+        return -torch.log(self._sigma_0**2 + self._growth(as_time(t))) / 2
+
+    def drift_coefficient(self, t: float | Tensor) -> Tensor:
         return self._f(as_time(t))
 
-    def diffusion(self, t):
+    def diffusion(self, t: float | Tensor) -> Tensor:
         return self._g(as_time(t))
 
 
-def _torch_function(f: Callable[[Tensor], Any], name: str) -> Callable[[Tensor], Tensor]:
+def _torch_function(f: Callable[[Tensor], Any], name: str, sde: SDE) -> Callable[[Tensor], Tensor]:
     """A user's function of t whose results become tensors of t's shape, and whose failures say what was wanted."""
     if not callable(f):
         raise InvalidInputError(f"{name} is {f!r}: pass a function of a tensor t, such as lambda t: torch.cos(t)")
-    try:
-        f(torch.tensor([0.25, 0.5], dtype=torch.float64, requires_grad=True))
-    except (TypeError, RuntimeError, ValueError) as error:
-        raise InvalidInputError(f"{name}(t) failed on a tensor of two times ({error}): build it of torch functions, elementwise") from error
 
     def of_time(t: Tensor) -> Tensor:
         value = torch.as_tensor(f(t), dtype=t.dtype, device=t.device)
-        return value.expand(t.shape) if value.ndim == 0 else value
+        if value.shape != t.shape and value.ndim:
+            raise InvalidInputError(
+                f"{name}(t) has shape {tuple(value.shape)} for t of shape {tuple(t.shape)}: wanted one value per time"
+            )
+        return value.expand(t.shape)
 
+    width = sde.t_max - sde.t_min
+    probe = torch.tensor([sde.t_min + width / 3, sde.t_min + width / 2], dtype=torch.float64, requires_grad=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            both = of_time(probe).detach()
+            apart = torch.stack([of_time(probe[0]), of_time(probe[1])]).detach()
+    except InvalidInputError:
+        raise
+    except Exception as error:
+        raise InvalidInputError(
+            f"{name}(t) failed on a tensor of two times ({error}): build it of torch functions, elementwise"
+        ) from error
+    if not torch.allclose(both, apart, rtol=1e-10, atol=0, equal_nan=True):
+        raise InvalidInputError(
+            f"{name} of two times together is {both.tolist()}, of each alone {apart.tolist()}: wanted an elementwise "
+            "function"
+        )
     return of_time
 
 
-def _cell(t: Tensor, n: int) -> Tensor:
-    """Which of the cells ((i)/n, (i+1)/n], i = 0..n-1, holds t; a node that rounding moved counts as the node."""
-    return (torch.ceil(t.detach() * n - 1e-6).to(torch.int64) - 1).clamp(0, n - 1)
+def _check_noise(noise: Tensor, x: Tensor) -> None:
+    if noise.shape != x.shape:
+        raise InvalidInputError(f"noise has shape {tuple(noise.shape)}, but x has {tuple(x.shape)}: wanted the same")
+
+
+def _cell(t: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Which of the cells (i/n, (i+1)/n], i = 0..n-1, holds t, and where in it, in (0, 1], float64.
+
+    A node that rounding moved counts as the node: it keeps the cell below it, of which it is the end.
+    """
+    u = t.to(torch.float64) * n
+    slack = min(4 * n * torch.finfo(t.dtype).eps, 0.25)
+    i = (torch.ceil(u.detach() - slack).to(torch.int64) - 1).clamp(0, n - 1)
+    fraction = u - i
+    return i, fraction - (fraction.detach() - 1).clamp(0, slack)
 
 
 def _table(values: Sequence[float] | Tensor, name: str) -> Tensor:
-    table = torch.as_tensor(values, dtype=torch.float64).detach().cpu().clone()
-    if table.ndim != 1 or not len(table) or not bool(torch.isfinite(table).all()):
-        raise InvalidInputError(f"{name} has shape {tuple(table.shape)}: wanted a non-empty list of finite numbers, one per node")
+    try:
+        table = torch.as_tensor(values, dtype=torch.float64).detach().cpu().clone()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidInputError(f"{name} could not be read as a list of numbers ({error})") from error
+    if table.ndim != 1 or len(table) < 2:
+        raise InvalidInputError(f"{name} has shape {tuple(table.shape)}: wanted (N,), one number per node, N >= 2")
+    if not bool(torch.isfinite(table).all()):
+        raise InvalidInputError(f"{name} holds NaN or infinity: wanted finite numbers, one per node")
     return table
 
 
 def _check_sigmas(sigma_min: float, sigma_max: float) -> tuple[float, float]:
     if not 0 < sigma_min < sigma_max < math.inf:
-        raise InvalidInputError(f"sigma_min={sigma_min}, sigma_max={sigma_max}: wanted 0 < sigma_min < sigma_max, both finite")
+        raise InvalidInputError(
+            f"sigma_min={sigma_min}, sigma_max={sigma_max}: wanted 0 < sigma_min < sigma_max, both finite"
+        )
     return float(sigma_min), float(sigma_max)
