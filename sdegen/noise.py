@@ -10,6 +10,7 @@ Source: the mixing function is SplitMix64's finaliser (Steele, Lea & Flood 2014)
 from __future__ import annotations
 
 import math
+import operator
 import struct
 from collections.abc import Sequence
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .errors import InvalidInputError
-from .shapes import expand
+from .shapes import as_time, expand
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -58,55 +59,65 @@ def check_seed(seed: int | None) -> int:
     """The seed itself, or a fresh one for None."""
     if seed is None:
         return fresh_seed()
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise InvalidInputError(f"seed is {seed!r}: pass an integer, or None for one from torch's global generator")
-    return seed
+    try:
+        if isinstance(seed, bool):
+            raise TypeError
+        return operator.index(seed)
+    except TypeError:
+        raise InvalidInputError(
+            f"seed is {seed!r}: pass an integer, or None for one from torch's global generator"
+        ) from None
 
 
 class Noise:
     """Gaussian noise of a batch, addressed by (seed, sample number, purpose, time interval).
 
     `Noise(seed).increment(t, t_next, x)` are Brownian increments: independent for disjoint intervals, of variance
-    |t_next - t|, and the same whenever the same interval is asked for again.
+    |t_next - t|, and the same whenever the same interval is asked for again. An interval is its two numbers, in their
+    order: overlapping intervals, and the way back over one, draw anew. A time of one sample is the same address
+    whether it comes as a scalar or in a (B,) tensor; a time rounded to float32 is another time.
 
     Args:
         seed: any integer.
-        index: (B,) sample numbers; None means 0..B-1. Chunks, ranks and single samples draw their own noise by passing theirs.
+        index: (B,) sample numbers; None means 0..B-1. Chunks, ranks and single samples draw their own noise by passing
+            theirs.
     """
 
     def __init__(self, seed: int, *, index: Sequence[int] | Tensor | None = None) -> None:
         self.seed = check_seed(seed)
-        self.index = None if index is None else torch.as_tensor(index, dtype=torch.int64)
-        if self.index is not None and self.index.ndim != 1:
-            raise InvalidInputError(f"index has shape {tuple(self.index.shape)}, wanted (B,): one number per sample")
+        self.index = None if index is None else _index(index)
         self._keys: Tensor | None = None
 
     def select(self, keep: Tensor) -> Noise:
-        """The noise of some of the samples, by position in the batch."""
-        if self.index is None:
-            return Noise(self.seed, index=keep)
-        return Noise(self.seed, index=self.index.to(keep.device)[keep])
+        """The noise of some of the samples: `keep` holds positions in the batch, or is a mask of it."""
+        keep = keep.nonzero().flatten() if keep.dtype == torch.bool else keep
+        return Noise(self.seed, index=keep if self.index is None else self.index.to(keep.device)[keep])
 
-    def normal(self, shape: Sequence[int], *address: int | float | Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    def normal(
+        self, shape: Sequence[int], *address: int | float | Tensor, dtype: torch.dtype, device: torch.device | str
+    ) -> Tensor:
         """Standard normals of `shape` (B, *event) at an address of integers, times (floats) or (B,) tensors of them."""
+        shape = _shape(shape)
         batch, size = shape[0], math.prod(shape[1:])
-        word, words = _word(address)
-        z = self._element_keys(batch, (size + 1) // 2, torch.device(device))
-        z = z + (_signed(word) if words is None else (words.to(device) + _signed(word))[:, None])
+        columns = (size + 1) // 2
+        word = _word(address)
+        z = self._element_keys(batch, columns, torch.device(device))
+        z = z + (word.to(device)[:, None] if isinstance(word, Tensor) else _signed(word))
         _mix_(z)
         # Box-Muller: the upper 32 bits give the radius, the lower 32 the angle.
         radius = ((z >> 32) & 0xFFFFFFFF).to(torch.float64).add_(0.5).mul_(2.0**-32).log_().mul_(-2.0).sqrt_()
         angle = (z & 0xFFFFFFFF).to(torch.float64).mul_(2 * math.pi * 2.0**-32)
-        pairs = torch.view_as_real(torch.polar(radius, angle)).reshape(batch, -1)
-        return pairs[:, :size].to(dtype).reshape(tuple(shape))
+        pairs = torch.view_as_real(torch.polar(radius, angle)).reshape(batch, 2 * columns)
+        return pairs[:, :size].to(dtype).reshape(shape)
 
-    def increment(self, t: Tensor, t_next: Tensor, x: Tensor, *, purpose: int = STEP) -> Tensor:
+    def increment(self, t: float | Tensor, t_next: float | Tensor, x: Tensor, *, purpose: int = STEP) -> Tensor:
         """W(t_next) - W(t), like x: variance |t_next - t|; t and t_next are scalars or (B,)."""
+        t, t_next = as_time(t), as_time(t_next)
         return self.standard(t, t_next, x, purpose=purpose) * expand((t_next - t).abs().sqrt(), x)
 
-    def standard(self, t: Tensor, t_next: Tensor, x: Tensor, *, purpose: int = STEP) -> Tensor:
+    def standard(self, t: float | Tensor, t_next: float | Tensor, x: Tensor, *, purpose: int = STEP) -> Tensor:
         """The increment over [t, t_next] divided by the root of its length: standard normals, like x."""
-        return self.normal(x.shape, purpose, t, t_next, dtype=x.dtype, device=x.device)
+        return self.normal(x.shape, purpose, as_time(t), as_time(t_next), dtype=x.dtype, device=x.device)
 
     def _element_keys(self, batch: int, columns: int, device: torch.device) -> Tensor:
         """(batch, columns) int64 keys: one hash for every pair of elements of every sample, made once."""
@@ -117,22 +128,65 @@ class Noise:
             else:
                 index = self.index.to(device)
             if len(index) != batch:
-                raise InvalidInputError(f"index names {len(index)} samples, but the batch has {batch}: pass one number per sample")
-            sample = _mix_(index * _signed(_GOLDEN) + _signed(_mix(self.seed + _GOLDEN)))
+                raise InvalidInputError(
+                    f"index names {len(index)} samples, but the batch has {batch}: pass one number per sample"
+                )
+            sample = _mix_(index * _signed(_GOLDEN) + _signed(_seed_word(self.seed)))
             column = torch.arange(1, columns + 1, dtype=torch.int64, device=device) * _signed(_GOLDEN)
             keys = self._keys = _mix_(sample[:, None] + column)
         return keys
 
 
-def _word(address: Sequence[int | float | Tensor]) -> tuple[int, Tensor | None]:
-    """An address hashed to one word for the batch and, where it has (B,) parts, one word per sample."""
-    shared, own = 0, None
+def _seed_word(seed: int) -> int:
+    """An integer of any size hashed to one word, 64 bits (two's complement) at a time."""
+    word = 0
+    for k in range(seed.bit_length() // 64 + 1):
+        word = _mix(word + ((seed >> 64 * k) & _MASK) + _GOLDEN)
+    return word
+
+
+def _word(address: Sequence[int | float | Tensor]) -> int | Tensor:
+    """An address hashed to one word for the batch or, where it has (B,) parts, one word per sample.
+
+    The same chain on integers and on tensors: a part that all samples share hashes as if each had it for itself.
+    """
+    word: int | Tensor = 0
     for part in address:
         if isinstance(part, Tensor) and part.ndim:
-            bits = part.to(torch.float64).contiguous().view(torch.int64) if part.is_floating_point() else part.to(torch.int64)
-            own = _mix_((bits if own is None else bits + own) + _signed(_GOLDEN))
-            continue
-        value = part.item() if isinstance(part, Tensor) else part
-        bits = struct.unpack("<q", struct.pack("<d", value))[0] if isinstance(value, float) else int(value)
-        shared = _mix(shared + bits + _GOLDEN)
-    return shared, own
+            if part.is_floating_point():
+                bits = (part.to(torch.float64) + 0.0).view(torch.int64)  # + 0.0: -0 is 0
+            else:
+                bits = part.to(torch.int64)
+        else:
+            value = part.item() if isinstance(part, Tensor) else part
+            bits = struct.unpack("<q", struct.pack("<d", value + 0.0))[0] if isinstance(value, float) else int(value)
+        if isinstance(bits, int) and isinstance(word, int):
+            word = _mix(word + bits + _GOLDEN)
+        else:
+            left, right = (torch.as_tensor(_signed(p & _MASK) if isinstance(p, int) else p) for p in (word, bits))
+            word = _mix_(left + right + _signed(_GOLDEN))
+    return word
+
+
+def _index(index: Sequence[int] | Tensor) -> Tensor:
+    """Sample numbers as an int64 tensor (B,)."""
+    try:
+        numbers = torch.as_tensor(index)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidInputError(f"index could not be read as sample numbers ({error}): pass integers, (B,)") from error
+    if numbers.ndim != 1:
+        raise InvalidInputError(f"index has shape {tuple(numbers.shape)}, wanted (B,): one number per sample")
+    if numbers.numel() and (numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool):
+        raise InvalidInputError(f"index has dtype {numbers.dtype}: wanted integers, one number per sample")
+    return numbers.to(torch.int64)
+
+
+def _shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """A shape (B, *event), checked."""
+    try:
+        sizes = tuple(operator.index(n) for n in shape)
+    except TypeError:
+        sizes = ()
+    if not sizes or min(sizes) < 0:
+        raise InvalidInputError(f"shape is {shape!r}: wanted (B, *event), integers of at least 0")
+    return sizes
