@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from .errors import InvalidInputError
 from .noise import Noise, check_seed
 
 _COMPONENT, _VALUE = 11, 12  # what a draw is for
+_LOG_2PI = math.log(2 * math.pi)
 
 
 class GaussianMixture:
@@ -24,7 +26,8 @@ class GaussianMixture:
         weights: (K,), positive; normalised to sum 1. None: equal.
 
     Raises:
-        InvalidInputError: shapes that do not fit, both or neither of std and covariances, a negative eigenvalue or weight.
+        InvalidInputError: shapes that do not fit, both or neither of std and covariances, a negative eigenvalue or
+            weight.
     """
 
     def __init__(
@@ -37,10 +40,14 @@ class GaussianMixture:
     ) -> None:
         self.means = _floats(means, "means")
         if self.means.ndim != 2 or not self.means.numel():
-            raise InvalidInputError(f"means has shape {tuple(self.means.shape)}: wanted (K, d), K components in d dimensions")
+            raise InvalidInputError(
+                f"means has shape {tuple(self.means.shape)}: wanted (K, d), K components in d dimensions"
+            )
         k, d = self.means.shape
         if (std is None) == (covariances is None):
-            raise InvalidInputError("a mixture needs exactly one of std= (a number or one per component) and covariances=")
+            raise InvalidInputError(
+                "a mixture needs exactly one of std= (a number or one per component) and covariances="
+            )
         if std is not None:
             stds = _floats(std, "std")
             if tuple(stds.shape) not in ((), (k,)) or bool((stds < 0).any()):
@@ -55,11 +62,15 @@ class GaussianMixture:
                 raise InvalidInputError("covariances are not symmetric: pass (C + C^T)/2")
             variances, axes = torch.linalg.eigh(c.expand(k, d, d))
             if bool((variances < -1e-12 * variances.abs().max()).any()):
-                raise InvalidInputError(f"covariances have a negative eigenvalue ({float(variances.min()):g}): wanted positive semidefinite")
+                raise InvalidInputError(
+                    f"covariances have a negative eigenvalue ({float(variances.min()):g}): wanted positive semidefinite"
+                )
             self.variances, self.axes = variances.clamp_min(0), axes
         w = torch.ones(k, dtype=torch.float64) if weights is None else _floats(weights, "weights")
-        if w.shape != (k,) or bool((w <= 0).any()):
-            raise InvalidInputError(f"weights has shape {tuple(w.shape)}: wanted ({k},), all positive")
+        if w.shape != (k,):
+            raise InvalidInputError(f"weights has shape {tuple(w.shape)}: wanted ({k},), one per component")
+        if bool((w <= 0).any()):
+            raise InvalidInputError(f"weights = {w.tolist()}: wanted all positive (leave out components of weight 0)")
         self.weights = w / w.sum()
 
     @property
@@ -82,7 +93,12 @@ class GaussianMixture:
         return within + torch.einsum("k,ki,kj->ij", self.weights, centred, centred)
 
     def sample(
-        self, n: int, *, seed: int | None = None, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+        self,
+        n: int,
+        *,
+        seed: int | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
     ) -> Tensor:
         """n draws, (n, d); draw i depends on (seed, i) alone."""
         x, _ = self.sample_labelled(n, seed=seed)
@@ -99,38 +115,47 @@ class GaussianMixture:
         return self.means[label] + z, label
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """log p(x) in nats, (B, d) -> (B,)."""
-        return self.denoise(x, 0.0)[0]
+        """log p(x) in nats, (B, d) -> (B,).
 
-    def denoise(self, x: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What x = x0 + sigma z tells: (log p_sigma(x), E[x0 | x], E[z | x]), of shapes (B,), (B, d), (B, d).
+        Raises:
+            InvalidInputError: a covariance is singular, so there is no density.
+        """
+        if bool((self.variances <= 1e-14 * self.variances.amax(1, keepdim=True)).any()):
+            raise InvalidInputError(
+                "this mixture has no density, for a covariance is singular: ask a MixtureModel for that of noisy data"
+            )
+        return self.denoise(x, 1.0, 0.0)[0]
 
-        p_sigma = sum_k w_k N(m_k, C_k + sigma^2 I); along an eigenvector of C_k with eigenvalue c, E[x0 | x, k] = m + c/(c + sigma^2) (x - m)
-        and E[z | x, k] = sigma/(c + sigma^2) (x - m), the second computed directly, since their difference cancels at small sigma.
+    def denoise(self, x: Tensor, alpha: Any, sigma: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """What x = alpha x0 + sigma z tells: (log p(x), E[x0 | x], E[z | x]), of shapes (B,), (B, d), (B, d).
+
+        p = sum_k w_k N(alpha m_k, alpha^2 C_k + sigma^2 I). Along an eigenvector of C_k with eigenvalue c,
+        E[x0 | x, k] = m + alpha c/(alpha^2 c + sigma^2) (x - alpha m) and E[z | x, k] = sigma/(alpha^2 c + sigma^2)
+        (x - alpha m), the second computed directly: x - alpha E[x0 | x] cancels at small sigma.
 
         Args:
             x: (B, d).
-            sigma: a number or (B,).
+            alpha, sigma: numbers or (B,), not both 0.
         """
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise InvalidInputError(f"x has shape {tuple(x.shape)}: this mixture is over (B, {self.dim})")
         means, variances, log_weights = (p.to(x) for p in (self.means, self.variances, self.weights.log()))
-        sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).reshape(-1, 1, 1)
-        total = variances + sigma**2  # (B or 1, K, d)
-        offset = x[:, None] - means  # (B, K, d)
+        alpha, sigma = (torch.as_tensor(c, dtype=x.dtype, device=x.device).reshape(-1, 1, 1) for c in (alpha, sigma))
+        total = alpha**2 * variances + sigma**2  # (B or 1, K, d)
+        offset = x[:, None] - alpha * means  # (B, K, d)
         if self.axes is not None:
             axes = self.axes.to(x)
             offset = torch.einsum("bki,kie->bke", offset, axes)
         whitened = offset / total
-        log_parts = log_weights - ((offset * whitened).sum(2) + total.log().sum(2)) / 2 - self.dim / 2 * math.log(2 * math.pi)
+        log_parts = log_weights - ((offset * whitened).sum(2) + total.log().sum(2) + self.dim * _LOG_2PI) / 2
         log_p = torch.logsumexp(log_parts, 1)
         share = torch.softmax(log_parts, 1)
         if self.axes is None:
             z = torch.einsum("bk,bkd->bd", share, sigma * whitened)
-            x0 = torch.einsum("bk,bkd->bd", share, means + variances * whitened)
+            x0 = torch.einsum("bk,bkd->bd", share, means + alpha * variances * whitened)
         else:
             z = torch.einsum("bk,bke,kie->bi", share, sigma * whitened, axes)
-            x0 = share @ means + torch.einsum("bk,bke,kie->bi", share, variances * whitened, axes)
+            x0 = share @ means + torch.einsum("bk,bke,kie->bi", share, alpha * variances * whitened, axes)
         return log_p, x0, z
 
 

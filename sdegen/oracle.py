@@ -22,7 +22,7 @@ class MixtureModel(ScoreModel):
         mixture: the density of clean data.
         sde: the process.
 
-    Source: systems of this kind are standard; see Karras et al. 2022 (arXiv 2206.00364) appendix B.3 for the delta case.
+    Source: a Gaussian mixture is closed under scaling and added Gaussian noise.
     """
 
     def __init__(self, mixture: GaussianMixture, sde: SDE) -> None:
@@ -34,22 +34,20 @@ class MixtureModel(ScoreModel):
         t = as_time(t)
         check_time(t, x)
         alpha, sigma = self.sde.level(t)[:2]
-        _, x0, noise = self.mixture.denoise(x / expand(alpha, x), sigma / alpha)
+        _, x0, noise = self.mixture.denoise(x, alpha, sigma)
         return Prediction(x0, noise, self.sde, t)
 
     def log_prob(self, x: Tensor, t: float | Tensor) -> Tensor:
         """log p_t(x) in nats, (B,): the exact density of the noisy marginal at t."""
         t = as_time(t)
         check_time(t, x)
-        alpha = self.sde.alpha(t)
-        log_p, _, _ = self.mixture.denoise(x / expand(alpha, x), torch.exp(-self.sde.half_log_snr(t)))
-        return log_p - self.mixture.dim * torch.log(alpha).to(x)
+        return self.mixture.denoise(x, self.sde.alpha(t), self.sde.sigma(t))[0]
 
 
 class EmpiricalModel(ScoreModel):
-    """The exact score of a finite data set, p_0 = (1/N) sum_i delta(x - x_i): what a perfect, overfitted network learns.
+    """The exact score of a finite data set, p_0 = (1/N) sum_i delta(x - x_i): all that a perfect network could learn.
 
-    E[x0 | x] = sum_i softmax_i(-|x/alpha - x_i|^2 / (2 sigma^2/alpha^2)) x_i.
+    E[x0 | x] = sum_i softmax_i(-|x - alpha x_i|^2/(2 sigma^2)) x_i, the softmax in float64 whatever x is.
 
     Args:
         data: (N, *event).
@@ -70,12 +68,17 @@ class EmpiricalModel(ScoreModel):
         self.register_buffer("data", data, persistent=False)
 
     def forward(self, x: Tensor, t: float | Tensor) -> Prediction:
+        check_state(x, event_shape=self.event_shape, finite=False)
         t = as_time(t)
         check_time(t, x)
         alpha, sigma = self.sde.level(t)[:2]
-        xh, data = flat(x / expand(alpha, x)), flat(self.data).to(x)
-        sh = expand(sigma / alpha, xh)
-        squares = torch.cdist(xh, data, compute_mode="donot_use_mm_for_euclid_dist") ** 2
-        x0 = torch.softmax(-squares / (2 * sh**2), 1) @ data
-        noise = (xh - x0) / sh
-        return Prediction(x0.reshape(x.shape), noise.reshape(x.shape), self.sde, t)
+        state, data = flat(x).double(), flat(self.data).double()
+        centre = data.mean(0)
+        data = data - centre  # small numbers: the squares below are multiplied out
+        alpha, sigma = expand(alpha, state), expand(sigma, state)
+        y = state - alpha * centre
+        logits = (alpha * (y @ data.T) - alpha**2 * data.square().sum(1) / 2) / sigma**2
+        x0 = torch.softmax(logits, 1) @ data
+        noise = (y - alpha * x0) / sigma
+        x0, noise = ((part.to(x.dtype)).reshape(x.shape) for part in (x0 + centre, noise))
+        return Prediction(x0, noise, self.sde, t)

@@ -63,19 +63,23 @@ NAMES = (*_LINEAR, "edm")
 
 
 def _edm(sigma_data: float) -> Parametrization:
-    """Karras' preconditioning with sigma/alpha for sigma and x/alpha for x (systems of unit-variance input and target).
+    """Karras' preconditioning of any process: input and target of unit variance for data of standard deviation s.
 
-    c_skip = s^2/(sh^2 + s^2)/alpha, c_out = sh s/sqrt(sh^2 + s^2), c_in = 1/(alpha sqrt(sh^2 + s^2)), c_noise = log(sh)/4, sh = sigma/alpha.
+    With r^2 = alpha^2 s^2 + sigma^2, the variance of x_t,
+    c_skip = alpha s^2/r^2, c_out = sigma s/r, c_in = 1/r, c_noise = log(sigma/alpha)/4:
+    the paper's with sigma/alpha for sigma and x/alpha for x, written so that alpha = 0 is no exception.
+
+    Source: Karras et al. 2022 (arXiv 2206.00364) table 1 and appendix B.6.
     """
-    s2 = sigma_data**2
+    s = sigma_data
 
-    def sh(sde: SDE, t: Tensor) -> Tensor:
-        return torch.exp(-sde.half_log_snr(t))
+    def r(sde: SDE, t: Tensor) -> Tensor:
+        return torch.hypot(sde.alpha(t) * s, sde.sigma(t))
 
     return Parametrization(
-        c_skip=lambda sde, t: s2 / (s2 + sh(sde, t) ** 2) / sde.alpha(t),
-        c_out=lambda sde, t: sigma_data / torch.sqrt(1 + s2 / sh(sde, t) ** 2),
-        c_in=lambda sde, t: 1 / (sde.alpha(t) * torch.sqrt(s2 + sh(sde, t) ** 2)),
+        c_skip=lambda sde, t: sde.alpha(t) * s**2 / r(sde, t) ** 2,
+        c_out=lambda sde, t: sde.sigma(t) * s / r(sde, t),
+        c_in=lambda sde, t: 1 / r(sde, t),
         c_noise=lambda sde, t: -sde.half_log_snr(t) / 4,
     )
 
@@ -95,5 +99,7 @@ def parametrization(name: str | Parametrization, sigma_data: float = 1.0) -> Par
     if name == "edm":
         return _edm(sigma_data)
     if name not in _LINEAR:
-        raise InvalidInputError(f"parametrization {name!r}: wanted one of {', '.join(map(repr, NAMES))}, or a Parametrization")
+        raise InvalidInputError(
+            f"parametrization {name!r}: wanted one of {', '.join(map(repr, NAMES))}, or a Parametrization"
+        )
     return _LINEAR[name]
