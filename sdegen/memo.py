@@ -14,8 +14,9 @@ _MOST = 8192
 class Memo:
     """An elementwise function of time, t -> tuple of tensors of t's shape, that answers scalar times with plain floats.
 
-    Times of shape (B,) and times or values that carry gradients go to the function as they are; other scalar times are computed in
-    float64 and remembered. `warm` computes many of them in one call. Plain floats multiply tensors on any device without a copy.
+    Times of shape (B,) and times or values that carry gradients go to the function as they are; other scalar times are
+    computed in float64 and remembered. `warm` computes many of them in one call. Plain floats multiply tensors on any
+    device without a copy.
     """
 
     def __init__(self, function: Callable[[Tensor], tuple[Tensor, ...]]) -> None:

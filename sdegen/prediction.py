@@ -16,8 +16,9 @@ Coefficient = Any  # a float, or a tensor of t's shape
 class Prediction:
     """The belief (x0, noise) at one (x, t) along a process: x = alpha x0 + sigma noise.
 
-    Every view is a combination p u + q w of two tensors, the basis: (x0, noise) itself, or the input x and the raw network output, whose
-    coefficients are then combined in float64 before they touch the tensors, so that nothing cancels at small or large noise.
+    Every view is a combination p u + q w of two tensors, the basis: (x0, noise) itself, or the input x and the raw
+    network output. Their coefficients are combined in float64 before they touch the tensors, so that nothing cancels at
+    small or large noise.
 
         score = -noise/sigma        v = alpha noise - sigma x0        velocity = alpha' x0 + sigma' noise
 
@@ -46,7 +47,7 @@ class Prediction:
         sde: SDE,
         t: Tensor,
     ) -> Prediction:
-        """The belief x0 = x0[0] x + x0[1] output, noise = noise[0] x + noise[1] output, its views computed when asked for."""
+        """x0 = x0[0] x + x0[1] output, noise = noise[0] x + noise[1] output; views are computed when asked for."""
         prediction = cls(x, output, sde, t)
         prediction._x0, prediction._noise = x0, noise
         return prediction
@@ -66,7 +67,7 @@ class Prediction:
         return cls.spanned(x, score, (1 / level.alpha, level.sigma**2 / level.alpha), (0.0, -level.sigma), sde, t)
 
     def combine(self, a: Coefficient, b: Coefficient) -> Tensor:
-        """a x0 + b noise, with coefficients of t's shape: (B, *event). The state at (alpha', sigma') is `combine(alpha', sigma')`."""
+        """a x0 + b noise, (B, *event), with coefficients of t's shape: combine(alpha', sigma') is DDIM's step."""
         (p0, q0), (p1, q1) = self._x0, self._noise
         return _mixed(a * p0 + b * p1, self._basis[0], a * q0 + b * q1, self._basis[1])
 
