@@ -212,6 +212,8 @@ class _OnPath(ScoreModel):
     def __init__(self, model: ScoreModel, sde: SDE) -> None:
         known = model.sde
         levels = known.half_log_snr(torch.tensor([known.t_min, known.t_max], dtype=torch.float64))
+        if bool(torch.isinf(levels[1])):  # a table without terminal signal jumps to its last node from the one before
+            levels[1] = known.half_log_snr(known.time(-30.0))
         own = sde.half_log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64))
         if not (levels[0] > own[1] and levels[1] < own[0]):
             raise InvalidInputError(
