@@ -62,7 +62,7 @@ class Antiderivative:
         rtol: relative accuracy; 1e-9 is accepted of an f that is itself no smoother.
 
     Raises:
-        InvalidInputError: f is not finite, too rough, or has no finite integral.
+        InvalidInputError: f is not finite, too rough, or too singular.
     """
 
     def __init__(
@@ -99,8 +99,11 @@ class Antiderivative:
                         f"{name}(t) is too rough to integrate on [{a:g}, {b:g}], for example near t = "
                         f"{float(left[~good][0]):g}: give a smoother function"
                     )
-            # A panel as narrow as numbers allow: what is left of an interior singularity.
-            good |= (right - left <= 8 * np.spacing(np.maximum(np.abs(left), np.abs(right)))) & (mass <= 1e-9 * reached)
+            # A panel as narrow as numbers allow is what is left of an interior singularity.
+            narrow = right - left <= 8 * np.spacing(np.maximum(np.abs(left), np.abs(right)))
+            good |= narrow & (mass <= 1e-9 * reached)
+            if (narrow & ~good).any():
+                break
             done.append((left[good], right[good], v[good]))
             done_left, done_mass = np.concatenate([done_left, left[good]]), np.concatenate([done_mass, mass[good]])
             bad = ~good
@@ -111,9 +114,9 @@ class Antiderivative:
             )
             if not len(left):
                 break
-        else:
+        if len(left):
             raise InvalidInputError(
-                f"{name}(t) has no finite integral near t = {float(left[0]):g}: give an interval on which it has one"
+                f"{name}(t) cannot be integrated across t = {float(left[0]):g}: give an interval without its singularity"
             )
         left, right, v = (np.concatenate(parts) for parts in zip(*done, strict=True))
         order = np.argsort(left)

@@ -1,0 +1,129 @@
+"""One list per kind. The tests run over them, so a new process or parametrisation is under every law once it stands here."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from sdegen.mixture import GaussianMixture
+from sdegen.parametrization import NAMES, Parametrization
+from sdegen.sde import (
+    SDE,
+    VESDE,
+    VPSDE,
+    CoefficientSDE,
+    CosineSDE,
+    EDMSDE,
+    LinearPathSDE,
+    PathSDE,
+    SubVPSDE,
+    TabulatedVESDE,
+    TabulatedVPSDE,
+    TrigSDE,
+)
+
+# Ho et al. 2020: N = 1000, 1e-4 .. 0.02. The short ones are coarse, uneven and start or end hard.
+DDPM_BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+SHORT_BETAS = [0.02, 0.3, 0.05, 0.5, 0.9]
+NO_SIGNAL_BETAS = [0.01, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0]
+NCSN_SIGMAS = torch.logspace(-2, math.log10(50), 200, dtype=torch.float64)
+SHORT_SIGMAS = [0.1, 0.11, 0.5, 3.0]
+
+BUILT_IN: dict[str, SDE] = {
+    "vp": VPSDE(),
+    "vp-from-0": VPSDE(0.0, 12.0, t_min=1e-4, t_max=2.0),
+    "sub-vp": SubVPSDE(),
+    "cosine": CosineSDE(),
+    "linear-path": LinearPathSDE(),
+    "ve": VESDE(),
+    "ve-short": VESDE(0.5, 2.0),
+    "edm": EDMSDE(),
+    "trig": TrigSDE(0.5),
+    "trig-wide": TrigSDE(3.0, sigma_min=0.01, sigma_max=1000.0),
+    "ddpm-table": TabulatedVPSDE(DDPM_BETAS),
+    "short-vp-table": TabulatedVPSDE(SHORT_BETAS),
+    "no-signal-table": TabulatedVPSDE(NO_SIGNAL_BETAS),
+    "ncsn-table": TabulatedVESDE(NCSN_SIGMAS),
+    "short-ve-table": TabulatedVESDE(SHORT_SIGMAS),
+}
+
+# A table's kinks, and rates that are infinite at the end, have no smooth function behind them.
+SMOOTH = {name: sde for name, sde in BUILT_IN.items() if "table" not in name}
+
+
+def from_path(sde: SDE) -> PathSDE:
+    """A process rebuilt from its alpha and sigma."""
+    return PathSDE(sde.alpha, sde.sigma, t_min=sde.t_min, t_max=sde.t_max)
+
+
+def from_coefficients(sde: SDE) -> CoefficientSDE:
+    """A process rebuilt from its f and g (and the noise it has at t = 0)."""
+    sigma_0 = float(sde.sigma(0.0))
+    return CoefficientSDE(sde.drift_coefficient, sde.diffusion, sigma_0=sigma_0, t_min=sde.t_min, t_max=sde.t_max)
+
+
+def _stairs(t: Tensor) -> Tensor:
+    """A rate with jumps at 1/4 and 0.7."""
+    return torch.where(t < 0.25, 1.0, torch.where(t < 0.7, 8.0, 3.0)).to(t.dtype)
+
+
+def _kinked(t: Tensor) -> Tensor:
+    return 0.5 + 4 * (t - 0.37).abs()
+
+
+USER_MADE: dict[str, SDE] = {
+    **{f"path-of-{name}": from_path(sde) for name, sde in SMOOTH.items()},
+    **{f"coefficients-of-{name}": from_coefficients(sde) for name, sde in SMOOTH.items()},
+    "path-of-table": from_path(BUILT_IN["short-vp-table"]),
+    "coefficients-of-table": from_coefficients(BUILT_IN["short-vp-table"]),
+    "stairs": CoefficientSDE(lambda t: -_stairs(t) / 2, lambda t: _stairs(t).sqrt()),
+    "kinked": CoefficientSDE(lambda t: -_kinked(t), _kinked, sigma_0=0.01),
+    "growing": CoefficientSDE(lambda t: 0.3 * torch.ones_like(t), lambda t: 1 + t),  # f > 0
+    "root": CoefficientSDE(lambda t: -t, lambda t: t**-0.25),  # g infinite at 0, integrable
+    "late": PathSDE(lambda t: torch.exp(-t), lambda t: t**3, t_min=0.1, t_max=4.0),
+    "constant-alpha": PathSDE(lambda t: 2.0, lambda t: 0.1 + t),  # alpha need not start at 1
+}
+
+SDES: dict[str, SDE] = {**BUILT_IN, **USER_MADE}
+
+# For laws of models: few enough to be quick, and all kinds of end.
+SOME_SDES = {
+    name: SDES[name] for name in ("vp", "sub-vp", "cosine", "linear-path", "ve", "edm", "trig", "no-signal-table")
+}
+
+PARAMETRIZATIONS: dict[str, str | Parametrization] = {
+    **{name: name for name in NAMES},
+    "own": Parametrization(
+        c_skip=lambda sde, t: sde.alpha(t) / 2,
+        c_out=lambda sde, t: 1 + sde.sigma(t),
+        c_in=lambda sde, t: 1 / (1 + sde.sigma(t)),
+        c_noise=lambda sde, t: torch.sqrt(t),
+    ),
+}
+
+
+def _rotated(variances: list[list[float]]) -> Tensor:
+    """Full covariances with these eigenvalues, their axes turned by different angles."""
+    generator = torch.Generator().manual_seed(5)
+    covariances = []
+    for values in variances:
+        d = len(values)
+        q, _ = torch.linalg.qr(torch.randn(d, d, dtype=torch.float64, generator=generator))
+        c = q @ torch.diag(torch.tensor(values, dtype=torch.float64)) @ q.T
+        covariances.append((c + c.T) / 2)
+    return torch.stack(covariances)
+
+
+MIXTURES: dict[str, GaussianMixture] = {
+    "line": GaussianMixture([[-1.0], [0.5], [2.0]], std=[0.2, 0.1, 0.5], weights=[1, 2, 3]),
+    "plane": GaussianMixture([[1.0, 1.0], [-1.0, 0.5]], std=0.3),
+    "full": GaussianMixture(
+        [[1.0, 0.0, 2.0], [-1.0, 1.0, 0.0]], covariances=_rotated([[1, 0.2, 0.01], [0.5, 0.5, 0.1]]), weights=[0.3, 0.7]
+    ),
+    "shared-covariance": GaussianMixture([[0.0, 0.0], [3.0, 1.0]], covariances=[[1.0, 0.8], [0.8, 1.0]]),
+    "flat": GaussianMixture([[1.0, 0.0], [-1.0, 1.0]], covariances=[[1.0, 1.0], [1.0, 1.0]]),  # singular: on lines
+    "points": GaussianMixture([[1.0, 0.0], [-1.0, 1.0]], std=0.0),
+}
+DENSE_MIXTURES = {name: m for name, m in MIXTURES.items() if name not in ("flat", "points")}
