@@ -33,8 +33,8 @@ class MixtureModel(ScoreModel):
     def forward(self, x: Tensor, t: float | Tensor) -> Prediction:
         t = as_time(t)
         check_time(t, x)
-        alpha, sigma = self.sde.level(t)[:2]
-        _, x0, noise = self.mixture.denoise(x, alpha, sigma)
+        level = self.sde.level(t)
+        _, x0, noise = self.mixture.denoise(x, level.alpha, level.sigma)
         return Prediction(x0, noise, self.sde, t)
 
     def log_prob(self, x: Tensor, t: float | Tensor) -> Tensor:
@@ -71,11 +71,11 @@ class EmpiricalModel(ScoreModel):
         check_state(x, event_shape=self.event_shape, finite=False)
         t = as_time(t)
         check_time(t, x)
-        alpha, sigma = self.sde.level(t)[:2]
+        level = self.sde.level(t)
         state, data = flat(x).double(), flat(self.data).double()
         centre = data.mean(0)
         data = data - centre  # small numbers: the squares below are multiplied out
-        alpha, sigma = expand(alpha, state), expand(sigma, state)
+        alpha, sigma = expand(level.alpha, state), expand(level.sigma, state)
         y = state - alpha * centre
         logits = (alpha * (y @ data.T) - alpha**2 * data.square().sum(1) / 2) / sigma**2
         x0 = torch.softmax(logits, 1) @ data

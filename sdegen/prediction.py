@@ -99,8 +99,7 @@ class Prediction:
     @property
     def velocity(self) -> Tensor:
         """alpha' x0 + sigma' noise, the drift of the probability flow dx/dt."""
-        level = self.sde.level(self.t)
-        return self.combine(level.d_alpha, level.d_sigma)
+        return self.combine(*self.sde.level(self.t).rates)
 
 
 def _mixed(p: Coefficient, u: Tensor, q: Coefficient, w: Tensor) -> Tensor:

@@ -29,13 +29,50 @@ from .shapes import as_time, check_time, event_sum, expand
 
 
 class Level(NamedTuple):
-    """A process at one time: alpha, sigma, their derivatives in t, and g. Floats for a scalar t, else tensors (B,)."""
+    """A process at one time: alpha, sigma, their derivatives in t, and g, all computed and remembered."""
 
     alpha: Any
     sigma: Any
     d_alpha: Any
     d_sigma: Any
     g: Any
+
+    @property
+    def rates(self) -> tuple[Any, Any]:
+        return self.d_alpha, self.d_sigma
+
+
+class LevelsOf:
+    """A process at each sample's own time, (B,): as `Level`, every coefficient computed when asked for."""
+
+    __slots__ = ("_sde", "_t")
+
+    def __init__(self, sde: SDE, t: Tensor) -> None:
+        self._sde, self._t = sde, t
+
+    @property
+    def alpha(self) -> Tensor:
+        return self._sde.alpha(self._t)
+
+    @property
+    def sigma(self) -> Tensor:
+        return self._sde.sigma(self._t)
+
+    @property
+    def rates(self) -> tuple[Tensor, Tensor]:
+        return self._sde.rates(self._t)
+
+    @property
+    def d_alpha(self) -> Tensor:
+        return self.rates[0]
+
+    @property
+    def d_sigma(self) -> Tensor:
+        return self.rates[1]
+
+    @property
+    def g(self) -> Tensor:
+        return self._sde.diffusion(self._t)
 
 
 class SDE(ABC):
@@ -94,9 +131,9 @@ class SDE(ABC):
         f, sigma = self.drift_coefficient(t), self.sigma(t)
         return f * self.alpha(t), f * sigma + self.diffusion(t) ** 2 / (2 * sigma)
 
-    def level(self, t: Tensor) -> Level:
-        """All coefficients at t, remembered for scalar times (see `Memo`): what solvers multiply with."""
-        return Level(*self.levels(t))
+    def level(self, t: Tensor) -> Level | LevelsOf:
+        """The coefficients at t: plain floats, remembered, for a scalar time (see `Memo`), else tensors of t's shape."""
+        return LevelsOf(self, t) if t.ndim else Level(*self.levels(t))
 
     @property
     def levels(self) -> Memo:
@@ -409,16 +446,18 @@ class CosineSDE(_VariancePreserving):
 class LinearPathSDE(SDE):
     """The straight path between data and noise: alpha = 1 - t, sigma = t (rectified flow, flow matching).
 
-    f = -1/(1 - t) is infinite at t = 1, so t_max stops short of it. The flow's velocity is noise - x0.
+    f = -1/(1 - t) is infinite at t = 1, so t_max stops short of it. The flow's velocity is noise - x0, finite even
+    there: flow-matching checkpoints start at t_max = 1, as flow solvers can (alpha is 0 and half_log_snr -inf there).
+
+    Args:
+        t_min, t_max: the range of times used, t_max <= 1.
 
     Source: Liu et al. 2022 (arXiv 2209.03003); Lipman et al. 2022 (arXiv 2210.02747).
     """
 
     def __init__(self, *, t_min: float = 1e-3, t_max: float = 0.999) -> None:
-        if not t_max < 1:
-            raise InvalidInputError(
-                f"t_max={t_max}: alpha = 1 - t is 0 at t = 1 and the drift infinite, use t_max < 1 such as 0.999"
-            )
+        if not t_max <= 1:
+            raise InvalidInputError(f"t_max={t_max}: alpha = 1 - t is negative after t = 1, use t_max <= 1 such as 0.999")
         self._set_range(t_min, t_max)
         self.config = {"t_min": self.t_min, "t_max": self.t_max}
 
@@ -526,7 +565,8 @@ class TrigSDE(SDE):
 
     Args:
         sigma_data: s, the data's standard deviation.
-        sigma_min, sigma_max: the range of sigma/alpha, in the data's units; it sets t_min and t_max.
+        sigma_min, sigma_max: the range of sigma/alpha, in the data's units; it sets t_min and t_max. sigma_max may be
+            infinite: t_max = pi/2, where alpha is 0.
 
     Source: Salimans & Ho 2022 (arXiv 2202.00512) for s = 1; Lu & Song 2024 (arXiv 2410.11081) "TrigFlow".
     """
@@ -537,7 +577,7 @@ class TrigSDE(SDE):
                 f"sigma_data={sigma_data}: wanted the data's standard deviation, positive and finite"
             )
         self.sigma_data = float(sigma_data)
-        low, high = _check_sigmas(sigma_min, sigma_max)
+        low, high = _check_sigmas(sigma_min, sigma_max, endless=True)
         self._set_range(math.atan(low / self.sigma_data), math.atan(high / self.sigma_data))
         self.config = {"sigma_data": self.sigma_data, "sigma_min": low, "sigma_max": high}
 
@@ -568,14 +608,15 @@ class TabulatedVPSDE(_VariancePreserving):
     """A DDPM table as a process: node i of 1..N at t = i/N, node 0 clean data.
 
     The rate on ((i-1)/N, i/N] is the constant -N log(1 - beta_i). Then alpha^2 at node i is exactly
-    prod_{j<=i} (1 - beta_j), and the kernel between neighbours has variance beta_i.
+    prod_{j<=i} (1 - beta_j), and the kernel between neighbours has variance beta_i. Where the last beta is 1 (zero
+    terminal signal-to-noise ratio) no constant rate does that: there alpha falls to 0 linearly in t.
 
     Args:
-        betas: (N,), N >= 2, with 0 < beta_i < 1; the last may be 1 (zero terminal signal-to-noise ratio, where the
-            rate is infinite).
+        betas: (N,), N >= 2, with 0 < beta_i < 1; the last may be 1.
 
     Attributes:
         betas: the table, float64.
+        nodes: (N,), the times i/N, i = 1..N.
 
     Source: Ho et al. 2020 (arXiv 2006.11239) eq. 2-4.
     """
@@ -585,26 +626,45 @@ class TabulatedVPSDE(_VariancePreserving):
         if bool(((self.betas <= 0) | (self.betas > 1)).any()) or bool((self.betas[:-1] == 1).any()):
             raise InvalidInputError("betas: wanted 0 < beta < 1 at every node (the last may be 1)")
         n = len(self.betas)
-        self._steps = -torch.log1p(-self.betas)
-        self._nodes = torch.cat([torch.zeros(1, dtype=torch.float64), self._steps.cumsum(0)])
+        self.nodes = _nodes(n)
+        steps = -torch.log1p(-self.betas)
+        self._at_nodes = torch.cat([torch.zeros(1, dtype=torch.float64), steps.cumsum(0)])  # the integral of the rate
+        self._to_zero = torch.isinf(steps)  # cells at whose end alpha is 0: none, or the last
+        self._steps = torch.where(self._to_zero, 1.0, steps)
         self._set_range(1 / n, 1.0)
         self.config = {"betas": self.betas.tolist()}
 
-    def _integral(self, t: Tensor) -> Tensor:
+    def _parts(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Where in its cell t is, the integral at the cell's start, its rise over the cell, whether alpha ends at 0."""
         i, fraction = _cell(t, len(self.betas))
-        step = self._steps.to(t.device)[i]
-        partial = torch.where(torch.isinf(step) & (fraction > 0), step, fraction * step)
-        return (self._nodes.to(t.device)[i] + partial).to(t.dtype)
+        start, step, to_zero = (table.to(t.device)[i] for table in (self._at_nodes, self._steps, self._to_zero))
+        return fraction, start, step, to_zero
+
+    def _integral(self, t: Tensor) -> Tensor:
+        fraction, start, step, to_zero = self._parts(t)
+        falling = -2 * torch.log1p(-torch.where(to_zero, fraction, 0.0))  # alpha proportional to 1 - fraction
+        return (start + torch.where(to_zero, falling, fraction * step)).to(t.dtype)
 
     def _beta(self, t: Tensor) -> Tensor:
-        i, _ = _cell(t, len(self.betas))
-        return (len(self.betas) * self._steps.to(t.device)[i]).to(t.dtype)
+        fraction, _, step, to_zero = self._parts(t)
+        rate = torch.where(to_zero, 2 / (1 - torch.where(to_zero, fraction, 0.0)), step)
+        return (len(self.betas) * rate).to(t.dtype)
+
+    def rates(self, t: float | Tensor) -> tuple[Tensor, Tensor]:
+        t = as_time(t)
+        _, start, step, to_zero = self._parts(t)
+        alpha, sigma = self.alpha(t), self.sigma(t)
+        fall = torch.where(to_zero, torch.exp(-start / 2).to(t.dtype), alpha * step.to(t.dtype) / 2)  # finite at alpha = 0
+        d_alpha = -len(self.betas) * fall
+        return d_alpha, -alpha * d_alpha / sigma
 
     def _time_of_integral(self, integral: Tensor) -> Tensor:
-        nodes = self._nodes.to(integral.device)
-        n = len(self.betas)
-        i = (torch.searchsorted(nodes, integral.detach().to(torch.float64).contiguous()) - 1).clamp(0, n - 1)
-        fraction = ((integral - nodes[i]) / self._steps.to(integral.device)[i]).nan_to_num(nan=1.0)
+        known, n = self._at_nodes.to(integral.device), len(self.betas)
+        i = (torch.searchsorted(known, integral.detach().to(torch.float64).contiguous()) - 1).clamp(0, n - 1)
+        rise = integral - known[i]
+        to_zero = self._to_zero.to(integral.device)[i]
+        steady = torch.where(to_zero, 0.0, rise) / self._steps.to(integral.device)[i]
+        fraction = torch.where(to_zero, -torch.expm1(-torch.where(to_zero, rise, 0.0) / 2), steady)
         return ((i + fraction) / n).to(integral.dtype)
 
 
@@ -618,6 +678,7 @@ class TabulatedVESDE(_VarianceExploding):
 
     Attributes:
         sigmas: the table, float64.
+        nodes: (N,), the times i/N, i = 1..N.
 
     Source: Song & Ermon 2019 (arXiv 1907.05600); Song et al. 2021 (arXiv 2011.13456) section 3.4.
     """
@@ -629,6 +690,7 @@ class TabulatedVESDE(_VarianceExploding):
                 "sigmas: wanted positive and increasing values (a table from large to small must be flipped)"
             )
         n = len(self.sigmas)
+        self.nodes = _nodes(n)
         self._logs = torch.log(self.sigmas)
         self._set_range(1 / n, 1.0)
         self.config = {"sigmas": self.sigmas.tolist()}
@@ -838,6 +900,10 @@ def _cell(t: Tensor, n: int) -> tuple[Tensor, Tensor]:
     return i, fraction - (fraction.detach() - 1).clamp(0, slack)
 
 
+def _nodes(n: int) -> Tensor:
+    return torch.arange(1, n + 1, dtype=torch.float64) / n
+
+
 def _table(values: Sequence[float] | Tensor, name: str) -> Tensor:
     try:
         table = torch.as_tensor(values, dtype=torch.float64).detach().cpu().clone()
@@ -850,8 +916,8 @@ def _table(values: Sequence[float] | Tensor, name: str) -> Tensor:
     return table
 
 
-def _check_sigmas(sigma_min: float, sigma_max: float) -> tuple[float, float]:
-    if not 0 < sigma_min < sigma_max < math.inf:
+def _check_sigmas(sigma_min: float, sigma_max: float, *, endless: bool = False) -> tuple[float, float]:
+    if not 0 < sigma_min < sigma_max or (sigma_max == math.inf and not endless):
         raise InvalidInputError(
             f"sigma_min={sigma_min}, sigma_max={sigma_max}: wanted 0 < sigma_min < sigma_max, both finite"
         )

@@ -16,7 +16,7 @@ from .paths import NEAR, OwnPath, SharedPath
 from .shapes import check_state, flat
 from .solution import ARRIVED, MAX_STEPS, NON_FINITE, UNDERFLOW, Solution, describe, judged
 from .solvers import OutsideSolver, Solver, Step, choose
-from .solvers.base import State, merge
+from .solvers.base import State
 from .steps import Tolerance, check_tolerances, clamp_tolerance, resolution
 from .terms import Counted, Term
 
@@ -337,20 +337,17 @@ class _Adaptive:
     def _advance(self, state: State) -> State:
         p = self.p
         left = (self.end - self.t).abs()
-        h = torch.minimum(self.h, torch.full_like(self.h, self.cap))
-        h = torch.where(h >= left * (1 - 1e-9), left, torch.where(h > left / 2, left / 2, h))
-        last = h == left
-        t_next = torch.where(last, torch.full_like(self.t, self.end), self.t + self.sign * h)
+        h = self.h.clamp_max(self.cap)
+        last = h >= left * (1 - 1e-9)
+        h = torch.where(last, left, torch.minimum(h, left / 2))  # the last two steps are equal
+        t_next = torch.where(last, self.end, self.t + self.sign * h)
         step = p.solver.step(p.term, self.x, self.t, t_next, state, self.noise)
         accept, factor, carried = p.solver.judge(step, self.x, state, p.tolerance)  # type: ignore[arg-type]
         finite = torch.isfinite(flat(step.x).sum(1))
-        accept = accept & finite
-        factor = torch.where(finite, factor, torch.full_like(factor, 0.1))
         self.path.add(self.rows, accept, self.t, t_next, self.x, step)
-        state = merge(accept, carried, state)
         self.x = torch.where(accept.reshape(-1, *(1,) * (self.x.ndim - 1)), step.x, self.x)
         self.t = torch.where(accept, t_next, self.t)
-        self.h = h * factor
+        self.h = h * torch.where(finite, factor, 0.1)
         self.accepted = self.accepted + accept
         self.rejected = self.rejected + ~accept
         arrived = accept & last
@@ -359,9 +356,9 @@ class _Adaptive:
         n_left = int(left_behind.sum())
         if n_left:
             code = torch.where(arrived, ARRIVED, torch.where(finite, UNDERFLOW, NON_FINITE))
-            state = self._leave(left_behind, state, code)
+            carried = self._leave(left_behind, carried, code)
         p.report(1 - len(self.rows) / len(self.out))
-        return state
+        return carried
 
     def _leave(self, who: Tensor, state: State, code: Any) -> State:
         """Write down the samples that are done and go on with the others."""

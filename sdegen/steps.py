@@ -1,9 +1,12 @@
-"""Where the steps are: grids of times for fixed budgets, the tolerance and the step-size controller for error control."""
+"""Where the steps are: grids of times for fixed budgets; tolerance and step-size controller for error control."""
 
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +18,49 @@ from .shapes import event_mean
 GRIDS = ("uniform", "sqrt-time", "lambda", "theta", "karras")
 
 
+def count_or_times(steps: Any) -> int | Tensor | None:
+    """What `steps=` asks for: a number of steps, times in the order they are visited as (S,) float64, or None."""
+    if steps is None:
+        return None
+    wanted = "wanted a number of steps such as 50, or a list of times in the order they are visited"
+    if isinstance(steps, bool | str):
+        raise InvalidInputError(f"steps={steps!r}: {wanted}")
+    try:
+        count = operator.index(steps)
+    except TypeError:
+        pass
+    else:
+        if count < 1:
+            raise InvalidInputError(f"steps={count}: wanted at least 1")
+        return count
+    try:
+        times = torch.as_tensor(steps, dtype=torch.float64).detach().cpu().clone()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidInputError(f"steps={steps!r}: {wanted}") from error
+    if times.ndim == 0:
+        raise InvalidInputError(f"steps={steps!r}: {wanted}")
+    if times.ndim > 1:
+        raise InvalidInputError(
+            f"steps has shape {tuple(times.shape)}: wanted times of shape (S,), shared by all samples"
+        )
+    if len(times) < 2:
+        raise InvalidInputError(f"steps holds {len(times)} times: wanted at least 2, where it starts and where it ends")
+    if not bool(torch.isfinite(times).all()):
+        raise InvalidInputError(f"steps holds NaN or infinity: {times.tolist()}")
+    return times
+
+
+def check_span(t_span: Any) -> tuple[float, float]:
+    """(from, to) as two finite floats."""
+    try:
+        start, stop = (float(t) for t in t_span)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"t_span={t_span!r}: wanted (from, to), two times") from error
+    if not (math.isfinite(start) and math.isfinite(stop)):
+        raise InvalidInputError(f"t_span={t_span!r}: wanted two finite times")
+    return start, stop
+
+
 def formula_grid(sde: SDE, n: int, *, kind: str, start: float, stop: float, sigma_data: float = 1.0) -> Tensor:
     """n + 1 times from `start` to `stop`, both in [t_min, t_max] of `sde`, float64: equally spaced in a variable u(t).
 
@@ -24,18 +70,25 @@ def formula_grid(sde: SDE, n: int, *, kind: str, start: float, stop: float, sigm
         "theta"      u = atan(sh/s)^(1/1.6), sh = sigma/alpha, s = sigma_data
         "karras"     u = sh^(1/7)
 
-    Source: Karras et al. 2022 (arXiv 2206.00364) eq. 5 for "karras"; Lu et al. 2022 (arXiv 2206.00927) for "lambda"; Song et al. 2020
+    Source: Karras et al. 2022 (arXiv 2206.00364) eq. 5 for "karras"; Lu et al. 2022 (arXiv 2206.00927) for "lambda";
+    Song et al. 2020
     (arXiv 2010.02502) appendix D.2 "quadratic" for "sqrt-time".
     """
     if kind not in GRIDS:
-        raise InvalidInputError(f"grid kind {kind!r}: wanted one of {', '.join(map(repr, (*GRIDS, 'pilot')))}")
+        raise InvalidInputError(f"grid kind {kind!r}: wanted one of {', '.join(map(repr, GRIDS))}")
     ends = torch.tensor([start, stop], dtype=torch.float64)
     fraction = torch.linspace(0, 1, n + 1, dtype=torch.float64)
     if kind == "uniform":
         ts = ends[0] + fraction * (ends[1] - ends[0])
     else:
         to_u, to_lambda = _variable(kind, sigma_data)
-        u = to_u(sde.half_log_snr(ends))
+        levels = sde.half_log_snr(ends)
+        if not bool(torch.isfinite(levels).all()):
+            raise InvalidInputError(
+                f"the process has no signal at t = {max(start, stop):g}, so no grid of kind {kind!r} ends there: "
+                "pass times in steps=, such as the nodes of its table"
+            )
+        u = to_u(levels)
         ts = sde.time(to_lambda(u[0] + fraction * (u[1] - u[0])))
     ts[0], ts[-1] = ends[0], ends[1]
     return ts
@@ -80,9 +133,14 @@ class Tolerance:
     atol: float
 
     def ratio(self, error: Tensor, x: Tensor, x_next: Tensor) -> Tensor:
-        """Root mean square error of each sample over its scale, (B,) float64."""
-        size = torch.maximum(rms(x), rms(x_next))
-        return (rms(error) / (self.atol + self.rtol * size)).to(torch.float64)
+        """Root mean square error of each sample over its scale, (B,) float64, without gradients."""
+        return rms(error.detach()).to(torch.float64) / self.scale(x.detach(), x_next.detach())
+
+    def scale(self, x: Tensor, x_next: Tensor) -> Any:
+        """The allowed error of each sample: a float, or (B,) float64."""
+        if self.rtol == 0:
+            return self.atol
+        return self.atol + self.rtol * torch.maximum(rms(x), rms(x_next)).to(torch.float64)
 
 
 def rms(x: Tensor) -> Tensor:
@@ -117,9 +175,9 @@ class Controller:
         return accept, torch.where(torch.isfinite(ratio), factor, torch.full_like(factor, self.least))
 
 
-def resolution(t: Tensor) -> Tensor:
-    """The smallest step that time can resolve at t."""
-    return 16 * torch.finfo(torch.float64).eps * t.abs()
+def resolution(t: Tensor, length: float) -> Tensor:
+    """The smallest step that time can resolve at t, on a span of this length (which matters where t is 0)."""
+    return 16 * torch.finfo(torch.float64).eps * t.abs().clamp_min(1e-3 * length)
 
 
 def clamp_tolerance(value: float, dtype: torch.dtype) -> float:
@@ -132,7 +190,7 @@ def check_tolerances(rtol: float | None, atol: float | None) -> Tolerance:
     r = rtol if rtol is not None else atol
     a = atol if atol is not None else rtol
     for name, value in (("rtol", r), ("atol", a)):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value < 0:
             raise InvalidInputError(f"{name}={value!r}: wanted a number of at least 0, such as 1e-3")
     if r == 0 and a == 0:
         raise InvalidInputError("rtol=0 and atol=0 ask for no error at all: give one of them, such as rtol=1e-3")

@@ -62,7 +62,7 @@ class Term(ABC):
 class ForwardSDE(Term):
     """dx = f x dt + g dw: what noise does to data, t growing.
 
-    Source: systems.md 1.1; Song et al. 2021 (arXiv 2011.13456) eq. 5.
+    Source: Song et al. 2021 (arXiv 2011.13456) eq. 5.
     """
 
     downward = False
@@ -101,8 +101,10 @@ class _OfModel(Term):
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         level = self.sde.level(as_time(t))
-        extra = 0.0 if self.eta == 0 else self.eta**2 * level.g**2 / (2 * level.sigma)
-        return self.predict(x, t).combine(level.d_alpha, level.d_sigma + extra)
+        d_alpha, d_sigma = level.rates
+        if self.eta:
+            d_sigma = d_sigma + self.eta**2 * level.g**2 / (2 * level.sigma)
+        return self.predict(x, t).combine(d_alpha, d_sigma)
 
     def diffusion(self, t: Tensor) -> Any:
         return self.eta * self.sde.level(as_time(t)).g

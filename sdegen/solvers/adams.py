@@ -17,6 +17,7 @@ evaluation a step.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -75,78 +76,66 @@ class Adams(Solver):
     def start(self, term: Term, x: Tensor, t: Tensor, grid: Tensor | None = None) -> State:
         if grid is not None:
             return {"run": _Fixed.planned(grid, self.values or default_order(len(grid) - 1))}
-        b, width = x.shape[0], self.max_order + 1
-        phi = x.new_zeros(b, width, *x.shape[1:])
-        phi[:, 0] = term.drift(x, t)
-        # times before the start do not exist; any distinct ones do, since their differences are never used
-        back = torch.arange(width, dtype=torch.float64, device=x.device)
-        past = t[:, None] - back * (1e-3 * (term.t_max - term.t_min) * _sign(term, t))
         return {
-            "phi": phi,
-            "past": past,
-            "order": torch.ones(b, dtype=torch.int64, device=x.device),
-            "known": torch.ones(b, dtype=torch.int64, device=x.device),
+            "phi": term.drift(x, t)[:, None],  # phi_1, phi_2, ...
+            "past": t[:, None],  # t_0, t_-1, ...
+            "order": torch.ones(x.shape[0], dtype=torch.int64, device=x.device),
+            "known": torch.ones(x.shape[0], dtype=torch.int64, device=x.device),  # how many of the phi_i are valid
         }
 
     def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: State, noise: Noise) -> Step:
         if "run" in state:
             return self._fixed_step(term, x, t, t_next, state["run"])
         phi, past, k = state["phi"], state["past"], state["order"]
-        h = t_next - t
-        psi_new = t_next[:, None] - past  # psi_i(n + 1), i = 1..
-        psi_old = past[:, :1] - past  # 0, psi_1(n), psi_2(n), ...
-        ratios = torch.ones_like(past)
-        ratios[:, 1:] = psi_new[:, :-1] / psi_old[:, 1:]
-        beta = ratios.cumprod(1)
-        g = _coefficients(h, psi_new)  # (B, width + 1)
         width = phi.shape[1]
-        number = torch.arange(1, width + 1, device=x.device)
-        shape = (-1, width, *(1,) * (x.ndim - 1))
-        star = phi * beta.to(x.dtype).reshape(shape)
-        used = (h[:, None] * g[:, :width]).masked_fill(number > k[:, None], 0.0)
-        predicted = x + (star * used.to(x.dtype).reshape(shape)).sum(1)
+        table = (-1, width, *(1,) * (x.ndim - 1))
+        h = (t_next - t)[:, None]
+        psi = t_next[:, None] - past  # psi_i at t', i = 1..width
+        star = phi
+        if width > 1:  # beta_i = prod_{l < i} psi_l(t')/psi_l(t_0)
+            beta = (psi[:, :-1] / (past[:, :1] - past[:, 1:])).cumprod(1)
+            star = phi * torch.cat([torch.ones_like(h), beta], 1).to(x.dtype).reshape(table)
+        weights = h * _coefficients(h, psi)  # h g_i, i = 1..width + 1
+        ahead = weights[:, :width] * (torch.arange(width, device=x.device) < k[:, None])
+        predicted = x + (star * ahead.to(x.dtype).reshape(table)).sum(1)
         slope = term.drift(predicted, t_next)
-        differences = torch.cat([slope[:, None], slope[:, None] - star.cumsum(1)], 1)  # phi'_1 ... phi'_(width + 1)
+        changes = slope[:, None] - star.cumsum(1)  # phi'_2 ... phi'_(width + 1)
         rows = torch.arange(len(k), device=x.device)
-        weight = h * g[rows, k]
-        corrected = predicted + expand(weight, x) * differences[rows, k]
-        changes = (h[:, None] * g[:, 1:]).abs()  # of orders 1..width
+        corrected = predicted + expand(weights[rows, k], x) * changes[rows, k - 1]
         carried = {
-            "phi": differences[:, :width],
-            "past": torch.cat([t_next[:, None], past[:, :-1]], 1),
-            "order": k,
-            "known": (state["known"] + 1).clamp_max(self.max_order),
-            "errors": changes * _rms_each(differences[:, 1:]),
+            "phi": torch.cat([slope[:, None], changes], 1),
+            "past": torch.cat([t_next[:, None], past], 1),
+            "errors": weights[:, 1:].abs() * _rms_each(changes),  # of orders 1..width
         }
-        return Step(corrected, carried, error=corrected, slope=phi[:, 0], slope_next=slope)
+        return Step(corrected, carried, slope=phi[:, 0], slope_next=slope)
 
     def judge(self, step: Step, x: Tensor, state: State, tolerance: Tolerance) -> tuple[Tensor, Tensor, State]:
-        carried = dict(step.state)
-        errors, k, known = carried.pop("errors"), state["order"], state["known"]
-        scale = (tolerance.atol + tolerance.rtol * torch.maximum(rms(x), rms(step.x))).to(torch.float64)
-        e = (errors / scale[:, None]).clamp_min(1e-14)  # (B, width): orders 1..
-        rows = torch.arange(len(k), device=x.device)
-        own = e[rows, k - 1]
+        k, known = state["order"], state["known"]
+        scale = tolerance.scale(x, step.x)
+        e = (step.state["errors"] / (scale if isinstance(scale, float) else scale[:, None])).clamp_min(1e-14)
+        own = e.gather(1, k[:, None] - 1)[:, 0]
         accept = own <= self.accept
-        before = state.get("ratio", torch.ones_like(own))
-        orders = torch.arange(1, e.shape[1] + 1, device=x.device, dtype=torch.float64)
-        factors = (self.aim / e) ** (1 / (orders + 1))
-        # at most one order more than now, and no more than there are values (after acceptance one more)
-        allowed = torch.minimum(k + 1, known + 1).clamp_max(self.max_order)
-        bonus = factors.clone()
-        bonus[rows, k - 1] *= 1.08
-        bonus = bonus.masked_fill(orders > torch.minimum(allowed, known)[:, None], 0.0)
-        best = bonus.argmax(1) + 1
-        starting = (known < self.max_order) & (k == known)  # no estimate above the present order yet
-        best = torch.where(starting & (best == k) & accept, allowed, best)
-        factor = factors[rows, torch.minimum(best, k) - 1]
-        memory = (before / own) ** (0.2 / (k + 1).to(torch.float64))
-        factor = torch.where(accept, factor * memory, factor).clamp(0.3, 2.0)
-        factor = torch.where(accept, factor, factor.clamp_max(0.8))
-        finite = torch.isfinite(own)
-        accept, factor = accept & finite, torch.where(finite, factor, torch.full_like(factor, 0.3))
-        carried["order"] = best
-        carried["ratio"] = own
+        orders = torch.arange(1, e.shape[1] + 1, device=x.device)
+        gains = (math.log(self.aim) - e.log()) / (orders + 1)  # log of the factor on the step, by order
+        gains = gains.masked_fill(orders > torch.minimum(known, k + 1)[:, None], -math.inf)
+        # to stay is worth 8 %; as long as every step brings an order that has no estimate yet, take it
+        best = torch.where(orders == k[:, None], gains + math.log(1.08), gains).argmax(1) + 1
+        best = torch.where(accept & (best == k) & (k == known), k + 1, best).clamp_max(self.max_order)
+        best = torch.where(accept, best, torch.minimum(best, k))
+        gain = gains.gather(1, torch.minimum(best, known)[:, None] - 1)[:, 0]
+        before = state.get("ratio")
+        memory = 0.0 if before is None else (before / own).log() * (0.2 / (k + 1))
+        low, high = math.log(0.3), math.log(2.0)
+        factor = torch.where(accept, (gain + memory).clamp(low, high), gain.clamp(low, math.log(0.8))).exp()
+        factor = torch.where(torch.isfinite(own), factor, 0.3)
+        width = min(int(best.max()) + 1, step.state["phi"].shape[1])
+        carried = {
+            "phi": _carried(accept, step.state["phi"], state["phi"], width),
+            "past": _carried(accept, step.state["past"], state["past"], width),
+            "order": best,
+            "known": (known + accept).clamp_max(width),
+            "ratio": own,
+        }
         return accept, factor, carried
 
     def _fixed_step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, run: _Fixed) -> Step:
@@ -200,22 +189,25 @@ def _coefficients(h: Tensor, psi: Tensor) -> Tensor:
     c_(1,q) = 1/q, c_(2,q) = 1/(q (q + 1)), c_(i+1,q) = c_(i,q) - (h/psi_i) c_(i,q+1), g_i = c_(i,1).
     """
     width = psi.shape[1]
-    q = torch.arange(1, width + 2, dtype=torch.float64, device=h.device)
-    alpha = h[:, None] / psi  # alpha_i, i = 1..
-    g = [torch.ones_like(h)]
+    q = torch.arange(1, width + 1, dtype=torch.float64, device=h.device)
+    alpha = h / psi  # alpha_i, i = 1..width, the first 1
     c = (1 / (q * (q + 1))).expand(len(h), -1)  # c_2
-    g.append(c[:, 0])
-    for i in range(2, width + 1):
-        c = c[:, :-1] - alpha[:, i - 1 : i] * c[:, 1:]
-        g.append(c[:, 0])
-    return torch.stack(g, 1)
+    g = [torch.ones_like(h), c[:, :1]]
+    for i in range(1, width):
+        c = torch.addcmul(c[:, :-1], alpha[:, i : i + 1], c[:, 1:], value=-1)
+        g.append(c[:, :1])
+    return torch.cat(g, 1)
+
+
+def _carried(accept: Tensor, new: Tensor, old: Tensor, width: int) -> Tensor:
+    """Tables (B, i, ...) of the accepted from `new`, of the others from `old`, cut or filled up to `width` entries."""
+    if old.shape[1] < width:  # what fills it up is never used: it is beyond `known`; past times must differ
+        fill = old[:, -1:] + (old[:, -1:] - new[:, :1]) if old.ndim == 2 else torch.zeros_like(old[:, :1])
+        old = torch.cat([old, fill.expand(-1, width - old.shape[1], *fill.shape[2:])], 1)
+    keep = accept.reshape(-1, *(1,) * (new.ndim - 1))
+    return torch.where(keep, new[:, :width], old[:, :width])
 
 
 def _rms_each(table: Tensor) -> Tensor:
     """Root mean square over the event of every entry: (B, width, *event) -> (B, width) float64."""
     return table.reshape(*table.shape[:2], -1).square().mean(2).sqrt().to(torch.float64)
-
-
-def _sign(term: Term, t: Tensor) -> float:
-    """The direction of a run under error control, from where it starts."""
-    return -1.0 if float(t[0]) > (term.t_min + term.t_max) / 2 else 1.0

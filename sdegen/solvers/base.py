@@ -105,12 +105,15 @@ class Solver(ABC):
     controller: Controller = Controller()
 
     def judge(self, step: Step, x: Tensor, state: State, tolerance: Tolerance) -> tuple[Tensor, Tensor, State]:
-        """(accept, factor on the step size, state to carry on), for a batch of steps under error control, (B,) each."""
+        """(accept, factor on the step size, state to carry on), for a batch of steps under error control.
+
+        accept and factor are (B,); a step that is not finite is a rejection; the state is the step's where accepted, else `state`.
+        """
         if step.error is None:
             raise InvalidInputError(f"{self.name!r} has no error estimate")
         ratio = tolerance.ratio(step.error, x, step.x)
         accept, factor = self.controller.propose(ratio, state.get("ratio"), self.error_order)
-        return accept, factor, {**step.state, "ratio": torch.where(accept, ratio, state.get("ratio", torch.ones_like(ratio)))}
+        return accept, factor, merge(accept, {**step.state, "ratio": ratio}, state)
 
     def __repr__(self) -> str:
         options = ", ".join(f"{k}={v}" for k, v in self.options().items())
@@ -126,7 +129,8 @@ def merge(accept: Tensor, new: State, old: State) -> State:
     merged = {}
     for name, value in new.items():
         before = old.get(name)
-        merged[name] = value if before is None else torch.where(accept.reshape(-1, *(1,) * (value.ndim - 1)), value, before)
+        keep = accept.reshape(-1, *(1,) * (value.ndim - 1))
+        merged[name] = value if before is None else torch.where(keep, value, before)
     return merged
 
 
