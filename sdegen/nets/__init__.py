@@ -1,6 +1,7 @@
 """Networks: functions net(x, t, **cond) of a state and a number per sample; they know nothing of processes.
 
-Each keeps the arguments it was built with in `net.config`, a dict that survives JSON: `type(net)(**net.config)` has the same architecture.
+Each keeps the arguments it was built with in `net.config`, a dict that survives JSON: `type(net)(**net.config)` has the
+same architecture.
 """
 
 from .mlp import MLP

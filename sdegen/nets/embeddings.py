@@ -10,17 +10,23 @@ from torch import Tensor, nn
 
 from ..errors import InvalidInputError
 
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)
+
 
 class FourierFeatures(nn.Module):
     """Time features for any range of t: its compressed value and sines and cosines of that.
 
     phi(t) = [u, sin(w_k u), cos(w_k u)],  u = asinh(t),  w_k geometric from 1/2 to 100.
 
-    u is t near 0 and sign(t) log|2t| far from it, so one set of frequencies resolves a time in [0, 1], a log-sigma/4 in [-2, 2] and a sigma
-    up to 80 alike. At least float32 inside, whatever the network's dtype: phases of hundreds of radians mean nothing in bfloat16.
+    u is t near 0 and sign(t) log|2t| far from it, so one set of frequencies resolves a time in [0, 1], a log-sigma/4 in
+    [-2, 2] and a sigma
+    up to 80 alike. At least float32 inside, whatever the network's dtype: phases of hundreds of radians mean nothing in
+    bfloat16.
 
     Source: Tancik et al. 2020 (arXiv:2006.10739), eq. 5, here with fixed frequencies.
     """
+
+    w: Tensor
 
     def __init__(self, frequencies: int = 16) -> None:
         super().__init__()
@@ -41,6 +47,8 @@ class SinusoidalFeatures(nn.Module):
 
     Source: Ho et al. 2020 (their code), with step i of 1000 at t = i/1000.
     """
+
+    w: Tensor
 
     def __init__(self, frequencies: int = 32) -> None:
         super().__init__()
@@ -78,16 +86,19 @@ class LabelEmbedding(nn.Module):
         return self.table(torch.where(label < 0, self.n_classes, label.long()))
 
     def check(self, label: Tensor, batch: int) -> None:
-        """Refuse what is not (B,) integers in -1 .. n_classes - 1 (on a GPU the range is left to torch: reading it would stall the queue)."""
-        if not isinstance(label, Tensor) or label.shape != (batch,) or label.is_floating_point() or label.dtype == torch.bool:
-            came = f"{label.dtype} of shape {tuple(label.shape)}" if isinstance(label, Tensor) else f"{label!r}"
-            raise InvalidInputError(f"label is {came}: wanted integers of shape ({batch},), one per sample, or None for no class")
+        """Refuse what is not (B,) integers in -1 .. n_classes - 1 (the range not on a GPU: it would wait)."""
+        came = f"{label.dtype} of shape {tuple(label.shape)}" if isinstance(label, Tensor) else repr(label)
+        if not isinstance(label, Tensor) or label.shape != (batch,) or label.dtype not in INTEGERS:
+            raise InvalidInputError(
+                f"label is {came}: wanted integers of shape ({batch},), one per sample, or None for no class"
+            )
         if torch.compiler.is_compiling() or label.device.type != "cpu" or not batch:
             return
         low, high = int(label.min()), int(label.max())
         if low < -1 or high >= self.n_classes:
             raise InvalidInputError(
-                f"label holds values from {low} to {high}: this network has classes 0 to {self.n_classes - 1}, and -1 for no class"
+                f"label holds values from {low} to {high}: this network has classes 0 to {self.n_classes - 1}, "
+                "and -1 for no class"
             )
 
 
@@ -106,7 +117,9 @@ class Embedding(nn.Module):
     def __init__(self, width: int, *, time_features: str = "fourier", n_classes: int | None = None) -> None:
         super().__init__()
         if time_features not in TIME_FEATURES:
-            raise InvalidInputError(f"time_features={time_features!r} is not known: choose from {', '.join(map(repr, TIME_FEATURES))}")
+            raise InvalidInputError(
+                f"time_features={time_features!r} is not known: choose from {', '.join(map(repr, TIME_FEATURES))}"
+            )
         self.features = TIME_FEATURES[time_features]()
         self.inner = nn.Linear(self.features.size, width)
         self.outer = nn.Linear(width, width)
@@ -118,14 +131,18 @@ class Embedding(nn.Module):
         if self.label is not None:
             e = e + self.label(label, t.shape[0])
         elif label is not None:
-            raise InvalidInputError("this network was built without classes and takes no label: build it with n_classes=")
+            raise InvalidInputError(
+                "this network was built without classes and takes no label: build it with n_classes="
+            )
         return F.silu(e)
 
 
 def check_time(x: Tensor, t: Tensor) -> None:
     """Refuse a t that is not one number per sample of x."""
     if t.shape != x.shape[:1]:
-        raise InvalidInputError(f"t has shape {tuple(t.shape)}: wanted ({x.shape[0]},), one time per sample; use t.expand({x.shape[0]})")
+        raise InvalidInputError(
+            f"t has shape {tuple(t.shape)}: wanted ({x.shape[0]},), one time per sample; use t.expand({x.shape[0]})"
+        )
 
 
 def check_count(name: str, value: int, least: int = 1) -> int:

@@ -16,12 +16,14 @@ from .embeddings import Embedding, check_count, check_time
 class MLP(nn.Module):
     """A residual multilayer perceptron whose every layer is scaled and shifted by the time.
 
-    h_1 = m_1(W_1 x),  h_{k+1} = h_k + W_{k+1} SiLU(m_{k+1}(h_k)),  net = W_out SiLU(h_L),  m_k(h) = (1 + a_k(e)) h + b_k(e),
+    h_1 = m_1(W_1 x),  h_{k+1} = h_k + W_{k+1} SiLU(m_{k+1}(h_k)),  net = W_out SiLU(h_L),
+    m_k(h) = (1 + a_k(e)) h + b_k(e),
 
-    where e embeds time and label and a_k, b_k are linear in it. (Joined to x as further inputs instead, time features drown two coordinates
-    among thirty: on a ring of modes such a network stays at the mean for thousands of steps.) W_out starts at zero.
+    where e embeds time and label, and a_k and b_k are linear in it. W_out starts at zero. (Time features joined to x as
+    further inputs drown two coordinates among thirty: on a ring of modes such a network stays at the mean for thousands
+    of steps.)
 
-    hidden=88 has 34,618 + 1,056 parameters in two dimensions: enough for eight modes.
+    hidden=88 has 35,674 parameters in two dimensions, enough for eight modes.
 
     Args:
         event_shape: shape of one sample; an integer d stands for (d,). x is flattened, the result has its shape back.
@@ -70,7 +72,9 @@ class MLP(nn.Module):
     def forward(self, x: Tensor, t: Tensor, label: Tensor | int | None = None) -> Tensor:
         """(B, *event), (B,), (B,) -> (B, *event)."""
         if tuple(x.shape[1:]) != self.event_shape or not x.ndim:
-            raise InvalidInputError(f"x has shape {tuple(x.shape)}: this network was built for (B, {', '.join(map(str, self.event_shape))})")
+            raise InvalidInputError(
+                f"x has shape {tuple(x.shape)}: this network was built for (B, {', '.join(map(str, self.event_shape))})"
+            )
         check_time(x, t)
         e = self.embedding(t, label)
         modulate, *modulations = self.modulations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +16,12 @@ EMBEDDING = 4  # the embedding of time and label is so many times as long as the
 
 
 class UNet(nn.Module):
-    """Residual blocks down to coarse levels and up again, with skips between equal sizes and attention where it is cheap.
+    """Residual blocks down to coarse levels and up again, with skips between equal sizes.
 
-    Level i works at 1/2^i of the image's size with multipliers[i] * channels channels. Going down, each level's blocks leave their results for
-    the blocks of the same level going up, which read them beside their input; levels are joined by 2x2 means and nearest-neighbour repeats.
-    The last convolution starts at zero. The defaults have about 0.4M parameters: enough for digits of 8x8.
+    Level i works at 1/2^i of the image's size with multipliers[i] * channels channels. Going down, each block leaves
+    its result for a block of the same level going up, which reads it beside its input; levels are joined by 2x2 means
+    and nearest-neighbour repeats. The last convolution starts at zero. The defaults have 0.33M parameters, enough for
+    digits of 8x8.
 
     Args:
         in_channels: C of x (B, C, H, W); H and W need not be equal, each divisible by 2^(levels - 1).
@@ -38,6 +40,9 @@ class UNet(nn.Module):
 
     Source: Ho et al. 2020, appendix B, with the blocks of Dhariwal & Nichol 2021, section 3.
     """
+
+    down: Any  # per level, finest first, the list of its blocks
+    up: Any  # the same, coarsest first
 
     def __init__(
         self,
@@ -85,7 +90,8 @@ class UNet(nn.Module):
             h = c
         self.middle = nn.ModuleList(block(h, h, True) for _ in range(blocks))
         for level, c in reversed(list(enumerate(widths))):
-            ends = [c] * (blocks - 1) + [widths[max(level - 1, 0)]]  # the last block narrows, before the finer level multiplies the pixels
+            # the last block narrows, before the finer level multiplies the pixels
+            ends = [c] * (blocks - 1) + [widths[max(level - 1, 0)]]
             starts = [h, *ends[:-1]]
             self.up.append(nn.ModuleList(block(a + c, b, level in attended) for a, b in zip(starts, ends, strict=True)))
             h = ends[-1]
@@ -117,8 +123,8 @@ class UNet(nn.Module):
             raise InvalidInputError(f"x has shape {tuple(x.shape)}: this network was built for (B, {c}, H, W)")
         if x.shape[2] % n or x.shape[3] % n or not x.shape[2] * x.shape[3]:
             raise InvalidInputError(
-                f"images of {x.shape[2]}x{x.shape[3]} cannot be halved {n.bit_length() - 1} times: pad both sides to multiples of {n}, "
-                "or build the network with fewer multipliers"
+                f"images of {x.shape[2]}x{x.shape[3]} cannot be halved {n.bit_length() - 1} times: "
+                f"pad both sides to multiples of {n}, or build the network with fewer multipliers"
             )
         check_time(x, t)
 
@@ -126,7 +132,8 @@ class UNet(nn.Module):
 class Block(nn.Module):
     """A residual block that the embedding e scales and shifts, then self-attention if asked.
 
-    h = conv(SiLU(norm(x))),  y = skip(x) + conv(SiLU((1 + a(e)) norm(h) + b(e))); the second convolution starts at zero.
+    h = conv(SiLU(norm(x))),  y = skip(x) + conv(SiLU((1 + a(e)) norm(h) + b(e))); the second convolution starts at
+    zero.
 
     Args:
         c_in, c_out: channels; skip is a 1x1 convolution where they differ.
@@ -137,7 +144,9 @@ class Block(nn.Module):
     Source: Dhariwal & Nichol 2021, section 3 (adaptive group normalisation).
     """
 
-    def __init__(self, c_in: int, c_out: int, embedding: int, *, dropout: float = 0.0, head_channels: int | None = None) -> None:
+    def __init__(
+        self, c_in: int, c_out: int, embedding: int, *, dropout: float = 0.0, head_channels: int | None = None
+    ) -> None:
         super().__init__()
         self.norm_in, self.norm_out = _norm(c_in), _norm(c_out)
         self.conv_in = nn.Conv2d(c_in, c_out, 3, padding=1)
@@ -145,7 +154,9 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.conv_out = _zero(nn.Conv2d(c_out, c_out, 3, padding=1))
         self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
-        self.attention = nn.Identity() if head_channels is None else ImageAttention(c_out, max(1, c_out // head_channels))
+        self.attention = (
+            nn.Identity() if head_channels is None else ImageAttention(c_out, max(1, c_out // head_channels))
+        )
 
     def forward(self, x: Tensor, e: Tensor) -> Tensor:
         """(B, c_in, H, W), (B, embedding) -> (B, c_out, H, W)."""
@@ -171,7 +182,9 @@ class SelfAttention(nn.Module):
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
         if channels % heads:
-            raise InvalidInputError(f"{channels} channels do not divide into {heads} heads: change head_channels or channels")
+            raise InvalidInputError(
+                f"{channels} channels do not divide into {heads} heads: change head_channels or channels"
+            )
         self.heads = heads
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = nn.Linear(channels, channels)
@@ -214,5 +227,7 @@ def _levels(attention: Sequence[int], n: int) -> set[int]:
     if not n:
         raise InvalidInputError("multipliers is empty: wanted one per level, for example (1, 2)")
     if any(isinstance(i, bool) or not isinstance(i, int) or not -n <= i < n for i in attention):
-        raise InvalidInputError(f"attention={list(attention)!r}: wanted levels from 0 (finest) to {n - 1}, or -1 for the coarsest")
+        raise InvalidInputError(
+            f"attention={list(attention)!r}: wanted levels from 0 (finest) to {n - 1}, or -1 for the coarsest"
+        )
     return {i % n for i in attention}
