@@ -43,8 +43,10 @@ class SharedPath:
 
     def end_at(self, x: Tensor) -> None:
         """The last state was changed after its step."""
+        if x is self._xs[-1]:
+            return
         self._xs[-1] = x
-        if self._open is not None and self._open[3].x is not x:
+        if self._open is not None:
             t, t_next, before, _, inside = self._open
             self._open = (t, t_next, before, Step(x), inside)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import operator
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 import torch
@@ -16,10 +19,10 @@ from .model import Centred, ScoreModel
 from .noise import PRIOR, Noise, check_seed
 from .sde import SDE, TrigSDE
 from .shapes import check_state, expand
-from .solution import ARRIVED, Solution, describe, judged
-from .solve import solve
+from .solution import Solution, describe, judged
+from .solve import check_how, check_save, check_times, solve
 from .solvers import Solver, choose
-from .steps import formula_grid
+from .steps import check_span, count_or_times, formula_grid
 from .terms import ProbabilityFlow, ReverseSDE, Term
 
 
@@ -47,24 +50,28 @@ def sample(
 ) -> Solution:
     """Draw samples: solve the reverse SDE or the probability flow from the prior to the data.
 
-    From t_max to t_min, then the final denoising (one evaluation at t_min, returning x0), unless `t_span` or the times in `steps` end elsewhere.
+    From t_max to t_min, then the final denoising (one evaluation at t_min, returning x0), unless `t_span` or the times
+    in `steps` end elsewhere.
 
     Args:
         model: a ScoreModel.
         shape: (B, *event), or B alone where the model knows its event shape.
         solver: a name from `solvers()`, a Solver, or "auto".
         steps: a number of steps, the final denoising included, or the times themselves, falling.
-        rtol, atol: error control per sample instead (one alone sets both), in data units at the end. Neither: the solver's default.
+        rtol, atol: error control per sample instead (one alone sets both), in data units at the end. Neither: the
+            solver's default.
         t_span: (from, to); default (t_max, 0). `to = t_min` gives the state there as it is.
-        max_steps: most steps per sample under error control.
+        max_steps: most steps per sample, rejected ones included.
         on_failure: "raise", or "mark": return all samples with a status each.
         batch_size: solve so many at a time; the result does not depend on it.
         progress: a progress bar on stderr; None: where stderr is a terminal.
-        eta: the noise level, 0 the flow, 1 the reverse SDE (see ReverseSDE; for "ddim" the DDIM paper's). None: the solver's own.
+        eta: the noise level, 0 the flow, 1 the reverse SDE (see ReverseSDE; for "ddim" the DDIM paper's). None: the
+            solver's own.
         seed: sample i's noise depends on (seed, its number) alone. None: a fresh one, told in `.seed`.
         index: the samples' numbers, default 0..B-1.
         save: "last", "all", or times (see `solve`).
-        x_init: (B, *event), the state at the first time instead of a draw from N(0, sigma(t)^2): decoding, editing from a middle time.
+        x_init: (B, *event), the state at the first time instead of a draw from N(0, sigma(t)^2): decoding, editing from
+            a middle time.
         dtype: of the state; default the network's, at least float32.
         **cond: conditions for the model: tensors are per sample, anything else is passed as it is.
 
@@ -77,28 +84,28 @@ def sample(
     """
     _check_model(model)
     if return_log_prob:
-        raise InvalidInputError("return_log_prob is not available yet: encode the samples and use the prior's log-density")
+        raise InvalidInputError(
+            "return_log_prob is not available yet: encode the samples and use the prior's log-density"
+        )
     seed = check_seed(seed)
     shape = _shape(model, shape, x_init)
-    if index is not None and len(index) != shape[0]:
-        raise InvalidInputError(f"index names {len(index)} samples, but shape asks for {shape[0]}: pass one number per sample")
-    numbers = torch.arange(shape[0]) if index is None else torch.as_tensor(index, dtype=torch.int64)
+    numbers = _numbers(index, shape[0])
     dtype, device = _place(model, dtype, x_init)
+    level = _eta(solver, eta, steps, rtol, atol)
 
     def term_of(chosen: ScoreModel, cond: dict[str, Any]) -> Term:
-        level = _eta(solver, eta, steps, rtol, atol)
         return ProbabilityFlow(chosen, **cond) if level == 0 else ReverseSDE(chosen, eta=level, **cond)
 
     def start(rows: Tensor, t: float) -> Tensor:
         if x_init is not None:
-            return x_init[rows.to(x_init.device)]
+            return x_init[rows.to(x_init.device)].to(dtype)
         z = Noise(seed, index=numbers[rows]).normal((len(rows), *shape[1:]), PRIOR, dtype=dtype, device=device)
         return z * model.sde.sigma(t)
 
-    span = (model.sde.t_max, 0.0) if t_span is None else t_span
     how = {"solver": solver, "steps": steps, "rtol": rtol, "atol": atol, "max_steps": max_steps}
-    run = _Run(model, term_of, start, span, how, save, seed, numbers, cond)
-    return run(shape[0], batch_size, progress, on_failure)
+    run = _Run(model, term_of, start, t_span, (model.sde.t_max, 0.0), how, save, seed, numbers, cond)
+    solution = run(shape[0], batch_size, progress, on_failure)
+    return solution if x_init is not None else replace(solution, seed=seed)
 
 
 def encode(
@@ -133,23 +140,32 @@ def encode(
     _check_model(model)
     check_state(x, event_shape=model.event_shape)
 
+    chosen = choose(solver, ProbabilityFlow(model), steps=steps, adaptive=rtol is not None or atol is not None)
+    if chosen.kind == "SDE":
+        raise InvalidInputError(
+            f"encode follows the flow, but {chosen.name!r} draws noise: use a flow solver such as 'dopri5' or 'ddim'"
+        )
+
     def term_of(chosen: ScoreModel, cond: dict[str, Any]) -> Term:
         return ProbabilityFlow(chosen, **cond)
 
-    span = (model.sde.t_min, model.sde.t_max) if t_span is None else t_span
-    how = {"solver": solver, "steps": steps, "rtol": rtol, "atol": atol, "max_steps": max_steps}
-    run = _Run(model, term_of, lambda rows, t: x[rows.to(x.device)], span, how, save, 0, torch.arange(x.shape[0]), cond)
+    span = (model.sde.t_min, model.sde.t_max)
+    how = {"solver": chosen, "steps": steps, "rtol": rtol, "atol": atol, "max_steps": max_steps}
+    run = _Run(
+        model, term_of, lambda rows, t: x[rows.to(x.device)], t_span, span, how, save, 0, torch.arange(x.shape[0]), cond
+    )
     return run(x.shape[0], batch_size, progress, on_failure)
 
 
 def grid(model: ScoreModel, n: int, *, kind: str, t_span: tuple[float, float] | None = None) -> Tensor:
-    """n + 1 times for `steps=`: n steps of a sampler, from t_max to t_min in n - 1 steps and then to 0, the final denoising.
+    """n + 1 times for `steps=`: from t_max to t_min in n - 1 steps, and then to 0, the final denoising.
 
     Args:
         model: a ScoreModel, or an SDE.
         n: how many steps.
-        kind: what they are equally spaced in: "uniform" t, "sqrt-time" sqrt of linear-VP time, "lambda" log(alpha/sigma),
-            "theta" atan(sigma/alpha/s)^(1/1.6) with s the data's standard deviation, "karras" (sigma/alpha)^(1/7).
+        kind: what they are equally spaced in: "uniform" t, "sqrt-time" sqrt of linear-VP time,
+            "lambda" log(alpha/sigma), "theta" atan(sigma/alpha/s)^(1/1.6) with s the data's standard deviation,
+            "karras" (sigma/alpha)^(1/7).
         t_span: (from, to), default (t_max, 0); from t_min to t_max for encoding.
 
     Returns:
@@ -158,7 +174,8 @@ def grid(model: ScoreModel, n: int, *, kind: str, t_span: tuple[float, float] | 
     Raises:
         InvalidInputError: an unknown kind, n < 1.
 
-    Source: Karras et al. 2022 (arXiv 2206.00364) eq. 5; Lu et al. 2022 (arXiv 2206.00927); Song et al. 2020 (arXiv 2010.02502) appendix D.2.
+    Source: Karras et al. 2022 (arXiv 2206.00364) eq. 5; Lu et al. 2022 (arXiv 2206.00927); Song et al. 2020 (arXiv
+    2010.02502) appendix D.2.
     """
     sde = model.sde if isinstance(model, ScoreModel) else model
     if not isinstance(sde, SDE):
@@ -166,10 +183,15 @@ def grid(model: ScoreModel, n: int, *, kind: str, t_span: tuple[float, float] | 
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise InvalidInputError(f"n={n!r}: wanted a number of steps, at least 1")
     s = model.sigma_data if isinstance(model, ScoreModel) else 1.0
-    start, stop = (sde.t_max, 0.0) if t_span is None else (float(t) for t in t_span)
-    for t in (start, stop):
-        if t != 0 and not sde.t_min * (1 - 1e-6) <= t <= sde.t_max * (1 + 1e-6):
-            raise InvalidInputError(f"time {t:g} is outside [t_min, t_max] = [{sde.t_min:g}, {sde.t_max:g}]; to end with clean data go to exactly 0")
+    start, stop = (sde.t_max, 0.0) if t_span is None else check_span(t_span)
+    for t, zero in ((start, False), (stop, True)):
+        if not (zero and t == 0) and not sde.t_min * (1 - 1e-6) <= t <= sde.t_max * (1 + 1e-6):
+            raise InvalidInputError(
+                f"time {t:g} is outside [t_min, t_max] = [{sde.t_min:g}, {sde.t_max:g}]; to end with clean data go to "
+                "exactly 0"
+            )
+    if start == stop:
+        raise InvalidInputError(f"t_span={t_span}: wanted two different times")
     if stop != 0:
         return formula_grid(sde, n, kind=kind, start=start, stop=stop, sigma_data=s)
     zero = torch.zeros(1, dtype=torch.float64)
@@ -185,7 +207,8 @@ def grid(model: ScoreModel, n: int, *, kind: str, t_span: tuple[float, float] | 
 class _Coordinates:
     """A model as a solver sees it: possibly along another process, possibly centred.
 
-    The state x at time t of the model's own process is, at the time t' of equal sigma/alpha, x' = alpha' (x/alpha - centre).
+    The state x at time t of the model's own process is, at the time t' of equal sigma/alpha,
+    x' = alpha' (x/alpha - centre).
     """
 
     own: SDE
@@ -194,15 +217,21 @@ class _Coordinates:
 
     @classmethod
     def chosen(cls, model: ScoreModel, solver: Solver) -> _Coordinates:
-        """The model's own, or the circular path of the data's scale around the data's mean where the solver is better there."""
+        """The model's own or, for a solver that is better there, the circular path of the data's scale and mean."""
         own = model.sde
         if solver.coordinates == "own":
             return cls(own, model, None)
+        high, low = torch.exp(-own.half_log_snr(torch.tensor([own.t_max, own.t_min], dtype=torch.float64))).tolist()
+        if high == math.inf:
+            raise InvalidInputError(
+                f"the process has no signal at t_max = {own.t_max:g} and its drift is infinite there, so "
+                f"{solver.name!r} cannot start: "
+                "use 'ddim' or 'ancestral' with times in steps="
+            )
         centre = model.data_mean
         if centre is not None and bool((centre == 0).all()):
             centre = None
         inner = model if centre is None else Centred(model, centre)
-        high, low = torch.exp(-own.half_log_snr(torch.tensor([own.t_max, own.t_min], dtype=torch.float64))).tolist()
         return cls(own, inner.on(TrigSDE(model.sigma_data, sigma_min=low, sigma_max=high)), centre)
 
     @property
@@ -247,12 +276,13 @@ class _Coordinates:
 
 @dataclass
 class _Run:
-    """One call of a verb: chunk by chunk, in the solver's coordinates, into one Solution."""
+    """One call of a verb: checked in the model's own time, run by chunks in the solver's coordinates, and joined."""
 
     model: ScoreModel
     term_of: Callable[[ScoreModel, dict[str, Any]], Term]
     start: Callable[[Tensor, float], Tensor]
-    span: tuple[float, float]
+    t_span: Any
+    default_span: tuple[float, float]  # its direction is the verb's
     how: dict[str, Any]
     save: Any
     seed: int
@@ -260,65 +290,104 @@ class _Run:
     cond: dict[str, Any]
 
     def __call__(self, batch: int, batch_size: int | None, progress: bool | None, on_failure: str) -> Solution:
-        if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
+        if batch_size is not None and (
+            isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1
+        ):
             raise InvalidInputError(f"batch_size={batch_size!r}: wanted a positive integer, or None for all at once")
-        if on_failure not in ("raise", "mark"):
-            raise InvalidInputError(f"on_failure={on_failure!r}: wanted 'raise' or 'mark'")
+        check_how(self.how["steps"], self.how["rtol"], self.how["atol"], self.how["max_steps"], on_failure)
         self.model.check_conditions(self.cond, batch)
+        plan = self._plan()
         with _quiet(self.model), bar(progress) as report:
             size = batch_size or max(batch, 1)
             chunks = [torch.arange(i, min(i + size, batch)) for i in range(0, max(batch, 1), size)]
             done = [
-                self._chunk(rows, lambda fraction, k=k: report((k + fraction) / len(chunks))) for k, rows in enumerate(chunks)
+                self._chunk(rows, plan, lambda fraction, k=k: report((k + fraction) / len(chunks)))
+                for k, rows in enumerate(chunks)
             ]
         return judged(done[0] if len(done) == 1 else joined(done), on_failure)
 
-    def _chunk(self, rows: Tensor, report: Callable[[float], None]) -> Solution:
-        steps, has_tolerance = self.how["steps"], self.how["rtol"] is not None or self.how["atol"] is not None
+    def _plan(self) -> _Plan:
+        """Solver, times and coordinates, the same for all chunks."""
+        steps, tolerant = self.how["steps"], self.how["rtol"] is not None or self.how["atol"] is not None
+        term = self.term_of(self.model, {})
+        solver = choose(self.how["solver"], term, steps=steps, adaptive=tolerant)
+        solver.check(term)
+        given = count_or_times(steps)
+        if isinstance(given, Tensor) and self.t_span is not None:
+            raise InvalidInputError(
+                "t_span= and a list of times in steps=: the times say where to start and end; give one of them"
+            )
+        span = self.default_span if self.t_span is None else check_span(self.t_span)
+        nodes, denoise = check_times(term, given if isinstance(given, Tensor) else span)
+        self._check_direction(nodes)
+        controlled = tolerant or (given is None and solver.adaptive)
+        if not controlled and not isinstance(given, Tensor) and len(nodes) > 1:
+            ends = (float(nodes[0]), 0.0 if denoise else float(nodes[-1]))
+            count = solver.default_steps if given is None else given
+            nodes, denoise = check_times(term, grid(self.model, count, kind=solver.grid, t_span=ends))
+        noisy = term.stochastic or solver.kind == "SDE"
+        save = check_save(
+            self.save, (float(nodes[0]), float(nodes[-1])), denoise, nodes if noisy and not controlled else None
+        )
+        return _Plan(solver, _Coordinates.chosen(self.model, solver), nodes, denoise, controlled, save)
+
+    def _check_direction(self, nodes: Tensor) -> None:
+        first, last = float(nodes[0]), float(nodes[-1])
+        if self.default_span[0] > self.default_span[1] and first < last:
+            raise InvalidInputError(
+                f"times rise from {first:g} to {last:g}: sample goes from noise to data, t falling; swap them, or use "
+                "encode"
+            )
+        if self.default_span[0] < self.default_span[1] and first > last:
+            raise InvalidInputError(
+                f"times fall from {first:g} to {last:g}: encode goes from data to noise, t rising; swap them, or use "
+                "sample"
+            )
+
+    def _chunk(self, rows: Tensor, plan: _Plan, report: Callable[[float], None]) -> Solution:
+        view, nodes = plan.view, plan.nodes
         cond = {k: v[rows.to(v.device)] if isinstance(v, Tensor) else v for k, v in self.cond.items()}
-        solver = choose(self.how["solver"], self.term_of(self.model, {}), steps=steps, adaptive=has_tolerance)
-        view = _Coordinates.chosen(self.model, solver)
-        how = {**self.how, "solver": solver}
-        times = self._times(solver, has_tolerance)
-        first = float(times[0]) if len(times) else self.model.sde.t_max
-        x = self.start(rows, min(first, self.model.sde.t_max))
-        if has_tolerance or (steps is None and solver.adaptive):
-            how |= {"steps": None, "t_span": tuple(view.there(times).tolist())}
-        else:
-            how |= {"steps": view.there(times)}
-        save = self.save if isinstance(self.save, str) else view.there(self.save)
-        noise = Noise(self.seed, index=self.numbers[rows])
+        there = view.there(nodes)
+        if plan.denoise:
+            there = torch.cat([there, torch.zeros(1, dtype=torch.float64)])
+        how = {**self.how, "solver": plan.solver, "steps": None if plan.controlled else there}
+        if plan.controlled:
+            how["t_span"] = (float(there[0]), float(there[-1]))
         solution = solve(
             self.term_of(view.model, cond),
-            view.state_there(x, torch.tensor(min(first, self.model.sde.t_max), dtype=torch.float64)),
-            noise=noise,
-            save=save,
+            view.state_there(self.start(rows, float(nodes[0])), nodes[0]),
+            noise=Noise(self.seed, index=self.numbers[rows]),
+            save=plan.save if isinstance(plan.save, str) else view.there(plan.save),
             report=report,
             on_failure="mark",
             **how,
         )
-        return self._back(solution, view)
+        return solution if view.same else self._back(solution, plan)
 
-    def _times(self, solver: Solver, has_tolerance: bool) -> Tensor:
-        """The ends of the span, or the grid, in the own process's time."""
-        steps = self.how["steps"]
-        count = isinstance(steps, int) and not isinstance(steps, bool)
-        if steps is not None and not count:
-            return torch.as_tensor(steps, dtype=torch.float64).detach().cpu().flatten()
-        if steps is None and (has_tolerance or solver.adaptive):
-            return torch.tensor(self.span, dtype=torch.float64)
-        return grid(self.model, steps if count else solver.default_steps, kind=solver.grid, t_span=self.span)
-
-    def _back(self, solution: Solution, view: _Coordinates) -> Solution:
+    def _back(self, solution: Solution, plan: _Plan) -> Solution:
         """The solution as the own process has it."""
-        if view.same:
-            return solution
-        device = solution.x.device
-        xs = torch.stack([view.state_back(x, t.to(device)) for t, x in zip(solution.ts, solution.xs, strict=True)])
-        own = {**solution.__dict__, "ts": view.back(solution.ts), "xs": xs}
-        end = view.there(self.span[1]) if self.how["steps"] is None or isinstance(self.how["steps"], int) else view.there(self.how["steps"][-1])
-        own["x"] = view.state_back(solution.x, end.to(device))
-        return Solution(**own)
+        view, device = plan.view, solution.x.device
+        t = view.back(solution.t)
+        return replace(
+            solution,
+            x=view.state_back(solution.x, solution.t.to(device)),
+            ts=view.back(solution.ts) if isinstance(plan.save, str) else plan.save,
+            xs=torch.stack([view.state_back(x, t.to(device)) for t, x in zip(solution.ts, solution.xs, strict=True)]),
+            t=t,
+            message=describe(solution.status, t, solution.accepted),
+        )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What the chunks of a run share; times are the model's own."""
+
+    solver: Solver
+    view: _Coordinates
+    nodes: Tensor  # the grid, or the ends under error control
+    denoise: bool
+    controlled: bool
+    save: str | Tensor
 
 
 def joined(parts: Sequence[Solution]) -> Solution:
@@ -334,18 +403,18 @@ def joined(parts: Sequence[Solution]) -> Solution:
 
     own_times = parts[0].ts.ndim == 2
     ts = torch.cat([padded(p.ts) for p in parts], 1) if own_times else parts[0].ts
-    status = cat("status")
-    where = next((p.message.split(":")[0] for p in parts if bool((p.status != ARRIVED).any())), "")
+    status, t, accepted = cat("status"), cat("t"), cat("accepted")
     return Solution(
         x=cat("x"),
         ts=ts,
         xs=torch.cat([padded(p.xs) for p in parts], 1),
         nfe=cat("nfe"),
         calls=sum(p.calls for p in parts),
-        accepted=cat("accepted"),
+        accepted=accepted,
         rejected=cat("rejected"),
+        t=t,
         status=status,
-        message=describe(status, where),
+        message=describe(status, t, accepted),
         solver=parts[0].solver,
         seed=parts[0].seed,
         log_prob=None if parts[0].log_prob is None else cat("log_prob"),
@@ -387,30 +456,51 @@ def bar(progress: bool | None, what: str = "") -> Iterator[Callable[[float], Non
 def _check_model(model: ScoreModel) -> None:
     if not isinstance(model, ScoreModel):
         raise InvalidInputError(
-            f"model is {type(model).__name__}: wrap a network as Denoiser(net, sde, parametrization=...), or use MixtureModel(mixture, sde)"
+            f"model is {type(model).__name__}: wrap a network as Denoiser(net, sde, parametrization=...), or use "
+            "MixtureModel(mixture, sde)"
         )
 
 
 def _shape(model: ScoreModel, shape: int | Sequence[int], x_init: Tensor | None) -> tuple[int, ...]:
-    if isinstance(shape, int) and not isinstance(shape, bool):
-        event = model.event_shape if x_init is None else tuple(x_init.shape[1:])
-        if event is None:
-            raise InvalidInputError(f"shape={shape}: this model does not know its event shape, pass all of (B, *event), such as ({shape}, 2)")
-        full = (shape, *event)
-    else:
-        try:
-            full = tuple(int(n) for n in shape)  # type: ignore[union-attr]
-        except (TypeError, ValueError) as error:
-            raise InvalidInputError(f"shape={shape!r}: wanted (B, *event), or B alone") from error
-    if not full or any(n < 0 for n in full):
-        raise InvalidInputError(f"shape={shape!r}: wanted (B, *event) with B at least 0")
-    if model.event_shape is not None and full[1:] != model.event_shape:
-        raise InvalidInputError(f"shape={full}: the model works on events of shape {model.event_shape}, wanted ({full[0]}, {', '.join(map(str, model.event_shape))})")
     if x_init is not None:
-        check_state(x_init, name="x_init")
-        if tuple(x_init.shape) != full:
-            raise InvalidInputError(f"x_init has shape {tuple(x_init.shape)}, but shape asks for {full}")
+        check_state(x_init, name="x_init", event_shape=model.event_shape)
+    event = model.event_shape if x_init is None else tuple(x_init.shape[1:])
+    try:
+        full = tuple(operator.index(n) for n in ((shape,) if not isinstance(shape, Sequence) else shape))
+    except TypeError as error:
+        raise InvalidInputError(f"shape={shape!r}: wanted (B, *event), or B alone, as integers") from error
+    if not full or any(n < 0 for n in full) or isinstance(shape, bool | str):
+        raise InvalidInputError(f"shape={shape!r}: wanted (B, *event) with B at least 0")
+    if not isinstance(shape, Sequence):
+        if event is None:
+            raise InvalidInputError(
+                f"shape={shape}: this model does not know its event shape, pass all of (B, *event), "
+                f"such as ({shape}, 2)"
+            )
+        full = (*full, *event)
+    if model.event_shape is not None and full[1:] != tuple(model.event_shape):
+        wanted = ", ".join(map(str, (full[0], *model.event_shape)))
+        raise InvalidInputError(
+            f"shape={full}: the model works on events of shape {tuple(model.event_shape)}, wanted ({wanted})"
+        )
+    if x_init is not None and tuple(x_init.shape) != full:
+        raise InvalidInputError(
+            f"x_init has shape {tuple(x_init.shape)}, but shape asks for {full}: they must be the same"
+        )
     return full
+
+
+def _numbers(index: Sequence[int] | Tensor | None, batch: int) -> Tensor:
+    """`index=` as (B,) sample numbers."""
+    if index is None:
+        return torch.arange(batch)
+    named = Noise(0, index=index).index
+    if named is None or len(named) != batch:
+        raise InvalidInputError(
+            f"index names {0 if named is None else len(named)} samples, but shape asks for {batch}: pass one number "
+            "per sample"
+        )
+    return named
 
 
 def _place(model: ScoreModel, dtype: torch.dtype | None, x_init: Tensor | None) -> tuple[torch.dtype, torch.device]:
@@ -427,6 +517,8 @@ def _place(model: ScoreModel, dtype: torch.dtype | None, x_init: Tensor | None) 
 
 def _eta(solver: str | Solver, eta: float | None, steps: Any, rtol: float | None, atol: float | None) -> float:
     if eta is not None:
+        if isinstance(eta, bool) or not isinstance(eta, Real) or not 0 <= eta < math.inf:
+            raise InvalidInputError(f"eta={eta!r}: wanted a number of at least 0 (0: the flow, 1: the reverse SDE)")
         return float(eta)
     if solver == "auto":
         return 0.0

@@ -273,6 +273,10 @@ class SDE(ABC):
                 f"{float(coarse[i + 1]):g}: wanted a forward process, noisier as t grows (its g^2 would be negative)"
             )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles leave the memo behind: it belongs to the process that made it."""
+        return {name: value for name, value in self.__dict__.items() if name != "_levels"}
+
     def __repr__(self) -> str:
         words = {k: v if isinstance(v, list) else getattr(self, k, v) for k, v in (self.config or {}).items()}
         said = (f"{k}=[{len(v)} values]" if isinstance(v, list) else f"{k}={v:g}" for k, v in words.items())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from .errors import MaxStepsError, NonFiniteError, SolverError, StepSizeUnderflowError
@@ -12,12 +11,19 @@ from .shapes import numbers
 
 ARRIVED, NON_FINITE, MAX_STEPS, UNDERFLOW = 0, 1, 2, 3
 
-_ERRORS: dict[int, tuple[type[SolverError], str]] = {
-    NON_FINITE: (NonFiniteError, "became NaN or infinite; look at the network's output there, its inputs' scale and its precision"),
-    MAX_STEPS: (MaxStepsError, "did not arrive within max_steps; loosen rtol/atol or raise max_steps"),
-    UNDERFLOW: (StepSizeUnderflowError, "needed steps below the resolution of time; loosen rtol/atol, or look for a jump in the network"),
+_ERRORS: dict[int, tuple[type[SolverError], str, str]] = {  # what was raised, what happened, the cure
+    NON_FINITE: (
+        NonFiniteError,
+        "became NaN or infinite",
+        "look at the network's output there, its inputs' scale and its precision",
+    ),
+    UNDERFLOW: (
+        StepSizeUnderflowError,
+        "needed steps below the resolution of time",
+        "loosen rtol/atol, or look for a jump in the network",
+    ),
+    MAX_STEPS: (MaxStepsError, "did not arrive within max_steps", "loosen rtol/atol or raise max_steps"),
 }
-
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,7 @@ class Solution:
         nfe: (B,) evaluations that each sample needed.
         calls: network calls on a batch.
         accepted, rejected: (B,) steps.
+        t: (B,) the times they reached.
         status: (B,) 0 = arrived, 1 = not finite, 2 = out of steps, 3 = step size underflow.
         message: what happened, in words.
         solver: what ran.
@@ -45,6 +52,7 @@ class Solution:
     calls: int
     accepted: Tensor
     rejected: Tensor
+    t: Tensor
     status: Tensor
     message: str
     solver: str
@@ -52,19 +60,30 @@ class Solution:
     log_prob: Tensor | None = None
 
 
-def describe(status: Tensor, where: str = "") -> str:
-    """The message of a Solution: that all arrived, or what became of the samples that did not."""
+def describe(status: Tensor, t: Tensor, steps: Tensor) -> str:
+    """The message of a Solution: that all arrived, or what became of the samples that did not.
+
+    Args:
+        status: (B,), as in Solution.
+        t, steps: (B,) the times that the samples reached, and how many accepted steps that took them.
+    """
     failed = status != ARRIVED
     if not bool(failed.any()):
         return f"all {len(status)} samples arrived"
     code = worst(status)
     bad = (status == code).nonzero().flatten()
-    return f"{where}: {len(bad)} of {len(status)} samples (numbers {numbers(bad)}) {_ERRORS[code][1]}"
+    first = bad[steps[bad].argmin()]
+    _, what, cure = _ERRORS[code]
+    return (
+        f"{len(bad)} of {len(status)} samples (numbers {numbers(bad)}) {what}, "
+        f"the first of them at t = {float(t[first]):g} "
+        f"after {int(steps[first])} accepted steps; {cure}"
+    )
 
 
 def worst(status: Tensor) -> int:
     """The failure to speak of first."""
-    return next(c for c in (NON_FINITE, UNDERFLOW, MAX_STEPS) if bool((status == c).any()))
+    return next(code for code in _ERRORS if bool((status == code).any()))
 
 
 def judged(solution: Solution, on_failure: str) -> Solution:

@@ -17,8 +17,9 @@ from .shapes import check_state, flat
 from .solution import ARRIVED, MAX_STEPS, NON_FINITE, UNDERFLOW, Solution, describe, judged
 from .solvers import OutsideSolver, Solver, Step, choose
 from .solvers.base import State
-from .steps import Tolerance, check_tolerances, clamp_tolerance, resolution
+from .steps import Tolerance, check_span, check_tolerances, clamp_tolerance, count_or_times, resolution
 from .terms import Counted, Term
+
 
 @dataclass
 class _Problem:
@@ -33,6 +34,7 @@ class _Problem:
     denoise: bool  # one more evaluation at the end, giving x0
     max_steps: int
     noise: Noise
+    noisy: bool  # whether it is used
     save: str | Tensor
     report: Callable[[float], None]
 
@@ -59,11 +61,11 @@ def solve(
         x: (B, *event), the state at the first time.
         solver: a name from `solvers()`, a Solver, or "auto".
         steps: a number of equal steps in the term's time, or the times themselves in the order they are visited.
-        rtol, atol: error control per sample instead (one alone sets both): each sample has its own steps and leaves the batch when done.
-            The local error estimate is kept below atol + rtol |x|, root mean squares over the event. Neither steps nor a tolerance: the
-            solver's `default_steps`, or rtol = 1e-3 where the solver is adaptive.
-        t_span: (from, to). Default: t_max to t_min, upward terms t_min to t_max. `to = 0` of a model's term ends with the final
-            denoising: one evaluation at t_min that returns x0.
+        rtol, atol: error control per sample instead (one alone sets both): each sample has its own steps and leaves the
+            batch when done. The local error estimate is kept below atol + rtol |x|, root mean squares over the event.
+            Neither steps nor a tolerance: the solver's `default_steps`, or rtol = 1e-3 where the solver is adaptive.
+        t_span: (from, to). Default: t_max to t_min, upward terms t_min to t_max. `to = 0` of a model's term ends with
+            the final denoising: one evaluation at t_min that returns x0.
         max_steps: most steps per sample, rejected ones included.
         on_failure: "raise", or "mark": return all samples with a status each.
         noise: a Noise or a seed, for SDEs; None: a fresh seed, told in `.seed`.
@@ -75,11 +77,10 @@ def solve(
 
     Raises:
         InvalidInputError: before the first evaluation: shapes, times, options that cannot work.
-        NonFiniteError, MaxStepsError, StepSizeUnderflowError: with the partial Solution as `.partial`, unless on_failure="mark".
+        NonFiniteError, MaxStepsError, StepSizeUnderflowError: with the partial Solution as `.partial`, unless
+            on_failure="mark".
     """
-    problem = _check(term, x, solver, steps, rtol, atol, t_span, max_steps, noise, save, report)
-    if on_failure not in ("raise", "mark"):
-        raise InvalidInputError(f"on_failure={on_failure!r}: wanted 'raise' or 'mark'")
+    problem = _check(term, x, solver, steps, rtol, atol, t_span, max_steps, on_failure, noise, save, report)
     if x.shape[0] == 0:
         solution = _nothing(problem)
     elif isinstance(problem.solver, OutsideSolver):
@@ -95,43 +96,73 @@ def solve(
 # ---- checks
 
 
-def _check(term, x, solver, steps, rtol, atol, t_span, max_steps, noise, save, report) -> _Problem:
+def _check(term, x, solver, steps, rtol, atol, t_span, max_steps, on_failure, noise, save, report) -> _Problem:
     if not isinstance(term, Term):
-        raise InvalidInputError(f"term is {type(term).__name__}: pass ForwardSDE(sde), ReverseSDE(model) or ProbabilityFlow(model)")
+        raise InvalidInputError(
+            f"term is {type(term).__name__}: pass ForwardSDE(sde), ReverseSDE(model) or ProbabilityFlow(model)"
+        )
     check_state(x, event_shape=term.event_shape)
-    if steps is not None and (rtol is not None or atol is not None):
-        raise InvalidInputError("both steps= and a tolerance: steps asks for a fixed grid, rtol/atol for error control; give one of them")
-    if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
-        raise InvalidInputError(f"max_steps={max_steps!r}: wanted a positive integer")
+    check_how(steps, rtol, atol, max_steps, on_failure)
     chosen = choose(solver, term, steps=steps, adaptive=rtol is not None or atol is not None)
     chosen.check(term)
+    term.check(x)
     tolerance = _tolerance(chosen, steps, rtol, atol, x.dtype)
     grid, span, denoise = _times(term, chosen, steps, t_span, tolerance, max_steps)
-    seed = noise if isinstance(noise, Noise) else Noise(check_seed(noise))
-    term.check(x)
-    wanted = save if isinstance(save, str) else torch.as_tensor(save, dtype=torch.float64).flatten()
-    if isinstance(wanted, str) and wanted not in ("last", "all"):
-        raise InvalidInputError(f"save={save!r}: wanted 'last', 'all' or a list of times")
-    problem = _Problem(
-        Counted(term), x, chosen, grid, tolerance, span, denoise, max_steps, seed, wanted, report or (lambda fraction: None)
+    noisy = term.stochastic or chosen.kind == "SDE"
+    seeded = noise if isinstance(noise, Noise) else Noise(check_seed(noise) if noisy or noise is not None else 0)
+    if seeded.index is not None and len(seeded.index) != x.shape[0]:
+        raise InvalidInputError(
+            f"noise names {len(seeded.index)} samples, but x has {x.shape[0]}: give Noise(seed, index=...) one number "
+            "per sample"
+        )
+    wanted = check_save(save, span, denoise, grid if noisy else None)
+    return _Problem(
+        Counted(term),
+        x,
+        chosen,
+        grid,
+        tolerance,
+        span,
+        denoise,
+        max_steps,
+        seeded,
+        noisy,
+        wanted,
+        report or (lambda fraction: None),
     )
-    if isinstance(wanted, Tensor):
-        _check_saved_times(problem, wanted)
-    return problem
 
 
-def _tolerance(solver: Solver, steps: Any, rtol: float | None, atol: float | None, dtype: torch.dtype) -> Tolerance | None:
+def check_how(steps: Any, rtol: float | None, atol: float | None, max_steps: Any, on_failure: Any) -> None:
+    """Raise where these cannot be meant, whatever the term and the solver."""
+    if steps is not None and (rtol is not None or atol is not None):
+        raise InvalidInputError(
+            "both steps= and a tolerance: steps asks for a fixed grid, rtol/atol for error control; give one of them"
+        )
+    if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
+        raise InvalidInputError(f"max_steps={max_steps!r}: wanted a positive integer")
+    if on_failure not in ("raise", "mark"):
+        raise InvalidInputError(f"on_failure={on_failure!r}: wanted 'raise' or 'mark'")
+
+
+def _tolerance(
+    solver: Solver, steps: Any, rtol: float | None, atol: float | None, dtype: torch.dtype
+) -> Tolerance | None:
     if rtol is None and atol is None:
-        return Tolerance(1e-3, 1e-3) if steps is None and solver.adaptive else None
+        if steps is not None or not solver.adaptive:
+            return None
+        default = clamp_tolerance(1e-3, dtype)
+        return Tolerance(default, default)
     if not solver.adaptive:
         raise InvalidInputError(
-            f"rtol/atol need a solver with an error estimate, {solver.name!r} has none: use 'dopri5' or 'bosh3', or pass steps=50"
+            f"rtol/atol need a solver with an error estimate, {solver.name!r} has none: use 'dopri5' or 'bosh3', or "
+            "pass steps=50"
         )
     tolerance = check_tolerances(rtol, atol)
     clamped = Tolerance(*(clamp_tolerance(v, dtype) if v > 0 else v for v in (tolerance.rtol, tolerance.atol)))
     if clamped != tolerance:
         warnings.warn(
-            f"rtol={tolerance.rtol:g}, atol={tolerance.atol:g} are below what {dtype} resolves: using {clamped.rtol:g}, {clamped.atol:g}; "
+            f"rtol={tolerance.rtol:g}, atol={tolerance.atol:g} are below what {dtype} resolves: using "
+            f"{clamped.rtol:g}, {clamped.atol:g}; "
             "pass x in float64 for less",
             stacklevel=4,
         )
@@ -139,86 +170,118 @@ def _tolerance(solver: Solver, steps: Any, rtol: float | None, atol: float | Non
 
 
 def _times(
-    term: Term, solver: Solver, steps: Any, t_span: tuple[float, float] | None, tolerance: Tolerance | None, max_steps: int
+    term: Term,
+    solver: Solver,
+    steps: Any,
+    t_span: tuple[float, float] | None,
+    tolerance: Tolerance | None,
+    max_steps: int,
 ) -> tuple[Tensor | None, tuple[float, float], bool]:
-    """The grid (None under error control), the span inside the term's range, and whether the final denoising follows."""
-    has_model = getattr(term, "model", None) is not None
-    low, high = term.t_min, term.t_max
-    count = steps if isinstance(steps, int) and not isinstance(steps, bool) else None
-    if steps is None or count is not None:
-        start, stop = (low, high) if not term.downward else (high, low)
+    """The grid (None under error control), the span inside the term's range, whether the final denoising follows."""
+    given = count_or_times(steps)
+    if isinstance(given, Tensor):
         if t_span is not None:
-            try:
-                start, stop = (float(t) for t in t_span)
-            except (TypeError, ValueError) as error:
-                raise InvalidInputError(f"t_span={t_span!r}: wanted (from, to), two times") from error
-        nodes = torch.tensor([start, stop], dtype=torch.float64)
+            raise InvalidInputError(
+                "t_span= and a list of times in steps=: the times say where to start and end; give one of them"
+            )
+        nodes, denoise = check_times(term, given)
     else:
-        if t_span is not None:
-            raise InvalidInputError("t_span= and a list of times in steps=: the times say where to start and end; give one of them")
-        try:
-            nodes = torch.as_tensor(steps, dtype=torch.float64).detach().cpu().flatten().clone()
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise InvalidInputError(f"steps={steps!r}: wanted a number of steps, or times in the order they are visited") from error
-        if len(nodes) < 2:
-            raise InvalidInputError(f"steps holds {len(nodes)} times: wanted at least 2, where it starts and where it ends")
-    denoise = has_model and float(nodes[-1]) == 0.0
-    nodes = _check_order(term, solver, nodes, denoise)
-    if tolerance is not None:
-        return None, (float(nodes[0]), float(nodes[-1])), denoise
-    if count is not None or steps is None:
-        n = solver.default_steps if count is None else count
-        if n < 1:
-            raise InvalidInputError(f"steps={n}: wanted at least 1")
-        n -= denoise  # the final denoising is one of the steps
-        nodes = nodes[:1] + (nodes[-1] - nodes[0]) * torch.linspace(0, 1, n + 1, dtype=torch.float64) if n else nodes[:1]
+        nodes, denoise = check_times(term, _default_span(term) if t_span is None else check_span(t_span))
+        if tolerance is not None:
+            return None, (float(nodes[0]), float(nodes[-1])), denoise
+        n = (solver.default_steps if given is None else given) - denoise  # the final denoising is one of the steps
+        nodes = _equal_steps(nodes, n) if n and len(nodes) > 1 else nodes[:1]
     if len(nodes) - 1 > max_steps:
-        raise InvalidInputError(f"{len(nodes) - 1} steps are more than max_steps={max_steps}: raise it, or ask for fewer")
+        raise InvalidInputError(
+            f"{len(nodes) - 1} steps are more than max_steps={max_steps}: raise it, or ask for fewer"
+        )
     return nodes, (float(nodes[0]), float(nodes[-1])), denoise
 
 
-def _check_order(term: Term, solver: Solver, nodes: Tensor, denoise: bool) -> Tensor:
-    """The nodes, checked against direction and range, moved onto the range's ends where rounding put them outside."""
-    if not bool(torch.isfinite(nodes).all()):
-        raise InvalidInputError(f"times hold NaN or infinity: {nodes.tolist()}")
+def _default_span(term: Term) -> tuple[float, float]:
+    if term.t_max == float("inf"):
+        raise InvalidInputError(
+            f"{_name(term)} has no last time of its own: give t_span=(from, to), or its class a t_max"
+        )
+    return (term.t_max, term.t_min) if term.downward else (term.t_min, term.t_max)
+
+
+def _equal_steps(ends: Tensor, n: int) -> Tensor:
+    nodes = torch.linspace(float(ends[0]), float(ends[-1]), n + 1, dtype=torch.float64)
+    nodes[0], nodes[-1] = ends[0], ends[-1]
+    return nodes
+
+
+def check_times(term: Term, times: tuple[float, float] | Tensor) -> tuple[Tensor, bool]:
+    """The nodes that a span (from, to) or a list of times means, and whether the final denoising follows them.
+
+    A model's times may end at 0: then the last node is where the denoising looks from, t_min for a span, else the last
+    time before 0.
+    Nodes that rounding put outside [t_min, t_max] are moved onto its ends.
+
+    Raises:
+        InvalidInputError: times outside the term's range, out of order, or in a direction that the term does not run.
+    """
+    has_model = getattr(term, "model", None) is not None
+    nodes = torch.as_tensor(times, dtype=torch.float64)
+    denoise = has_model and float(nodes[-1]) == 0.0
     if denoise:
-        nodes = nodes[:-1] if len(nodes) > 2 else torch.stack([nodes[0], nodes.new_tensor(term.t_min)])
-    rise = nodes.diff()
-    single = denoise and len(nodes) == 2 and float(rise[0]) == 0
-    if not (single or bool((rise > 0).all()) or bool((rise < 0).all())):
-        raise InvalidInputError(f"times must rise or fall throughout, without repeats: came {[round(t, 6) for t in nodes.tolist()[:6]]}...")
-    upward = len(rise) > 0 and float(rise[0]) > 0
-    if upward and denoise:
-        raise InvalidInputError(f"times rise from {float(nodes[0]):g} and end at 0: sampling goes down, from t_max to 0")
-    if upward and not term.upward:
-        raise InvalidInputError(f"{_name(term)} runs from noise to data, t falling: came {float(nodes[0]):g} to {float(nodes[-1]):g}; swap t_span")
-    if not upward and not single and len(rise) and not term.downward:
-        raise InvalidInputError(f"{_name(term)} runs from data to noise, t rising: came {float(nodes[0]):g} to {float(nodes[-1]):g}; swap t_span")
+        nodes = nodes[:-1] if isinstance(times, Tensor) else torch.tensor([times[0], term.t_min], dtype=torch.float64)
     slack = 1e-6 * term.t_max if term.t_max < float("inf") else 0.0
     outside = (nodes < term.t_min - min(slack, 1e-3 * term.t_min)) | (nodes > term.t_max + slack)
     if bool(outside.any()):
         raise InvalidInputError(
             f"time {float(nodes[outside][0]):g} is outside [t_min, t_max] = [{term.t_min:g}, {term.t_max:g}]"
-            + ("; to end with clean data go to exactly 0" if getattr(term, "model", None) is not None else "")
+            + ("; to end with clean data go to exactly 0" if has_model else "")
         )
-    return nodes.clamp(term.t_min, term.t_max)
+    nodes = nodes.clamp(term.t_min, term.t_max)
+    if denoise and len(nodes) == 2 and nodes[0] == nodes[1]:  # from t_min to 0: nothing to solve
+        nodes = nodes[:1]
+    rise = nodes.diff()
+    if not (bool((rise > 0).all()) or bool((rise < 0).all())):
+        raise InvalidInputError(
+            f"times must rise or fall throughout, without repeats: came {[round(t, 6) for t in nodes.tolist()[:6]]}..."
+        )
+    upward = len(rise) > 0 and float(rise[0]) > 0
+    first, last = float(nodes[0]), float(nodes[-1])
+    if upward and denoise:
+        raise InvalidInputError(
+            f"times rise from {first:g} to {last:g} and end at 0: sampling goes down, from t_max to 0"
+        )
+    if upward and not term.upward:
+        raise InvalidInputError(
+            f"{_name(term)} runs from noise to data, t falling: came {first:g} to {last:g}; swap t_span"
+        )
+    if len(rise) and not upward and not term.downward:
+        raise InvalidInputError(
+            f"{_name(term)} runs from data to noise, t rising: came {first:g} to {last:g}; swap t_span"
+        )
+    return nodes, denoise
 
 
-def _check_saved_times(problem: _Problem, times: Tensor) -> None:
-    first, last = problem.span
+def check_save(save: Any, span: tuple[float, float], denoise: bool, nodes: Tensor | None) -> str | Tensor:
+    """`save=` as "last", "all" or (S,) times inside the span; among `nodes` (or 0, denoised) if these are given."""
+    if isinstance(save, str):
+        if save not in ("last", "all"):
+            raise InvalidInputError(f"save={save!r}: wanted 'last', 'all' or a list of times")
+        return save
+    try:
+        times = torch.as_tensor(save, dtype=torch.float64).detach().cpu().flatten()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidInputError(f"save={save!r}: wanted 'last', 'all' or a list of times") from error
+    first, last = span[0], 0.0 if denoise else span[1]
     low, high = min(first, last), max(first, last)
-    if problem.denoise:
-        low = 0.0
-    if not len(times) or not bool(((times >= low - 1e-9) & (times <= high + 1e-9)).all()):
-        raise InvalidInputError(f"save={times.tolist()}: wanted times inside the span, between {first:g} and {0.0 if problem.denoise else last:g}")
-    stochastic = problem.term.stochastic or problem.solver.kind == "SDE"
-    if stochastic and problem.grid is not None:
-        nodes = torch.cat([problem.grid, torch.zeros(int(problem.denoise), dtype=torch.float64)])
-        gap = (times[:, None] - nodes).abs().amin(1)
-        if bool((gap > NEAR * high).any()):
+    near = NEAR * high
+    if not len(times) or not bool(((times >= low - near) & (times <= high + near)).all()):
+        raise InvalidInputError(f"save={times.tolist()}: wanted times inside the span, between {first:g} and {last:g}")
+    if nodes is not None:
+        nodes = torch.cat([nodes, torch.zeros(int(denoise), dtype=torch.float64)])
+        if bool(((times[:, None] - nodes).abs().amin(1) > near).any()):
             raise InvalidInputError(
-                f"save={times.tolist()}: a solver of SDEs saves nodes of its grid only; pass save='all', or steps= with these times among them"
+                f"save={times.tolist()}: a solver of SDEs saves nodes of its grid only; pass save='all', or steps= "
+                "with these times among them"
             )
+    return times.clamp(low, high)
 
 
 def _name(term: Term) -> str:
@@ -231,37 +294,40 @@ def _name(term: Term) -> str:
 def _fixed(p: _Problem, ts: Tensor) -> Solution:
     term, solver, x = p.term, p.solver, p.x
     times = list(ts)
-    n = len(times) - 1 + p.denoise
+    n = len(times) - 1 + p.denoise  # the final denoising is a step
     term.warm(ts)
     path, watch = SharedPath(p.save, times[0], x), _Watch(x)
-    state = solver.start(term, x, times[0], ts)
+    state = solver.start(term, x, times[0], ts) if len(times) > 1 else {}
     for k, (t, t_next) in enumerate(zip(times, times[1:], strict=False)):
         step = solver.step(term, x, t, t_next, state, p.noise)
         path.add(t, t_next, x, step)
         x, state = step.x, step.state
         watch.add(x)
         p.report((k + 1) / n)
-    x = solver.finish(term, x, times[-1], p.noise)
-    path.end_at(x)
-    if p.denoise:
-        end = torch.zeros_like(times[-1])
-        x0 = term.predict(x, times[-1]).x0
-        path.add(times[-1], end, x, Step(x0))
-        times, x = [*times, end], x0
+    settled = solver.finish(term, x, times[-1], p.noise)
+    if settled is not x:
+        x = settled
+        path.end_at(x)
         watch.add(x)
-    return _summed_up(p, x, *path.saved(), n, watch.first_bad(), times)
+    return _ended(p, x, ts, path, watch)
 
 
-def _summed_up(p: _Problem, x: Tensor, ts: Tensor, xs: Tensor, n: int, first_bad: Tensor, times: Sequence[Tensor]) -> Solution:
-    """The Solution of samples that took the same n steps."""
-    failed = first_bad >= 0
-    where = ""
-    if bool(failed.any()):
-        k = min(int(first_bad[failed].min()), len(times) - 2)
-        where = f"step {k + 1} of {n}, from t = {float(times[k]):g} to {float(times[k + 1]):g}"
-    nfe = torch.full((x.shape[0],), p.term.calls, dtype=torch.int64)
-    accepted = torch.full_like(nfe, n)
-    return _solution(p, x, ts, xs, nfe, accepted, torch.zeros_like(nfe), failed.long() * NON_FINITE, where)
+def _ended(p: _Problem, x: Tensor, ts: Tensor, path: SharedPath, watch: _Watch) -> Solution:
+    """The Solution of samples that took the same steps, from x at the last of the times `ts`."""
+    times, t_last = ts, ts[-1]
+    if p.denoise:
+        x0 = p.term.predict(x, t_last).x0
+        end = torch.zeros_like(t_last)
+        path.add(t_last, end, x, Step(x0))
+        times, x = torch.cat([ts, end[None]]), x0
+        watch.add(x)
+    n = len(times) - 1
+    bad = watch.first_bad()  # the step in which a sample stopped being finite, or -1
+    failed = bad >= 0
+    t = torch.where(failed, ts[bad.clamp(0, len(ts) - 1)], times[-1])
+    accepted = torch.where(failed, bad.clamp_max(n), n)
+    nfe = torch.full_like(accepted, p.term.calls)
+    return _solution(p, x, *path.saved(), nfe, accepted, torch.zeros_like(nfe), t, failed.long() * NON_FINITE)
 
 
 class _Watch:
@@ -273,7 +339,7 @@ class _Watch:
         self._steps = 0
 
     def add(self, x: Tensor) -> None:
-        self._sums.append(flat(x).sum(1))
+        self._sums.append(flat(x.detach()).sum(1))
         if len(self._sums) == 64:
             self._flush()
 
@@ -302,11 +368,12 @@ class _Adaptive:
         b, device = p.x.shape[0], p.x.device
         self.rows = torch.arange(b, device=device)  # which samples are still in the batch
         self.end = p.span[1]
+        self.length = abs(self.end - p.span[0])
         self.sign = 1.0 if self.end > p.span[0] else -1.0
         self.x = p.x
         self.t = torch.full((b,), p.span[0], dtype=torch.float64, device=device)
-        self.h = torch.full_like(self.t, abs(self.end - p.span[0]) * p.solver.first_step)
-        self.cap = abs(self.end - p.span[0]) * p.solver.largest_step
+        self.h = torch.full_like(self.t, self.length * p.solver.first_step)
+        self.cap = self.length * p.solver.largest_step
         self.noise = p.noise
         self.accepted = torch.zeros(b, dtype=torch.int64, device=device)
         self.rejected = torch.zeros_like(self.accepted)
@@ -323,7 +390,7 @@ class _Adaptive:
     def run(self) -> Solution:
         p = self.p
         if p.span[0] == p.span[1]:
-            self.status.fill_(ARRIVED)
+            self.status.fill_(ARRIVED)  # from t_min to 0: only the final denoising is left
         else:
             state = p.solver.start(p.term, self.x, self.t)
             for _ in range(p.max_steps):
@@ -343,7 +410,7 @@ class _Adaptive:
         t_next = torch.where(last, self.end, self.t + self.sign * h)
         step = p.solver.step(p.term, self.x, self.t, t_next, state, self.noise)
         accept, factor, carried = p.solver.judge(step, self.x, state, p.tolerance)  # type: ignore[arg-type]
-        finite = torch.isfinite(flat(step.x).sum(1))
+        finite = torch.isfinite(flat(step.x.detach()).sum(1))
         self.path.add(self.rows, accept, self.t, t_next, self.x, step)
         self.x = torch.where(accept.reshape(-1, *(1,) * (self.x.ndim - 1)), step.x, self.x)
         self.t = torch.where(accept, t_next, self.t)
@@ -351,7 +418,7 @@ class _Adaptive:
         self.accepted = self.accepted + accept
         self.rejected = self.rejected + ~accept
         arrived = accept & last
-        stuck = ~accept & (self.h < resolution(self.t))
+        stuck = ~accept & (self.h < resolution(self.t, self.length))
         left_behind = arrived | stuck
         n_left = int(left_behind.sum())
         if n_left:
@@ -383,19 +450,16 @@ class _Adaptive:
             x[there] = self.p.term.predict(self.out[there], torch.tensor(self.end, dtype=torch.float64)).x0
             self.nfe[there] += 1
             self.taken[there] += 1
-            bad = there[~torch.isfinite(flat(x[there]).sum(1))]
-            self.status[bad] = NON_FINITE
+            self.stopped_at[there] = 0.0
+            bad = there[~torch.isfinite(flat(x[there].detach()).sum(1))]
+            self.status[bad], self.stopped_at[bad] = NON_FINITE, self.end
         self.path.denoised(self.out, self.end, x)
         return x
 
     def _solution(self, x: Tensor) -> Solution:
-        status, where = self.status.cpu(), ""
-        failed = (status != ARRIVED).nonzero().flatten()
-        if len(failed):
-            i = int(failed[0])
-            where = f"step {int(self.taken[i] + self.refused[i])}, at t = {float(self.stopped_at[i]):g}"
         ts, xs = self.path.saved(0.0 if self.p.denoise else self.end, x)
-        return _solution(self.p, x, ts, xs, self.nfe.cpu(), self.taken.cpu(), self.refused.cpu(), status, where)
+        counts = (self.nfe.cpu(), self.taken.cpu(), self.refused.cpu())
+        return _solution(self.p, x, ts, xs, *counts, self.stopped_at.cpu(), self.status.cpu())
 
 
 # ---- outside loops
@@ -413,18 +477,11 @@ def _outside(p: _Problem, solver: OutsideSolver) -> Solution:
     xs = p.x[None]
     if len(ts) > 1:
         xs = solver.integrate(p.term, p.x, ts, tolerance=p.tolerance, noise=p.noise, max_steps=p.max_steps)
-    path, watch, times = SharedPath(p.save, ts[0], p.x), _Watch(p.x), list(ts)
+    path, watch = SharedPath(p.save, ts[0], p.x), _Watch(p.x)
     for k in range(len(ts) - 1):
         path.add(ts[k], ts[k + 1], xs[k], Step(xs[k + 1]))
         watch.add(xs[k + 1])
-    x = xs[-1]
-    if p.denoise:
-        times.append(torch.zeros_like(ts[-1]))
-        x0 = p.term.predict(x, ts[-1]).x0
-        path.add(ts[-1], times[-1], x, Step(x0))
-        watch.add(x0)
-        x = x0
-    return _summed_up(p, x, *path.saved(), len(times) - 1, watch.first_bad(), times)
+    return _ended(p, xs[-1], ts, path, watch)
 
 
 # ---- what comes out
@@ -432,19 +489,26 @@ def _outside(p: _Problem, solver: OutsideSolver) -> Solution:
 
 def _nothing(p: _Problem) -> Solution:
     """An empty batch gives an empty result."""
-    zeros = torch.zeros(0, dtype=torch.int64)
+    zeros, t = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.float64)
     if isinstance(p.save, Tensor):
         ts = p.save
     else:
         ends = torch.tensor([p.span[0], 0.0 if p.denoise else p.span[1]], dtype=torch.float64)
         ts = ends[1:] if p.save == "last" else ends
-    return _solution(p, p.x, ts, p.x[None].expand(len(ts), *p.x.shape), zeros, zeros, zeros, zeros, "")
+    return _solution(p, p.x, ts, p.x[None].expand(len(ts), *p.x.shape), zeros, zeros, zeros, t, zeros)
 
 
 def _solution(
-    p: _Problem, x: Tensor, ts: Tensor, xs: Tensor, nfe: Tensor, accepted: Tensor, rejected: Tensor, status: Tensor, where: str
+    p: _Problem,
+    x: Tensor,
+    ts: Tensor,
+    xs: Tensor,
+    nfe: Tensor,
+    accepted: Tensor,
+    rejected: Tensor,
+    t: Tensor,
+    status: Tensor,
 ) -> Solution:
-    noisy = p.term.stochastic or p.solver.kind == "SDE"
     if p.grid is not None:
         how = f"{len(p.grid) - 1 + p.denoise} steps"
     else:
@@ -457,8 +521,9 @@ def _solution(
         calls=p.term.calls,
         accepted=accepted,
         rejected=rejected,
+        t=t,
         status=status,
-        message=describe(status, where),
+        message=describe(status, t, accepted),
         solver=f"{p.solver!r}, {how}",
-        seed=p.noise.seed if noisy else None,
+        seed=p.noise.seed if p.noisy else None,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -111,6 +112,10 @@ class _OfModel(Term):
 
     def check(self, x: Tensor) -> None:
         self.model.check_conditions(self.cond, x.shape[0])
+        there = {"the model": next(self.model.parameters(), None), **{f"condition {k!r}": v for k, v in self.cond.items()}}
+        for name, tensor in there.items():
+            if isinstance(tensor, Tensor) and tensor.device != x.device:
+                raise InvalidInputError(f"x is on {x.device}, {name} on {tensor.device}: move one of them with .to()")
 
     def select(self, keep: Tensor) -> Term:
         cond = {k: v[keep.to(v.device)] if isinstance(v, Tensor) else v for k, v in self.cond.items()}
@@ -144,7 +149,7 @@ class ReverseSDE(_OfModel):
     upward = False
 
     def __init__(self, model: ScoreModel, *, eta: float = 1.0, **cond: Any) -> None:
-        if not 0 <= eta < float("inf"):
+        if isinstance(eta, bool) or not isinstance(eta, Real) or not 0 <= eta < float("inf"):
             raise InvalidInputError(f"eta={eta}: wanted a number of at least 0 (0: the flow, 1: the reverse SDE)")
         super().__init__(model, float(eta), cond)
         self.stochastic = eta > 0

@@ -1,4 +1,4 @@
-"""Langevin dynamics at a level of noise: the corrector of predictor-corrector sampling, and annealed Langevin sampling."""
+"""Langevin dynamics at a level of noise: predictor-corrector sampling and annealed Langevin sampling."""
 
 from __future__ import annotations
 
@@ -18,20 +18,24 @@ from .stochastic import ReverseDiffusion, forward_kernel
 class PredictorCorrector(Solver):
     """Langevin corrections at t, then the reverse-diffusion step to t'.
 
-    Corrector: x <- x + a score + sqrt(2a) z with c = (alpha/alpha')^2, which is 1 for VE and 1 - beta_i between a DDPM table's nodes, and
+    Corrector: x <- x + a score + sqrt(2a) z with c = (alpha/alpha')^2, which is 1 for VE and 1 - beta_i between a DDPM
+    table's nodes, and
 
         "level"  a = 2 c snr^2 sigma^2, the step of a score of the usual size, |score| = |z|/sigma
-        "norm"   a = 2 c (snr |z|/|score|)^2, both norms of the sample itself (the paper averages them over the batch)
+        "norm"   a = 2 c (snr |z|/|score|)^2, norms of the sample itself (the paper averages them over the batch)
 
-    The published "norm" rule makes the step depend on the state, which in few dimensions pulls the law away from the data's: 60 % too much
-    variance on a 2-D mixture where "level" has none. Weak order 1, 1 + corrections evaluations a step.
+    The published "norm" rule makes the step depend on the state, which in few dimensions pulls the law away from the
+    data's: 60 % too much variance on a 2-D mixture where "level" has none.
+
+    Weak order 1, 1 + corrections evaluations a step.
 
     Args:
         snr: the ratio that sets the step.
         corrections: corrector steps at each time.
         rule: "level" or "norm".
 
-    Source: Song et al. 2021 (arXiv 2011.13456) algorithms 2-5, in the order of their published code (correct, then predict).
+    Source: Song et al. 2021 (arXiv 2011.13456) algorithms 2-5, in the order of their published code (correct, then
+    predict).
     """
 
     name, order, kind, needs_model = "predictor-corrector", 1, "SDE", True
@@ -39,8 +43,10 @@ class PredictorCorrector(Solver):
     source = "arXiv 2011.13456 alg. 2-5"
 
     def __init__(self, *, snr: float = 0.16, corrections: int = 1, rule: str = "level") -> None:
-        if not 0 < snr < float("inf") or corrections < 0:
-            raise InvalidInputError(f"snr={snr}, corrections={corrections}: wanted snr > 0 and corrections >= 0")
+        if not 0 < snr < float("inf") or corrections < 0 or corrections != int(corrections):
+            raise InvalidInputError(
+                f"snr={snr}, corrections={corrections}: wanted snr > 0 and a whole number of corrections >= 0"
+            )
         if rule not in ("level", "norm"):
             raise InvalidInputError(f"rule={rule!r}: wanted 'level' or 'norm'")
         self.snr, self.corrections, self.rule = float(snr), int(corrections), rule
@@ -68,16 +74,19 @@ class PredictorCorrector(Solver):
 
 
 class Langevin(Solver):
-    """Annealed Langevin dynamics: at every time of the grid K steps x <- x + a s + sqrt(2a) z, a = epsilon (sh/sh_min)^2.
+    """Annealed Langevin dynamics: at every time of the grid K steps x <- x + a s + sqrt(2a) z, a = epsilon
+    (sh/sh_min)^2.
 
-    In the frame x/alpha with sh = sigma/alpha and the score s of x/alpha, so that it means the same along every process; between times the
+    In the frame x/alpha with sh = sigma/alpha and the score s of x/alpha, so that it means the same along every
+    process; between times the
     state x/alpha stays as it is. sh_min is the model's smallest sh.
 
     Args:
         epsilon: the step at the smallest noise level; None: 0.1 sh_min^2, that is a = 0.1 sh^2 at every level.
         corrections: K.
 
-    Source: Song & Ermon 2019 (arXiv 1907.05600) algorithm 1, in the convention of 2020 (arXiv 2006.09011): their 2019 epsilon is twice this.
+    Source: Song & Ermon 2019 (arXiv 1907.05600) algorithm 1, in the convention of 2020 (arXiv 2006.09011): their 2019
+    epsilon is twice this.
     """
 
     name, order, kind, needs_model = "langevin", 1, "SDE", True
@@ -85,8 +94,15 @@ class Langevin(Solver):
     source = "arXiv 1907.05600 alg. 1"
 
     def __init__(self, *, epsilon: float | None = None, corrections: int = 5) -> None:
-        if (epsilon is not None and not 0 < epsilon < float("inf")) or corrections < 1:
-            raise InvalidInputError(f"epsilon={epsilon}, corrections={corrections}: wanted epsilon > 0 and corrections >= 1")
+        if (
+            (epsilon is not None and not 0 < epsilon < float("inf"))
+            or corrections < 1
+            or corrections != int(corrections)
+        ):
+            raise InvalidInputError(
+                f"epsilon={epsilon}, corrections={corrections}: wanted epsilon > 0 and a whole number of corrections "
+                ">= 1"
+            )
         self.epsilon, self.corrections = epsilon, int(corrections)
         self.evaluations = self.corrections
 
@@ -96,7 +112,10 @@ class Langevin(Solver):
     def check(self, term: Term) -> None:
         super().check(term)
         if getattr(term, "eta", None) != 1.0:
-            raise InvalidInputError(f"'langevin' has no eta: its noise belongs to its steps; leave eta=None (came {getattr(term, 'eta', None)})")
+            raise InvalidInputError(
+                "'langevin' has no eta: its noise belongs to its steps; leave eta=None (came "
+                f"{getattr(term, 'eta', None)})"
+            )
 
     def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: State, noise: Noise) -> Step:
         return Step(self._settle(term, x, t, noise) * expand(_ratio(term, t, t_next), x))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..errors import InvalidInputError
@@ -13,7 +12,8 @@ from .base import Solver, State, Step
 
 
 class EulerMaruyama(Solver):
-    """x' = x + h drift(x, t) + g(t) (W(t') - W(t)), either direction of time. Strong order 1 (the noise is additive), 1 evaluation a step.
+    """x' = x + h drift(x, t) + g(t) (W(t') - W(t)), either direction of time. Strong order 1 (the noise is additive), 1
+    evaluation a step.
 
     Source: Maruyama 1955; Song et al. 2021 (arXiv 2011.13456) section 4.1.
     """
@@ -41,7 +41,8 @@ def forward_kernel(term: Term, t: Tensor, t_next: Tensor) -> tuple[float | Tenso
 
 
 class ReverseDiffusion(Solver):
-    """The discrete forward chain reversed: x' = (2 - a) x + (1 + eta^2)/2 v score + eta sqrt(v) z, with x_t = a x_t' + sqrt(v) z forward.
+    """The discrete forward chain reversed: x' = (2 - a) x + (1 + eta^2)/2 v score + eta sqrt(v) z, with x_t = a x_t' +
+    sqrt(v) z forward.
 
     For VP a = sqrt(1 - beta_i), v = beta_i; for VE a = 1, v = sigma^2 - sigma'^2. Weak order 1, 1 evaluation a step.
 
