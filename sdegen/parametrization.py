@@ -43,8 +43,9 @@ def _linear(c_skip: Function, c_out: Function) -> Parametrization:
 
 
 def _w(sde: SDE, t: Tensor) -> Tensor:
-    """alpha sigma' - alpha' sigma = g^2 alpha/(2 sigma)."""
-    return sde.diffusion(t) ** 2 * sde.alpha(t) / (2 * sde.sigma(t))
+    """alpha sigma' - alpha' sigma = g^2 alpha/(2 sigma), finite where alpha is 0 and g infinite."""
+    d_alpha, d_sigma = sde.rates(t)
+    return sde.alpha(t) * d_sigma - d_alpha * sde.sigma(t)
 
 
 def _n(sde: SDE, t: Tensor) -> Tensor:
