@@ -60,7 +60,7 @@ class Adams(Solver):
     largest_step = 1 / 6
     source = "Shampine & Gordon 1975"
 
-    def __init__(self, *, max_order: int = 7, accept: float = 6.0, aim: float = 0.5, order: int | None = None) -> None:
+    def __init__(self, *, max_order: int = 7, accept: float = 6.0, aim: float = 0.55, order: int | None = None) -> None:
         if not 1 <= max_order <= 8:
             raise InvalidInputError(f"max_order={max_order}: wanted 1 to 8")
         if not 0 < aim < accept:
@@ -122,7 +122,7 @@ class Adams(Solver):
         best = torch.where(orders == k[:, None], gains + math.log(1.08), gains).argmax(1) + 1
         best = torch.where(accept & (best == k) & (k == known), k + 1, best).clamp_max(self.max_order)
         best = torch.where(accept, best, torch.minimum(best, k))
-        gain = gains.gather(1, torch.minimum(best, known)[:, None] - 1)[:, 0]
+        gain = gains.gather(1, torch.minimum(best, k)[:, None] - 1)[:, 0]
         before = state.get("ratio")
         memory = 0.0 if before is None else (before / own).log() * (0.2 / (k + 1))
         low, high = math.log(0.3), math.log(2.0)
