@@ -59,6 +59,18 @@ def test_a_finer_tree_tells_the_same_at_the_coarse_times():
             torch.testing.assert_close(u, v, rtol=0, atol=1e-14)
 
 
+def test_between_the_finest_times_path_and_integral_agree():
+    """There the path is a parabola, whose integral Simpson's rule gives exactly, from any start inside."""
+    noise, x = tree(depth=3), x_of(5, 2)
+    h = (SPAN[1] - SPAN[0]) / 8
+    for u, v in [(0.0, 1.0), (0.2, 0.9), (0.6, 0.1)]:
+        a, b = time(SPAN[0] + (3 + u) * h), time(SPAN[0] + (3 + v) * h)
+        w, z = noise.space_time(a, b, x)
+        middle = noise.increment(a, (a + b) / 2, x)
+        torch.testing.assert_close(z, (b - a).abs() * (4 * middle + w) / 6, rtol=0, atol=1e-14)
+        assert (middle - w / 2).abs().min() > 1e-4
+
+
 def covariance_errors(w, z, h):
     """Deviations of the second moments from [[h, h^2/2], [h^2/2, h^3/3]], in standard errors."""
     n = w.numel()
