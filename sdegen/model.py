@@ -63,8 +63,8 @@ class ScoreModel(nn.Module):
     def on(self, sde: SDE) -> ScoreModel:
         """The same belief along another process, narrowed to the noise levels this model knows.
 
-        A belief depends on x/alpha and sigma/alpha alone: at (x', t') of the other process ask this one at the time t of equal sigma/alpha
-        and at x = x' alpha(t)/alpha'(t').
+        A belief depends on x/alpha and sigma/alpha alone: at (x', t') of the other process ask this one at the time t
+        of equal sigma/alpha and at x = x' alpha(t)/alpha'(t').
 
         Raises:
             InvalidInputError: the two processes share no noise levels.
@@ -178,6 +178,16 @@ class Denoiser(ScoreModel):
         t = as_time(t)
         check_time(t, x)
         c_skip, c_out, c_in, c_noise, n_skip, n_out = self._coefficients(t)
+        output = self._output(x, c_in, c_noise, cond)
+        if not isinstance(output, Tensor) or output.shape != x.shape:
+            came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise InvalidInputError(
+                f"the network returned {came} for an input of shape {tuple(x.shape)}: wanted the input's shape"
+            )
+        return Prediction.spanned(x, output.to(x.dtype), (c_skip, c_out), (n_skip, n_out), self.sde, t)
+
+    def _output(self, x: Tensor, c_in: Any, c_noise: Any, cond: Mapping[str, Any]) -> Any:
+        """net(c_in x, c_noise), called in the network's own dtype."""
         dtype = next((p.dtype for p in self.net.parameters() if p.is_floating_point()), x.dtype) if isinstance(self.net, nn.Module) else x.dtype
         if isinstance(c_in, Tensor):
             x_in = x * expand(c_in, x)
@@ -185,11 +195,7 @@ class Denoiser(ScoreModel):
         else:
             x_in = x if c_in == 1.0 else x * c_in
             t_in = torch.full((x.shape[0],), c_noise, dtype=dtype, device=x.device)
-        output = self.net(x_in.to(dtype), t_in, **cond)
-        if not isinstance(output, Tensor) or output.shape != x.shape:
-            came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise InvalidInputError(f"the network returned {came} for an input of shape {tuple(x.shape)}: wanted the input's shape")
-        return Prediction.spanned(x, output.to(x.dtype), (c_skip, c_out), (n_skip, n_out), self.sde, t)
+        return self.net(x_in.to(dtype), t_in, **cond)
 
     def warm(self, ts):
         super().warm(ts)
@@ -203,7 +209,16 @@ class Denoiser(ScoreModel):
         c = self.coefficients()
         c_skip, c_out, c_in, c_noise = (f(self.sde, t).expand(t.shape) for f in (c.c_skip, c.c_out, c.c_in, c.c_noise))
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
+        if self._ends_without_signal() and not bool(torch.isfinite(c_skip + c_out).all()):
+            raise InvalidInputError(
+                f"at t = {self.sde.t_max:g} there is no signal (alpha = 0), and a network that predicts the noise or "
+                "the score says nothing about the data there: begin at an earlier time, with t_span= or times in "
+                "steps=, or train the parametrization 'v' or 'x0'"
+            )
         return c_skip, c_out, c_in, c_noise, (1 - alpha * c_skip) / sigma, -alpha * c_out / sigma
+
+    def _ends_without_signal(self) -> bool:
+        return self.sde.level(torch.tensor(self.sde.t_max, dtype=torch.float64)).alpha == 0
 
 
 class _OnPath(ScoreModel):
@@ -212,8 +227,6 @@ class _OnPath(ScoreModel):
     def __init__(self, model: ScoreModel, sde: SDE) -> None:
         known = model.sde
         levels = known.half_log_snr(torch.tensor([known.t_min, known.t_max], dtype=torch.float64))
-        if bool(torch.isinf(levels[1])):  # a table without terminal signal jumps to its last node from the one before
-            levels[1] = known.half_log_snr(known.time(-30.0))
         own = sde.half_log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64))
         if not (levels[0] > own[1] and levels[1] < own[0]):
             raise InvalidInputError(
@@ -248,10 +261,16 @@ class _OnPath(ScoreModel):
         return self.model.condition_names()
 
     def _evaluate_map(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The model's time of equal sigma/alpha, kept inside its range against rounding, and alpha_there/alpha_here."""
+        """The model's time of equal sigma/alpha, kept inside its range against rounding, and what x is multiplied by."""
         t = t.to(torch.float64)
         there = self.model.sde.time(self.sde.half_log_snr(t)).clamp(self.model.sde.t_min, self.model.sde.t_max)
-        return there, self.model.sde.alpha(there) / self.sde.alpha(t)
+        return there, rescaling(self.sde, t, self.model.sde, there)
+
+
+def rescaling(sde: SDE, t: Tensor, other: SDE, there: Tensor) -> Tensor:
+    """alpha_there/alpha = sigma_there/sigma for times of equal sigma/alpha: by the larger two, since alpha may be 0."""
+    by_alpha = other.alpha(there) / sde.alpha(t)
+    return torch.where(sde.half_log_snr(t) > 0, by_alpha, other.sigma(there) / sde.sigma(t))
 
 
 def _words(function: Any) -> set[str] | None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .errors import InvalidInputError
-from .model import Centred, ScoreModel
+from .model import Centred, ScoreModel, rescaling
 from .noise import PRIOR, Noise, check_seed
 from .sde import SDE, TrigSDE
 from .shapes import check_state, expand
@@ -208,7 +208,7 @@ class _Coordinates:
     """A model as a solver sees it: possibly along another process, possibly centred.
 
     The state x at time t of the model's own process is, at the time t' of equal sigma/alpha,
-    x' = alpha' (x/alpha - centre).
+    x' = alpha' (x/alpha - centre), or (sigma'/sigma) x - alpha' centre where alpha may be 0.
     """
 
     own: SDE
@@ -222,12 +222,6 @@ class _Coordinates:
         if solver.coordinates == "own":
             return cls(own, model, None)
         high, low = torch.exp(-own.half_log_snr(torch.tensor([own.t_max, own.t_min], dtype=torch.float64))).tolist()
-        if high == math.inf:
-            raise InvalidInputError(
-                f"the process has no signal at t_max = {own.t_max:g} and its drift is infinite there, so "
-                f"{solver.name!r} cannot start: "
-                "use 'ddim' or 'ancestral' with times in steps="
-            )
         centre = model.data_mean
         if centre is not None and bool((centre == 0).all()):
             centre = None
@@ -258,15 +252,17 @@ class _Coordinates:
         """A state at a scalar time t of the own process, in these coordinates."""
         if self.same:
             return x
-        hat = x / self.own.alpha(t)
-        return (hat if self.centre is None else hat - self.centre.to(x)) * self.model.sde.alpha(self.there(t))
+        there = self.there(t)
+        x = x * rescaling(self.own, t, self.model.sde, there)
+        return x if self.centre is None else x - self.model.sde.alpha(there) * self.centre.to(x)
 
     def state_back(self, x: Tensor, t: Tensor) -> Tensor:
         """A state at time t (scalar or per sample) of these coordinates, as the own process has it."""
         if self.same:
             return x
-        ratio = torch.where(t == 0, 1.0, self.own.alpha(self.back(t)) / self.model.sde.alpha(t))
-        shift = torch.where(t == 0, 1.0, self.own.alpha(self.back(t)))
+        back = self.back(t)
+        ratio = torch.where(t == 0, 1.0, rescaling(self.model.sde, t, self.own, back))
+        shift = torch.where(t == 0, 1.0, self.own.alpha(back))
         x = x * expand(ratio, x)
         return x if self.centre is None else x + expand(shift, x) * self.centre.to(x)
 

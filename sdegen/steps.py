@@ -15,6 +15,7 @@ from .errors import InvalidInputError
 from .sde import SDE
 from .shapes import event_mean
 
+_LOWEST = -5.0  # stands for the lambda of an end without signal: about where linear VP ends
 GRIDS = ("uniform", "sqrt-time", "lambda", "theta", "karras")
 
 
@@ -70,9 +71,10 @@ def formula_grid(sde: SDE, n: int, *, kind: str, start: float, stop: float, sigm
         "theta"      u = atan(sh/s)^(1/1.6), sh = sigma/alpha, s = sigma_data
         "karras"     u = sh^(1/7)
 
+    An end where alpha is 0, and sh infinite, is spaced as if lambda were -5 there.
+
     Source: Karras et al. 2022 (arXiv 2206.00364) eq. 5 for "karras"; Lu et al. 2022 (arXiv 2206.00927) for "lambda";
-    Song et al. 2020
-    (arXiv 2010.02502) appendix D.2 "quadratic" for "sqrt-time".
+    Song et al. 2020 (arXiv 2010.02502) appendix D.2 "quadratic" for "sqrt-time".
     """
     if kind not in GRIDS:
         raise InvalidInputError(f"grid kind {kind!r}: wanted one of {', '.join(map(repr, GRIDS))}")
@@ -83,12 +85,7 @@ def formula_grid(sde: SDE, n: int, *, kind: str, start: float, stop: float, sigm
     else:
         to_u, to_lambda = _variable(kind, sigma_data)
         levels = sde.half_log_snr(ends)
-        if not bool(torch.isfinite(levels).all()):
-            raise InvalidInputError(
-                f"the process has no signal at t = {max(start, stop):g}, so no grid of kind {kind!r} ends there: "
-                "pass times in steps=, such as the nodes of its table"
-            )
-        u = to_u(levels)
+        u = to_u(torch.where(torch.isinf(levels), _LOWEST, levels))
         ts = sde.time(to_lambda(u[0] + fraction * (u[1] - u[0])))
     ts[0], ts[-1] = ends[0], ends[1]
     return ts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from numbers import Real
 from typing import Any
@@ -205,4 +206,10 @@ class Counted(Term):
 
 def noise_increment(term: Term, dw: Tensor, t: Tensor) -> Tensor:
     """diffusion(t) dw."""
-    return expand(term.diffusion(t), dw) * dw
+    g = term.diffusion(t)
+    if isinstance(g, float) and g == math.inf:
+        raise InvalidInputError(
+            f"the rate of noise is infinite at t = {float(t):g}, where there is no signal: begin at an earlier time, "
+            "with t_span= or times in steps=, or use 'ancestral'"
+        )
+    return expand(g, dw) * dw

@@ -93,11 +93,15 @@ VARIABLES: dict[str, Callable[[SDE, Tensor, float], Tensor]] = {
 }
 
 
+NOISES = ("sde", "ddim", "ddpm-large", "ddpm-learned")
+
+
 class Multistep(Solver):
     """The machine: gauge, variable, order, corrector, weight rule, noise.
 
     Order k means k past values (k - 1 at the start, rising by one a step, which caps the global order at 2, with the corrector at 3, unless the
     field is flat at the start); a corrector adds one node, so one order. 1 evaluation a step. At eta = 0 either direction of time.
+    A step from or to a time where alpha = 0, and xh infinite, is of order 1 in gauge 0: x' = alpha' D + r alpha' sh eps (+ noise).
 
     Args:
         gauge: "noise", "data" or "v".
@@ -107,7 +111,10 @@ class Multistep(Solver):
         rule: weights of the polynomial. "exact", or as published: "mean" (two nodes: half the zeroth moment for the first), "end" (two
             nodes: the trapezoidal one), "half-curvature" ("mean", and at three nodes half the second derivative), "constant" (Adams-Bashforth's, as if
             steps were equal in sh).
-        noise: how eta makes noise: "sde" (the reverse SDE with D held), or "ddim" (the DDIM paper's eta; order 1 only).
+        noise: how eta makes noise: "sde" (the reverse SDE with D held); at order 1 also "ddim" (the DDIM paper's eta) and, at
+            eta = 1, "ddpm-large" (the posterior's mean with the forward kernel's variance sigma^2 - (alpha sigma'/alpha')^2,
+            which is beta_i between a table's nodes) and "ddpm-learned" (log variance between the posterior's and that one
+            by the `fraction` of a prediction that has one).
         sigma_data: s of the gauge "v" and the variable "theta"; None: the model's.
     """
 
@@ -133,7 +140,7 @@ class Multistep(Solver):
             ("gauge", gauge, tuple(_GAUGES)),
             ("variable", variable, tuple(VARIABLES)),
             ("rule", rule, ("exact", "mean", "end", "half-curvature", "constant")),
-            ("noise", noise, ("sde", "ddim")),
+            ("noise", noise, NOISES),
         ):
             if value not in known:
                 raise InvalidInputError(f"{what}={value!r}: wanted one of {', '.join(map(repr, known))}")
@@ -163,6 +170,8 @@ class Multistep(Solver):
         eta = getattr(term, "eta", 0.0)
         if eta and self.noise == "ddim" and (eta > 1 or self.values > 1):
             raise InvalidInputError(f"eta={eta}: the DDIM paper's eta lies in [0, 1]; use 'ancestral' or 'euler-maruyama' for more noise")
+        if self.noise.startswith("ddpm") and (eta != 1 or self.values > 1 or self.corrector):
+            raise InvalidInputError(f"noise={self.noise!r} is DDPM's own: wanted eta=1 and order=1 without corrector, came eta={eta}")
 
     # ---- the plan of a grid
 
@@ -179,13 +188,19 @@ class Multistep(Solver):
         p = VARIABLES[self.variable](sde, l, s)
         gauge, e = _GAUGES[self.gauge], eta**2
         n = len(ts) - 1
+        endless = torch.isinf(l[:-1]) | torch.isinf(l[1:])  # steps from or to alpha = 0
         a, b = gauge.value(l, s)
         carry, carry_sh = gauge.carry(l[:-1], l[1:], e, s)
+        held = torch.exp(e * (l[:-1] - l[1:])) if eta else torch.ones(n, dtype=l.dtype)  # r sh/sh', D being held
         std = sigma[1:] * torch.sqrt(-torch.expm1(2 * e * (l[:-1] - l[1:]))) if eta else torch.zeros(n, dtype=l.dtype)
         if eta and self.noise == "ddim":
             lost = eta**2 * -torch.expm1(2 * (l[:-1] - l[1:]))
-            carry_sh, std = torch.exp(-l[1:]) * torch.sqrt(1 - lost), sigma[1:] * torch.sqrt(lost)
+            held, std = torch.sqrt(1 - lost), sigma[1:] * torch.sqrt(lost)
+            carry_sh = torch.exp(-l[1:]) * held
             carry = carry_sh * torch.exp(l[:-1])
+        widest = std * sigma[:-1] / sigma[1:]  # the forward kernel's, at eta = 1
+        if self.noise == "ddpm-large":
+            std = widest
 
         def weights(first: int, count: int, rows: list[int]) -> Tensor:
             """(len(rows), count) weights of the values at nodes k + first, k + first - 1, ... for the steps k in rows."""
@@ -199,6 +214,8 @@ class Multistep(Solver):
                 break
             groups: dict[int, list[int]] = {}
             for k in range(n):
+                if endless[k]:
+                    continue
                 # order rises by one a step; a node where the variable is infinite (alpha = 0) is not used
                 count = min(most, k + 1 + first)
                 while count > 1 and not bool(torch.isfinite(p[k + first - count + 1])):
@@ -210,9 +227,15 @@ class Multistep(Solver):
                     setattr(table[k], name, row)
         ratio = alpha[1:] * carry / alpha[:-1]
         for k in range(n):
-            step, w0 = table[k], table[k].ahead[0]
-            step.ratio, step.std = float(ratio[k]), float(std[k])
+            step = table[k]
+            step.std = float(std[k])
+            step.spread = float(torch.log(widest[k] / std[k])) if self.noise == "ddpm-learned" else 0.0
             step.value = (float(a[k]), float(b[k]))
+            if endless[k]:
+                step.fused = float(alpha[k + 1]), float(sigma[k + 1] * held[k])
+                table[k - 1].back = []  # what leads up to such a step, or is one, is not corrected
+                continue
+            step.ratio, w0 = float(ratio[k]), step.ahead[0]
             step.fused = (float(alpha[k + 1] * carry[k]) + w0 * step.value[0], float(alpha[k + 1] * carry_sh[k]) + w0 * step.value[1])
         return table
 
@@ -242,8 +265,8 @@ class Multistep(Solver):
         keeps = len(run.plan) > 1 and (self.values > 1 or self.corrector)
         value = prediction.combine(*plan.value) if keeps else None
         corrected = None
-        if self.corrector and run.k and value is not None:
-            before = run.plan[run.k - 1]
+        before = run.plan[run.k - 1]
+        if before.back and run.k and value is not None:
             corrected = _summed(before.ratio * run.x, before.back, [value, *run.values])
             if run.dw is not None:
                 corrected = corrected + run.dw
@@ -254,6 +277,8 @@ class Multistep(Solver):
         dw = None
         if plan.std:
             dw = plan.std * noise.standard(t, t_next, x)
+            if self.noise == "ddpm-learned":
+                dw = dw * torch.exp(plan.spread * _fraction(prediction))
             x_next = x_next + dw
         values = [] if value is None else [value, *run.values][: max(self.values - 1, self.corrector)]
         after = _Run(run.plan, run.k + 1, values, x if corrected is None else corrected, dw)
@@ -262,10 +287,14 @@ class Multistep(Solver):
 
 @dataclass
 class _Planned:
-    """The coefficients of one step: x' = fused (D, eps) + ahead[1:] past values, or ratio x + ahead values; then std noise."""
+    """The coefficients of one step: x' = fused (D, eps) + ahead[1:] past values, or ratio x + ahead values; then std noise.
+
+    `spread` is the log of the widest noise over the narrowest.
+    """
 
     ratio: float = 0.0
     std: float = 0.0
+    spread: float = 0.0
     value: tuple[float, float] = (0.0, 0.0)
     fused: tuple[float, float] = (0.0, 0.0)
     ahead: list[float] = field(default_factory=list)
@@ -281,6 +310,15 @@ class _Run:
     values: Sequence[Tensor] = ()
     x: Any = None
     dw: Tensor | None = None
+
+
+def _fraction(prediction: Any) -> Tensor:
+    fraction = getattr(prediction, "fraction", None)
+    if fraction is None:
+        raise InvalidInputError(
+            "noise='ddpm-learned' needs a model that predicts its variance: discrete.LearnedVariance(net, sde)"
+        )
+    return fraction
 
 
 def _summed(x: Tensor, weights: Sequence[float], values: Sequence[Tensor | None]) -> Tensor:
