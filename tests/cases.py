@@ -1,4 +1,4 @@
-"""One list per kind. The tests run over them, so a new process or parametrisation is under every law once it stands here."""
+"""One list per kind. Tests run over them, so a new process or parametrisation is under every law once it stands here."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 from sdegen.mixture import GaussianMixture
 from sdegen.parametrization import NAMES, Parametrization
 from sdegen.sde import (
+    EDMSDE,
     SDE,
     VESDE,
     VPSDE,
     CoefficientSDE,
     CosineSDE,
-    EDMSDE,
     LinearPathSDE,
     PathSDE,
     SubVPSDE,
@@ -37,11 +37,13 @@ BUILT_IN: dict[str, SDE] = {
     "sub-vp": SubVPSDE(),
     "cosine": CosineSDE(),
     "linear-path": LinearPathSDE(),
+    "linear-path-to-1": LinearPathSDE(t_max=1.0),
     "ve": VESDE(),
     "ve-short": VESDE(0.5, 2.0),
     "edm": EDMSDE(),
     "trig": TrigSDE(0.5),
     "trig-wide": TrigSDE(3.0, sigma_min=0.01, sigma_max=1000.0),
+    "trig-endless": TrigSDE(1.0, sigma_max=math.inf),
     "ddpm-table": TabulatedVPSDE(DDPM_BETAS),
     "short-vp-table": TabulatedVPSDE(SHORT_BETAS),
     "no-signal-table": TabulatedVPSDE(NO_SIGNAL_BETAS),
@@ -49,8 +51,12 @@ BUILT_IN: dict[str, SDE] = {
     "short-ve-table": TabulatedVESDE(SHORT_SIGMAS),
 }
 
-# A table's kinks, and rates that are infinite at the end, have no smooth function behind them.
-SMOOTH = {name: sde for name, sde in BUILT_IN.items() if "table" not in name}
+# Without a table's kinks and without rates that are infinite at the end.
+SMOOTH = {
+    name: sde
+    for name, sde in BUILT_IN.items()
+    if name not in ("linear-path-to-1", "trig-endless") and "table" not in name
+}
 
 
 def from_path(sde: SDE) -> PathSDE:
@@ -89,9 +95,7 @@ USER_MADE: dict[str, SDE] = {
 SDES: dict[str, SDE] = {**BUILT_IN, **USER_MADE}
 
 # For laws of models: few enough to be quick, and all kinds of end.
-SOME_SDES = {
-    name: SDES[name] for name in ("vp", "sub-vp", "cosine", "linear-path", "ve", "edm", "trig", "no-signal-table")
-}
+SOME_SDES = {name: SDES[name] for name in ("vp", "cosine", "linear-path-to-1", "ve", "edm", "trig", "no-signal-table")}
 
 PARAMETRIZATIONS: dict[str, str | Parametrization] = {
     **{name: name for name in NAMES},

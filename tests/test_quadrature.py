@@ -112,9 +112,9 @@ def test_it_can_be_differentiated():
         (lambda t: torch.where(t > 0.5, math.nan, 1.0), "not finite at t = 0.5"),
         (lambda t: torch.where(t > 0.5, math.inf, 1.0), "not finite"),
         (lambda t: 1 / t, "cannot be integrated across t = 0:"),
-        (lambda t: 1 / (t - 0.3), "cannot be integrated across t = 0.3"),
+        (lambda t: 1 / (t - 0.3), "(near|across) t = 0.3"),
         # integrable, but numbers near 0.3 are 5e-17 apart and the integral over one gap is 2 sqrt(5e-17)
-        (lambda t: (t - 0.3).abs().clamp_min(1e-300) ** -0.5, "cannot be integrated across t = 0.3"),
+        (lambda t: (t - 0.3).abs().clamp_min(1e-300) ** -0.5, "(near|across) t = 0.3"),
         (lambda t: torch.frac(t * 1e6 * math.pi), "too rough"),
     ],
 )
