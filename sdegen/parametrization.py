@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,6 +27,27 @@ class Parametrization:
     c_out: Function
     c_in: Function
     c_noise: Function
+
+
+def counting(of: str | Parametrization) -> Parametrization:
+    """The same output of a network that counts a table's nodes from 0, as code written for DDPM does.
+
+    Node i of 1..N, at t = i/N, is the integer i - 1 for the network: c_noise = N t - 1, linear between the nodes.
+
+    Args:
+        of: a name or a Parametrization; the process needs a table (`TabulatedVPSDE`, `TabulatedVESDE`).
+
+    Source: Ho et al. 2020 (arXiv 2006.11239) counts t = 1..N in the paper, 0..N - 1 in its code.
+    """
+
+    def c_noise(sde: SDE, t: Tensor) -> Tensor:
+        nodes = getattr(sde, "nodes", None)
+        if nodes is None:
+            raise InvalidInputError(f"{sde} has no nodes to count: use TabulatedVPSDE(betas) or TabulatedVESDE(sigmas)")
+        count = len(nodes) * t - 1
+        return count + (count.round() - count).detach() * ((count.round() - count).abs() < 1e-6)  # t = i/N is rounded
+
+    return replace(parametrization(of), c_noise=c_noise)
 
 
 def _ones(sde: SDE, t: Tensor) -> Tensor:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from .errors import InvalidInputError
 from .sde import SDE
 from .shapes import as_time, expand
 
@@ -46,7 +47,7 @@ class Prediction:
         noise: tuple[Coefficient, Coefficient],
         sde: SDE,
         t: Tensor,
-    ) -> Prediction:
+    ) -> Self:
         """x0 = x0[0] x + x0[1] output, noise = noise[0] x + noise[1] output; views are computed when asked for."""
         prediction = cls(x, output, sde, t)
         prediction._x0, prediction._noise = x0, noise
@@ -64,6 +65,8 @@ class Prediction:
         """From the score: noise = -sigma score, x0 = (x + sigma^2 score)/alpha."""
         t = as_time(t)
         level = sde.level(t)
+        if isinstance(level.alpha, float) and level.alpha == 0:
+            raise InvalidInputError(f"at t = {float(t):g} alpha is 0: the score says nothing about x0 there")
         return cls.spanned(x, score, (1 / level.alpha, level.sigma**2 / level.alpha), (0.0, -level.sigma), sde, t)
 
     def combine(self, a: Coefficient, b: Coefficient) -> Tensor:

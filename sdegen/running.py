@@ -104,7 +104,7 @@ class Run:
         term = self.term_of(self.model, {})
         solver = choose(self.how["solver"], term, steps=steps, adaptive=tolerant)
         solver.check(term)
-        given = count_or_times(steps)
+        given = count_or_times(steps, solver.least_times)
         if isinstance(given, Tensor) and self.t_span is not None:
             raise InvalidInputError(
                 "t_span= and a list of times in steps=: the times say where to start and end; give one of them"

@@ -178,7 +178,7 @@ def _times(
     max_steps: int,
 ) -> tuple[Tensor | None, tuple[float, float], bool]:
     """The grid (None under error control), the span inside the term's range, whether the final denoising follows."""
-    given = count_or_times(steps)
+    given = count_or_times(steps, solver.least_times)
     if isinstance(given, Tensor):
         if t_span is not None:
             raise InvalidInputError(
@@ -224,7 +224,7 @@ def check_times(term: Term, times: tuple[float, float] | Tensor) -> tuple[Tensor
     """
     has_model = getattr(term, "model", None) is not None
     nodes = torch.as_tensor(times, dtype=torch.float64)
-    denoise = has_model and float(nodes[-1]) == 0.0
+    denoise = has_model and len(nodes) > 1 and float(nodes[-1]) == 0.0
     if denoise:
         nodes = nodes[:-1] if isinstance(times, Tensor) else torch.tensor([times[0], term.t_min], dtype=torch.float64)
     slack = 1e-6 * term.t_max if term.t_max < float("inf") else 0.0

@@ -19,8 +19,11 @@ _LOWEST = -5.0  # stands for the lambda of an end without signal: about where li
 GRIDS = ("uniform", "sqrt-time", "lambda", "theta", "karras")
 
 
-def count_or_times(steps: Any) -> int | Tensor | None:
-    """What `steps=` asks for: a number of steps, times in the order they are visited as (S,) float64, or None."""
+def count_or_times(steps: Any, least: int = 2) -> int | Tensor | None:
+    """What `steps=` asks for: a number of steps, times in the order they are visited as (S,) float64, or None.
+
+    `least` is how few times the solver can work with.
+    """
     if steps is None:
         return None
     wanted = "wanted a number of steps such as 50, or a list of times in the order they are visited"
@@ -44,7 +47,7 @@ def count_or_times(steps: Any) -> int | Tensor | None:
         raise InvalidInputError(
             f"steps has shape {tuple(times.shape)}: wanted times of shape (S,), shared by all samples"
         )
-    if len(times) < 2:
+    if len(times) < least:
         raise InvalidInputError(f"steps holds {len(times)} times: wanted at least 2, where it starts and where it ends")
     if not bool(torch.isfinite(times).all()):
         raise InvalidInputError(f"steps holds NaN or infinity: {times.tolist()}")

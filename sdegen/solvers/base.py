@@ -54,6 +54,7 @@ class Solver(ABC):
         coordinates: "own" (the model's process, as it is) or "best" (the verbs may change to a process along which the solver is better).
         needs_model: whether it works on the model's prediction rather than on the drift.
         grid: the kind of grid that the verbs lay for `steps=N`.
+        least_times: how few times a list in `steps=` may hold: 1 for a solver whose work is done at a time.
         default_steps: that N, where neither steps nor a tolerance is given.
         source: paper and equation.
     """
@@ -69,6 +70,7 @@ class Solver(ABC):
     coordinates: str = "own"
     needs_model: bool = False
     grid: str = "lambda"
+    least_times: int = 2
     default_steps: int = 100
     source: str = ""
 

@@ -74,12 +74,13 @@ class PredictorCorrector(Solver):
 
 
 class Langevin(Solver):
-    """Annealed Langevin dynamics: at every time of the grid K steps x <- x + a s + sqrt(2a) z, a = epsilon
-    (sh/sh_min)^2.
+    """Annealed Langevin dynamics: at each time of the grid K steps x <- x + a s + sqrt(2a) z.
+
+    a = epsilon (sh/sh_min)^2.
 
     In the frame x/alpha with sh = sigma/alpha and the score s of x/alpha, so that it means the same along every
-    process; between times the
-    state x/alpha stays as it is. sh_min is the model's smallest sh.
+    process; between times the state x/alpha stays as it is. sh_min is the model's smallest sh. One time alone is plain
+    Langevin dynamics.
 
     Args:
         epsilon: the step at the smallest noise level; None: 0.1 sh_min^2, that is a = 0.1 sh^2 at every level.
@@ -90,7 +91,7 @@ class Langevin(Solver):
     """
 
     name, order, kind, needs_model = "langevin", 1, "SDE", True
-    default_steps = 50
+    default_steps, least_times = 50, 1
     source = "arXiv 1907.05600 alg. 1"
 
     def __init__(self, *, epsilon: float | None = None, corrections: int = 5) -> None:
@@ -127,15 +128,19 @@ class Langevin(Solver):
     def _settle(self, term: Term, x: Tensor, t: Tensor, noise: Noise) -> Tensor:
         level = term.sde.level(t)
         lowest = term.sde.level(torch.tensor(term.sde.t_min, dtype=torch.float64))
-        sh, sh_min = level.sigma / level.alpha, lowest.sigma / lowest.alpha
-        epsilon = 0.1 * sh_min**2 if self.epsilon is None else self.epsilon
-        a = epsilon * (sh / sh_min) ** 2
+        sh_min = lowest.sigma / lowest.alpha
+        epsilon = 0.1 if self.epsilon is None else self.epsilon / sh_min**2  # a/sh^2
         for k in range(self.corrections):
             z = noise.normal(x.shape, CORRECTOR, t, k, dtype=x.dtype, device=x.device)
             belief = term.predict(x, t).noise  # the score of x/alpha is -noise/sh
-            x = x + expand(level.alpha * (2 * a) ** 0.5, x) * z - expand(level.alpha * a / sh, x) * belief
+            x = x + expand(level.sigma * (2 * epsilon) ** 0.5, x) * z - expand(level.sigma * epsilon, x) * belief
         return x
 
 
 def _ratio(term: Term, t: Tensor, t_next: Tensor):
+    if isinstance(t, Tensor) and t.ndim == 0 and term.sde.level(t).alpha == 0:
+        raise InvalidInputError(
+            f"at t = {float(t):g} there is no signal (alpha = 0), and x/alpha does not exist: begin at an earlier "
+            "time, with t_span= or times in steps="
+        )
     return term.sde.level(t_next).alpha / term.sde.level(t).alpha
