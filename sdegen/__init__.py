@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING
+
 from . import nets
 from .errors import (
     CheckpointError,
@@ -23,12 +26,12 @@ from .parametrization import Parametrization
 from .prediction import Prediction
 from .sampling import encode, grid, sample
 from .sde import (
+    EDMSDE,
     SDE,
     VESDE,
     VPSDE,
     CoefficientSDE,
     CosineSDE,
-    EDMSDE,
     LinearPathSDE,
     PathSDE,
     SubVPSDE,
@@ -41,4 +44,19 @@ from .solve import solve
 from .solvers import Solver, make_solver, solvers
 from .terms import ForwardSDE, ProbabilityFlow, ReverseSDE, Term
 
+if TYPE_CHECKING:
+    from . import data, metrics, plot
+
 __version__ = "0.1.0"
+
+_ROOMS = ("data", "discrete", "metrics", "plot", "testing")  # imported when they are first asked for
+
+
+def __getattr__(name: str):
+    if name in _ROOMS:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ROOMS})

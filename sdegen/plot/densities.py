@@ -1,0 +1,144 @@
+"""Densities as pictures need them: log p on a grid, where the mass is, and levels that enclose shares of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import InvalidInputError
+from ..mixture import GaussianMixture
+from ..model import ScoreModel
+from ..oracle import MixtureModel
+from ..sde import SDE
+
+Box = list[tuple[float, float]]  # (low, high) of each coordinate
+MASSES = (0.95, 0.8, 0.6, 0.4, 0.2)  # shares of the mass that the contours enclose
+
+
+@dataclass(frozen=True)
+class Density:
+    """log p of points (N, d) -> (N,), and a box that holds nearly all of the mass."""
+
+    log_prob: Callable[[Tensor], Tensor]
+    box: Box
+
+    @property
+    def dim(self) -> int:
+        return len(self.box)
+
+
+def as_density(what: Any, *, t: float | None = None, sde: SDE | None = None, name: str = "density") -> Density:
+    """A mixture, the same noised up to t along a process, or a model with log_prob(x, t) (t None: at t_min)."""
+    if isinstance(what, GaussianMixture):
+        if t is not None and sde is None:
+            raise InvalidInputError(
+                f"{name} is a GaussianMixture, which has no time: pass MixtureModel(mixture, sde) for its "
+                f"density at t={t:g}"
+            )
+        if t is None or sde is None:
+            if bool((what.variances == 0).any()):
+                raise InvalidInputError(
+                    f"{name} is a mixture with a standard deviation of 0, which has no density: pass "
+                    "MixtureModel(mixture, sde)"
+                )
+            return Density(what.log_prob, mixture_box(what))
+        what = MixtureModel(what, sde)
+    log_prob: Any = getattr(what, "log_prob", None)
+    if not isinstance(what, ScoreModel) or not callable(log_prob):
+        raise InvalidInputError(
+            f"{name} is {type(what).__name__}: wanted a GaussianMixture or a MixtureModel, whose densities "
+            "are known exactly"
+        )
+    at = check_time_of(what, what.sde.t_min if t is None else t)
+    return Density(lambda x: log_prob(x, at), box_of(what, at))  # type: ignore[arg-type]
+
+
+def check_time_of(model: ScoreModel, t: Any) -> float:
+    """t as a number inside the model's range."""
+    try:
+        at = float(t)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"t={t!r}: wanted one time") from error
+    low, high = model.sde.t_min, model.sde.t_max
+    if not low * (1 - 1e-6) <= at <= high * (1 + 1e-6):
+        raise InvalidInputError(f"time {at:g} is outside [t_min, t_max] = [{low:g}, {high:g}]")
+    return min(max(at, low), high)
+
+
+def mixture_box(mixture: GaussianMixture, alpha: float = 1.0, sigma: float = 0.0) -> Box:
+    """Three standard deviations around each component, at (alpha, sigma)."""
+    variances = coordinate_variances(mixture)
+    reach = 3 * (alpha**2 * variances + sigma**2).sqrt()
+    low, high = (alpha * mixture.means - reach).amin(0), (alpha * mixture.means + reach).amax(0)
+    return list(zip(low.tolist(), high.tolist()))
+
+
+def box_of(model: ScoreModel, t: float) -> Box:
+    """Where a model's mass is at t: from its mixture, or from its data's mean and standard deviation."""
+    alpha, sigma = float(model.sde.alpha(t)), float(model.sde.sigma(t))
+    if isinstance(model, MixtureModel):
+        return mixture_box(model.mixture, alpha, sigma)
+    zeros = torch.zeros(event_dim(model), dtype=torch.float64)
+    mean = zeros if model.data_mean is None else zeros + model.data_mean.double().cpu()
+    std = zeros + (model.sigma_data if model.data_std is None else model.data_std.double().cpu())
+    reach = 2.5 * (alpha**2 * std**2 + sigma**2).sqrt()
+    return list(zip((alpha * mean - reach).tolist(), (alpha * mean + reach).tolist()))
+
+
+def event_dim(model: ScoreModel) -> int:
+    """How many coordinates the model's events have (2 where it does not say)."""
+    shape = model.event_shape
+    if shape is None:
+        known = next((v for v in (model.data_mean, model.data_std) if v is not None and v.ndim), None)
+        shape = (2,) if known is None else tuple(known.shape)
+    if len(shape) != 1:
+        raise InvalidInputError(
+            f"the model works on events of shape {tuple(shape)}: wanted points, (1,) or (2,); for images use image_grid"
+        )
+    return shape[0]
+
+
+def coordinate_variances(mixture: GaussianMixture) -> Tensor:
+    """The variance of each coordinate in each component, (K, d)."""
+    if mixture.axes is None:
+        return mixture.variances
+    return torch.einsum("kie,ke->ki", mixture.axes**2, mixture.variances)
+
+
+def marginal(mixture: GaussianMixture, i: int) -> GaussianMixture:
+    """The law of coordinate i."""
+    variances = coordinate_variances(mixture)[:, i]
+    return GaussianMixture(mixture.means[:, i : i + 1], covariances=variances[:, None, None], weights=mixture.weights)
+
+
+def noised(mixture: GaussianMixture, alpha: float, sigma: float) -> GaussianMixture:
+    """The mixture after noise: means alpha m_k, covariances alpha^2 C_k + sigma^2 I."""
+    variances = alpha**2 * mixture.variances + sigma**2
+    if mixture.axes is None:
+        covariances = torch.diag_embed(variances)
+    else:
+        covariances = torch.einsum("kie,ke,kje->kij", mixture.axes, variances, mixture.axes)
+        covariances = (covariances + covariances.mT) / 2
+    return GaussianMixture(alpha * mixture.means, covariances=covariances, weights=mixture.weights)
+
+
+def on_grid(function: Callable[[Tensor], Tensor], box: Box, n: int) -> tuple[list[np.ndarray], Tensor]:
+    """The axes of n points a side of the box, d = 1 or 2, and a function's values there: (n,) or (n, n), y first."""
+    axes = [torch.linspace(low, high, n, dtype=torch.float64) for low, high in box]
+    mesh = torch.meshgrid(*axes, indexing="xy")
+    points = torch.stack([m.flatten() for m in mesh], 1)
+    values = function(points)
+    return [a.numpy() for a in axes], values.reshape(*(n,) * len(box), *values.shape[1:])
+
+
+def mass_levels(p: np.ndarray, masses: Sequence[float] = MASSES) -> np.ndarray:
+    """Levels of a density on an even grid whose regions {p >= level} hold these shares of the mass, rising."""
+    ordered = np.sort(p.ravel())[::-1]
+    held = np.cumsum(ordered)
+    levels = ordered[np.searchsorted(held, np.sort(masses)[::-1] * held[-1]).clip(0, len(held) - 1)]
+    return np.unique(levels)

@@ -1,0 +1,268 @@
+"""Images: a grid of them, and how they come out of noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from ..errors import InvalidInputError
+from ..model import ScoreModel
+from ..sde import SDE
+from ..solution import Solution
+from .models import device_of, quiet
+from .paths import Path, Scale
+from .style import panels, styled
+
+FINE = 32  # smaller tiles are enlarged by a whole number up to about this, so that the gaps can be thin
+
+
+@styled
+def image_grid(
+    x: Tensor | Solution,
+    *,
+    nrow: int | None = None,
+    ax: Axes | None = None,
+    value_range: tuple[float, float] = (-1.0, 1.0),
+    titles: Sequence[str] | Tensor | None = None,
+    title: str = "",
+) -> Axes:
+    """Draw images in rows, each pixel a sharp square.
+
+    Args:
+        x: (B, H, W) or (B, C, H, W) with C = 1 (grey) or 3 (colour), or a Solution, whose end is drawn.
+        nrow: images in each row; None: as many as make the grid about square.
+        ax: Axes to draw on; None: a new figure.
+        value_range: the values shown as black and as white; others are clipped.
+        titles: one per image, such as its label, written above it.
+        title: above the whole.
+
+    Returns:
+        The Axes, its one image the mosaic.
+
+    Raises:
+        InvalidInputError: not images, no images, a range that is empty, titles that do not fit.
+    """
+    images = as_images(x.x if isinstance(x, Solution) else x)
+    n = len(images)
+    if nrow is not None and (isinstance(nrow, bool) or not isinstance(nrow, int) or nrow < 1):
+        raise InvalidInputError(f"nrow={nrow!r}: wanted a whole number of images in a row, at least 1")
+    columns = min(n, nrow or int(np.ceil(np.sqrt(n * images.shape[1] / images.shape[2]))))
+    words = None if titles is None else [str(v.item() if isinstance(v, Tensor) else v) for v in titles]
+    if words is not None and len(words) != n:
+        raise InvalidInputError(f"titles holds {len(words)} words for {n} images: pass one per image")
+    tiles = Mosaic(images.shape[1:3], columns, -(-n // columns), room=0.22 if words else 0.0)
+    side = max(0.45, min(0.9, 6 / columns)) * (1.0 if words is None else 1.1)
+    (a,) = panels(
+        ax,
+        1,
+        width=side * columns + 0.1,
+        height=side * tiles.shape[0] / tiles.shape[1] * columns + (0.3 if title else 0.1),
+    )
+    show(a, tiles.of(shades(images, value_range)))
+    for i, word in enumerate(words or []):
+        row, column = divmod(i, columns)
+        top, left = tiles.corner(row, column)
+        a.text(
+            left + tiles.tile[1] / 2 - 0.5, top - 0.5 - 0.02 * tiles.tile[0], word, ha="center", va="bottom", fontsize=7
+        )
+    if title:
+        a.set_title(title)
+    return a
+
+
+@styled
+def denoising_strip(
+    solution: Solution,
+    *,
+    samples: int | Sequence[int] = 6,
+    steps: int | Sequence[int] = 9,
+    ax: Axes | None = None,
+    model: ScoreModel | None = None,
+    sde: SDE | None = None,
+    frame: str = "auto",
+    value_range: tuple[float, float] = (-1.0, 1.0),
+    title: str = "",
+    **cond: Any,
+) -> Axes:
+    """Draw images on their way out of noise: a row per sample, a column per saved time.
+
+    Args:
+        solution: saved with save="all" or at times; events (H, W) or (C, H, W).
+        samples: how many, from the first, or which.
+        steps: how many of the saved times, even in their number, or which (shared times only).
+        ax: Axes to draw on; None: a new figure.
+        model: draws under every row what the model predicts as the clean image from each state; it also tells the
+            process.
+        sde: the process, for `frame`.
+        frame: "x": states as they are; "data": x s/sqrt(alpha^2 s^2 + sigma^2), so that noise keeps the contrast of
+            data; "auto": "data" for processes that stretch data more than fourfold (VE, EDM), where `model` or `sde`
+            tells them.
+        value_range: the values shown as black and as white; others are clipped.
+        title: above the whole.
+        **cond: the conditions under which the solution was made, for `model`; tensors hold a row per sample of the
+            solution.
+
+    Returns:
+        The Axes.
+
+    Raises:
+        InvalidInputError: a Solution without a path, events that are not images, unknown samples.
+    """
+    path = Path.of(solution)
+    as_images(path.xs[-1])
+    rows = _chosen(samples, path.xs.shape[1], "samples")
+    if isinstance(steps, int):
+        ts, xs = path.resampled(_count(steps, "steps"))
+    elif path.shared:
+        kept = _chosen(steps, len(path.ts), "steps")
+        ts, xs = path.ts[kept, 0], path.xs[kept]
+    else:
+        raise InvalidInputError("steps= as a list needs times that all samples share; pass how many")
+    picked = Path(ts[:, None].expand(len(ts), len(rows)), xs[:, rows])
+    process = model.sde if model is not None else sde
+    s = model.sigma_data if model is not None and model.data_std is not None else None
+    scaled = torch.from_numpy(Scale.chosen(frame, process, s, path)(picked))
+    strips = [scaled[:, i] for i in range(len(rows))]  # (S, *event) each
+    if model is not None:
+        guesses = _guesses(model, ts, xs, rows, cond)
+        strips = [strip for pair in zip(strips, guesses.unbind(1)) for strip in pair]
+    images = as_images(torch.cat(strips))
+    tiles = Mosaic(images.shape[1:3], len(ts), len(strips), group=1 if model is None else 2)
+    (a,) = panels(ax, 1, width=0.72 * len(ts) + 0.2, height=0.72 * len(ts) * tiles.shape[0] / tiles.shape[1] + 0.45)
+    show(a, tiles.of(shades(images, value_range)))
+    centre = (tiles.tile[1] - 1) / 2
+    a.set_xticks(
+        [tiles.corner(0, k)[1] + centre for k in range(len(ts))],
+        [time_label(float(t), k == 0) for k, t in enumerate(ts)],
+    )
+    if model is not None:
+        middle = (tiles.tile[0] - 1) / 2
+        a.set_yticks([tiles.corner(k, 0)[0] + middle for k in range(len(strips))], ["$x_t$", r"$\hat x_0$"] * len(rows))
+    a.tick_params(length=0)
+    if title:
+        a.set_title(title)
+    return a
+
+
+def _guesses(model: ScoreModel, ts: Tensor, xs: Tensor, rows: list[int], cond: dict[str, Any]) -> Tensor:
+    """The clean images that a model predicts along the way, (S, n, *event); at t = 0 the state is its own."""
+    if not isinstance(model, ScoreModel):
+        raise InvalidInputError(f"model is {type(model).__name__}: pass the ScoreModel that made the solution")
+    given = {k: v[rows] if isinstance(v, Tensor) else v for k, v in cond.items()}
+    device = device_of(model)
+    clean = []
+    with quiet(model):
+        for t, x in zip(ts, xs[:, rows]):
+            inner = t.clamp(model.sde.t_min, model.sde.t_max)
+            clean.append(x if t == 0 else model(x.to(device), inner, **given).x0.to("cpu", torch.float64))
+    return torch.stack(clean)
+
+
+# ---- tiles
+
+
+class Mosaic:
+    """Where the tiles of a grid lie: each image enlarged by a whole number, thin gaps between them.
+
+    Args:
+        size: (H, W) of one image.
+        columns, rows: of the grid.
+        room: empty space above each row, in tiles.
+        group: rows that belong together; a wider gap divides the groups.
+    """
+
+    def __init__(self, size: Sequence[int], columns: int, rows: int, *, room: float = 0.0, group: int = 1) -> None:
+        self.scale = max(1, round(FINE / min(size)))
+        self.tile = (size[0] * self.scale, size[1] * self.scale)
+        self.gap = max(1, round(min(self.tile) / 24))
+        self.columns, self.rows = columns, rows
+        self._above = round(room * self.tile[0])
+        self._group, self._between = group, 3 * self.gap if group > 1 else 0
+        bottom, right = self.corner(rows - 1, columns - 1)
+        self.shape = (bottom + self.tile[0], right + self.tile[1])
+
+    def corner(self, row: int, column: int) -> tuple[int, int]:
+        """The upper left pixel of a tile."""
+        down = row * (self.tile[0] + self.gap + self._above) + self._above + row // self._group * self._between
+        return down, column * (self.tile[1] + self.gap)
+
+    def of(self, colours: np.ndarray) -> np.ndarray:
+        """The picture (H, W, 4) of images (B, h, w, 3), row by row; what lies between them is transparent."""
+        picture = np.ones((*self.shape, 4))
+        picture[..., 3] = 0
+        large = colours.repeat(self.scale, 1).repeat(self.scale, 2)
+        for i, image in enumerate(large):
+            top, left = self.corner(*divmod(i, self.columns))
+            picture[top : top + self.tile[0], left : left + self.tile[1], :3] = image
+            picture[top : top + self.tile[0], left : left + self.tile[1], 3] = 1
+        return picture
+
+
+def as_images(x: Tensor) -> Tensor:
+    """Images as (B, H, W, C) on the CPU, C = 1 or 3."""
+    if not isinstance(x, Tensor):
+        raise InvalidInputError(f"images are {type(x).__name__}: pass a tensor (B, C, H, W) or (B, H, W)")
+    shape = tuple(x.shape)
+    if x.ndim not in (3, 4) or (x.ndim == 4 and shape[1] not in (1, 3)):
+        hint = (
+            "; one image alone is x[None]"
+            if x.ndim == 2
+            else "; draw points with density or trajectories"
+            if x.ndim < 3
+            else ""
+        )
+        raise InvalidInputError(f"images have shape {shape}: wanted (B, H, W), (B, 1, H, W) or (B, 3, H, W){hint}")
+    if not x.numel():
+        raise InvalidInputError(f"images have shape {shape}: there is nothing to draw")
+    x = x.detach().to("cpu", torch.float64)
+    return x[..., None] if x.ndim == 3 else x.permute(0, 2, 3, 1)
+
+
+def shades(images: Tensor, value_range: tuple[float, float]) -> np.ndarray:
+    """Values (B, H, W, C) as colours (B, H, W, 3) in [0, 1]; what is not a number is red."""
+    try:
+        low, high = (float(v) for v in value_range)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"value_range={value_range!r}: wanted (low, high)") from error
+    if not low < high:
+        raise InvalidInputError(f"value_range={value_range!r}: wanted low < high")
+    colours = ((images - low) / (high - low)).clamp(0, 1).expand(*images.shape[:3], 3).clone()
+    colours[~torch.isfinite(images).all(3)] = torch.tensor([0.8, 0.1, 0.1], dtype=torch.float64)
+    return colours.numpy()
+
+
+def show(a: Axes, picture: np.ndarray) -> None:
+    """A picture without a frame."""
+    a.imshow(picture, interpolation="nearest")
+    a.set_xticks([])
+    a.set_yticks([])
+    for spine in a.spines.values():
+        spine.set_visible(False)
+
+
+def time_label(t: float, first: bool) -> str:
+    number = f"{t:.0f}" if t >= 10 or t == 0 else f"{t:.2g}"
+    return f"$t = {number}$" if first else f"{number}"
+
+
+# ---- which
+
+
+def _count(n: int, name: str) -> int:
+    if isinstance(n, bool) or n < 1:
+        raise InvalidInputError(f"{name}={n!r}: wanted a whole number, at least 1, or a list of numbers")
+    return n
+
+
+def _chosen(which: int | Sequence[int], n: int, name: str) -> list[int]:
+    if isinstance(which, int):
+        return list(range(min(n, _count(which, name))))
+    chosen = [int(i) for i in which]
+    if not chosen or any(not -n <= i < n for i in chosen):
+        raise InvalidInputError(f"{name}={list(which)}: wanted numbers below {n}, at least one")
+    return [i % n for i in chosen]

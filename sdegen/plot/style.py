@@ -1,0 +1,168 @@
+"""One look for every picture, put on through a context manager: the user's rcParams stay as they are."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import matplotlib.pyplot as plt
+import matplotlib.style
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+from ..errors import InvalidInputError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+INK, FAINT = "#2b2b2b", "#8a8a8a"
+# Okabe & Ito's colours, which people with any colour vision tell apart; their yellow is left out: it is lost on white.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5A5A5A")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+SAMPLES, EXACT = PALETTE[1], INK
+
+DENSITY = LinearSegmentedColormap.from_list(
+    "sdegen-density", ["#ffffff", "#d6e6f2", "#8fbcdc", "#3a86bd", "#0d4a80", "#062a4f"]
+)
+PALE = LinearSegmentedColormap.from_list("sdegen-pale", ["#eef3f8", "#c6d8e8", "#8fb3d1"])
+# From data to noise, where it fades: the wild part of a path must not hide the part that decides.
+TIME = LinearSegmentedColormap.from_list(
+    "sdegen-time", ["#3b1560ff", "#8c2a79e8", "#d2525ca8", "#ee9a5a78", "#e9cf9c60"]
+)
+
+RC: dict[str, Any] = {
+    "figure.dpi": 150,
+    "figure.facecolor": "white",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.titlesize": 10,
+    "axes.titlepad": 6,
+    "axes.labelsize": 9,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.prop_cycle": plt.cycler(color=PALETTE),
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "xtick.major.size": 3,
+    "ytick.major.size": 3,
+    "xtick.major.width": 0.8,
+    "ytick.major.width": 0.8,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 4.5,
+    "image.interpolation": "nearest",
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The look of sdegen's pictures, for your own: `with sg.plot.style(): ...`; then rcParams are what they were."""
+    with matplotlib.style.context(["default", RC]):
+        yield
+
+
+def styled(draw: Callable[P, R]) -> Callable[P, R]:
+    """A drawing function that works inside `style`."""
+
+    @functools.wraps(draw)
+    def inside(*args: P.args, **kwargs: P.kwargs) -> R:
+        with style():
+            return draw(*args, **kwargs)
+
+    return inside
+
+
+def save(drawing: Axes | Figure, path: str | os.PathLike[str], *, dpi: float | None = None) -> Path:
+    """Write a picture to a file and close it.
+
+    Args:
+        drawing: what a function of `plot` returned, Axes or Figure.
+        path: the file; its suffix says the format, .png, .pdf, .svg ...
+        dpi: dots per inch, default the figure's own.
+
+    Returns:
+        The path.
+
+    Raises:
+        InvalidInputError: not a drawing, or no such folder.
+    """
+    figure = drawing.get_figure(root=True) if isinstance(drawing, Axes) else drawing
+    if not isinstance(figure, Figure):
+        raise InvalidInputError(
+            f"drawing is {type(drawing).__name__}: pass the Axes or Figure that a function of sdegen.plot returned"
+        )
+    path = check_file(path)
+    figure.savefig(path, dpi="figure" if dpi is None else dpi)
+    plt.close(figure)
+    return path
+
+
+def check_file(path: str | os.PathLike[str]) -> Path:
+    """The path, whose folder is there."""
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise InvalidInputError(f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}; make it first")
+    return path
+
+
+def panels(
+    ax: Axes | Sequence[Axes] | None, n: int, *, width: float = 4.0, height: float = 3.2, columns: int | None = None
+) -> list[Axes]:
+    """n Axes to draw on: the user's, or those of a new figure of panels `width` x `height` inches each."""
+    if ax is None:
+        columns = min(n, columns or n)
+        rows = -(-n // columns)
+        figure, grid = plt.subplots(
+            rows, columns, figsize=(width * columns, height * rows), squeeze=False, layout="constrained"
+        )
+        axes = list(grid.flat)
+        for spare in axes[n:]:
+            spare.remove()
+        for a in axes[:n]:  # ticks are made when they are drawn, long after the style has gone
+            a.tick_params(color=INK, labelcolor=INK, labelsize=RC["xtick.labelsize"], width=0.8, length=3)
+            a.tick_params(which="minor", color=INK, width=0.5, length=1.8)
+        return axes[:n]
+    given: list[Any] = (
+        [ax] if isinstance(ax, Axes) else list(getattr(ax, "flat", ax if isinstance(ax, Sequence) else [ax]))
+    )
+    for a in given:
+        if not isinstance(a, Axes):
+            raise InvalidInputError(
+                f"ax is {type(a).__name__}: pass a matplotlib Axes, such as the second value of plt.subplots()"
+            )
+    if len(given) != n:
+        wanted = "one Axes" if n == 1 else f"a list of {n} Axes, one per panel"
+        raise InvalidInputError(
+            f"ax holds {len(given)} Axes, this picture has {n}: pass {wanted}, or None for a new figure"
+        )
+    return given
+
+
+def drawing(axes: Sequence[Axes]) -> Axes | Figure:
+    """What a function returns: one panel's Axes, or the figure of several."""
+    return axes[0] if len(axes) == 1 else figure_of(axes[0])
+
+
+def figure_of(ax: Axes) -> Figure:
+    """The figure that the Axes is on."""
+    figure = ax.get_figure(root=True)
+    if figure is None:
+        raise InvalidInputError("ax was removed from its figure: pass one that is still there")
+    return figure
+
+
+def colour(i: int) -> str:
+    """The i-th colour of lines that are told apart."""
+    return PALETTE[i % len(PALETTE)]
