@@ -86,6 +86,11 @@ def worst(status: Tensor) -> int:
     return next(code for code in _ERRORS if bool((status == code).any()))
 
 
+def code_of(failure: type[SolverError]) -> int:
+    """The status that a kind of error stands for."""
+    return next(code for code, (kind, _, _) in _ERRORS.items() if issubclass(failure, kind))
+
+
 def judged(solution: Solution, on_failure: str) -> Solution:
     """The solution, or with on_failure="raise" the error that its status calls for, carrying it as `.partial`."""
     if on_failure == "raise" and bool((solution.status != ARRIVED).any()):

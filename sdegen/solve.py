@@ -14,8 +14,8 @@ from .errors import InvalidInputError
 from .noise import Noise, check_seed
 from .paths import NEAR, OwnPath, SharedPath
 from .shapes import check_state, flat
-from .solution import ARRIVED, MAX_STEPS, NON_FINITE, UNDERFLOW, Solution, describe, judged
-from .solvers import OutsideSolver, Solver, Step, choose
+from .solution import ARRIVED, MAX_STEPS, NON_FINITE, UNDERFLOW, Solution, code_of, describe, judged
+from .solvers import Outcome, OutsideSolver, Solver, Step, choose
 from .solvers.base import State
 from .steps import Tolerance, check_span, check_tolerances, clamp_tolerance, count_or_times, resolution
 from .terms import Counted, Term
@@ -84,7 +84,7 @@ def solve(
     if x.shape[0] == 0:
         solution = _nothing(problem)
     elif isinstance(problem.solver, OutsideSolver):
-        solution = _outside(problem, problem.solver)
+        solution = _Outside(problem, problem.solver).run()
     elif problem.grid is None:
         solution = _Adaptive(problem).run()
     else:
@@ -465,23 +465,95 @@ class _Adaptive:
 # ---- outside loops
 
 
-def _outside(p: _Problem, solver: OutsideSolver) -> Solution:
-    """Another library's loop: it reports at the grid, or under error control at the ends and the times to save."""
-    ts = p.grid
-    if ts is None:
+class _Outside:
+    """Another library's loop. It steps the batch together: samples that fail leave it, and the others start again."""
+
+    def __init__(self, p: _Problem, solver: OutsideSolver) -> None:
+        self.p, self.solver = p, solver
+        b = p.x.shape[0]
+        self.rows = torch.arange(b)  # which samples are in the batch
+        self.left = p.x.clone()  # where those that left it had come
+        self.whole, self.noise = p.term.term, p.noise
+        self.status = torch.full((b,), ARRIVED, dtype=torch.int64)
+        self.t = torch.full((b,), p.span[1], dtype=torch.float64)
+        self.nfe, self.accepted, self.rejected = (torch.zeros(b, dtype=torch.int64) for _ in range(3))
+
+    def run(self) -> Solution:
+        p, ts = self.p, self._reported()
+        xs, budget = p.x[None], p.max_steps
+        while len(ts) > 1 and len(self.rows):
+            whole = len(self.rows) == len(p.x)
+            outcome = self.solver.integrate(
+                p.term,
+                p.x if whole else p.x[self.rows.to(p.x.device)],
+                self._reported(),
+                tolerance=p.tolerance,
+                noise=self.noise,
+                max_steps=budget,
+                every=isinstance(p.save, str) and p.save == "all",
+            )
+            budget = max(1, budget - outcome.accepted - outcome.rejected)
+            ts, xs = outcome.ts, outcome.xs
+            if not whole:
+                rows, device = self.rows.to(p.x.device), p.x.device
+                xs = self.left[None].repeat(len(ts), *(1,) * p.x.ndim).index_copy(1, rows, outcome.xs)
+                xs = torch.cat([p.x[None].to(device), xs[1:]])
+            self._note(outcome)
+            if outcome.failure is None:
+                break
+        return self._ended(ts, xs)
+
+    def _reported(self) -> Tensor:
+        """The grid, or under error control the ends and the times to save."""
+        p = self.p
+        if p.grid is not None:
+            return p.grid
         low, high = sorted(p.span)
         wanted = p.save if isinstance(p.save, Tensor) else torch.empty(0, dtype=torch.float64)
         inner = wanted[(wanted > low) & (wanted < high)]
-        ts = torch.unique(torch.cat([torch.tensor([low, high], dtype=torch.float64), inner]))
-        ts = ts.flip(0) if p.span[1] < p.span[0] else ts
-    xs = p.x[None]
-    if len(ts) > 1:
-        xs = solver.integrate(p.term, p.x, ts, tolerance=p.tolerance, noise=p.noise, max_steps=p.max_steps)
-    path, watch = SharedPath(p.save, ts[0], p.x), _Watch(p.x)
-    for k in range(len(ts) - 1):
-        path.add(ts[k], ts[k + 1], xs[k], Step(xs[k + 1]))
-        watch.add(xs[k + 1])
-    return _ended(p, xs[-1], ts, path, watch)
+        ts = torch.unique(torch.cat([torch.tensor(sorted({low, high}), dtype=torch.float64), inner]))
+        return ts.flip(0) if p.span[1] < p.span[0] else ts
+
+    def _note(self, outcome: Outcome) -> None:
+        """Write down what came of the samples in the batch, and go on with those that did not fail."""
+        rows, p = self.rows, self.p
+        self.nfe[rows] = p.term.calls
+        self.accepted[rows], self.rejected[rows] = outcome.accepted, outcome.rejected
+        if outcome.failure is None:
+            finite = torch.isfinite(torch.stack([flat(x).sum(1) for x in outcome.xs.detach()])).cpu()
+            bad = torch.where(finite.all(0), -1, (~finite).int().argmax(0))  # the node where it was not finite, or -1
+            failed, code = bad >= 0, NON_FINITE
+            self.t[rows[failed]] = outcome.ts[bad[failed] - 1]
+            self.accepted[rows[failed]] = bad[failed] - 1
+        else:
+            failed = torch.ones(len(rows), dtype=torch.bool) if outcome.failed is None else outcome.failed.cpu()
+            code = code_of(outcome.failure)
+            self.t[rows[failed]] = outcome.t
+            self.left[rows[failed].to(p.x.device)] = outcome.xs[-1][failed.to(p.x.device)].detach()
+        self.status[rows[failed]] = code
+        keep = (~failed).nonzero().flatten()
+        if outcome.failure is not None:
+            self.rows, self.noise = rows[keep], self.noise.select(keep)
+            p.term.restrict(keep)
+
+    def _ended(self, ts: Tensor, xs: Tensor) -> Solution:
+        p, path, x = self.p, SharedPath(self.p.save, ts[0], self.p.x), xs[-1]
+        for k in range(len(ts) - 1):
+            path.add(ts[k], ts[k + 1], xs[k], Step(xs[k + 1]))
+        there = (self.status == ARRIVED).nonzero().flatten()
+        if p.denoise:
+            before = x
+            if len(there):
+                p.term.term = self.whole.select(there) if len(there) < len(x) else self.whole
+                x0 = p.term.predict(x[there.to(x.device)], ts[-1]).x0
+                x = x.index_copy(0, there.to(x.device), x0)
+                bad = there[~torch.isfinite(flat(x0.detach()).sum(1)).cpu()]
+                self.nfe[there] = p.term.calls
+                self.accepted[there] += 1
+                self.t[there] = 0.0
+                self.status[bad], self.t[bad] = NON_FINITE, ts[-1]
+            path.add(ts[-1], torch.zeros_like(ts[-1]), before, Step(x))
+        return _solution(p, x, *path.saved(), self.nfe, self.accepted, self.rejected, self.t, self.status)
 
 
 # ---- what comes out

@@ -10,13 +10,14 @@ from typing import Any
 from ..errors import InvalidInputError
 from ..terms import Term
 from .adams import Adams
-from .base import OutsideSolver, Solver, State, Step
+from .base import Outcome, OutsideSolver, Solver, State, Step
 from .exponential import Multistep
+from .external import TABLE as EXTERNAL
 from .langevin import Langevin, PredictorCorrector
 from .runge_kutta import bosh3, dopri5, euler, heun, rk4
 from .stochastic import EulerMaruyama, ReverseDiffusion
 
-__all__ = ["OutsideSolver", "Row", "Solver", "State", "Step", "choose", "make_solver", "solvers"]
+__all__ = ["Outcome", "OutsideSolver", "Row", "Solver", "State", "Step", "choose", "make_solver", "solvers"]
 
 
 def _setting(name: str, **fixed: Any) -> Callable[..., Solver]:
@@ -53,6 +54,7 @@ _TABLE: dict[str, Callable[..., Solver]] = {
     "reverse-diffusion": ReverseDiffusion,
     "predictor-corrector": PredictorCorrector,
     "langevin": Langevin,
+    **EXTERNAL,
 }
 
 
