@@ -13,8 +13,10 @@ from .adams import Adams
 from .base import Outcome, OutsideSolver, Solver, State, Step
 from .exponential import Multistep
 from .external import TABLE as EXTERNAL
+from .karras import KarrasSDE
 from .langevin import Langevin, PredictorCorrector
 from .runge_kutta import bosh3, dopri5, euler, heun, rk4
+from .sra import SRA1
 from .stochastic import EulerMaruyama, ReverseDiffusion
 
 __all__ = ["Outcome", "OutsideSolver", "Row", "Solver", "State", "Step", "choose", "make_solver", "solvers"]
@@ -54,6 +56,8 @@ _TABLE: dict[str, Callable[..., Solver]] = {
     "reverse-diffusion": ReverseDiffusion,
     "predictor-corrector": PredictorCorrector,
     "langevin": Langevin,
+    "sra1": SRA1,
+    "karras-sde": KarrasSDE,
     **EXTERNAL,
 }
 
