@@ -82,6 +82,13 @@ def test_options_reach_the_mixture() -> None:
         toys.sample("ring", 5, seed=0, weights=[1, 2, 3], modes=3), toys.ring(3, weights=[1, 2, 3]).sample(5, seed=0)
     )
     assert isinstance(toys.mixture("grid"), GaussianMixture)
+    for mixture in (
+        toys.ring(4, weights=[1, 2, 3, 4]),
+        toys.grid(2, weights=[1, 2, 3, 4]),
+        toys.anisotropic(4, weights=[1, 2, 3, 4]),
+    ):
+        assert mixture.weights.tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert toys.anisotropic(5, weights=None).weights.tolist() == pytest.approx([0.2] * 5)
 
 
 # curves and boards: (mean, covariance) without noise
@@ -107,7 +114,7 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.3])
+@pytest.mark.parametrize("noise", [0.0, 2.0])
 @pytest.mark.parametrize("name", toys.SAMPLERS)
 def test_samplers_have_their_moments(name: str, noise: float) -> None:
     mean, covariance = (torch.tensor(m, dtype=torch.float64) for m in MOMENTS[name])

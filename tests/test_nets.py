@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sdegen.errors import InvalidInputError
 from sdegen.nets import MLP, UNet
 from sdegen.nets.embeddings import FourierFeatures, SinusoidalFeatures
-from sdegen.nets.unet import SelfAttention
+from sdegen.nets.unet import ImageAttention, SelfAttention
 
 # every network, with a shape of one sample that it takes
 NETS = {
@@ -210,6 +210,13 @@ def test_attention_is_that_of_torch(heads: int) -> None:
     torch.testing.assert_close(ours(x), theirs(x, x, x, need_weights=False)[0], rtol=0, atol=1e-12)
 
 
+def test_attention_treats_all_pixels_alike() -> None:
+    attention, x = awake(ImageAttention(8, 2)).double(), torch.randn(2, 8, 3, 5, dtype=torch.float64)
+    order = torch.randperm(15)
+    moved = x.flatten(2)[:, :, order].unflatten(2, (3, 5))
+    torch.testing.assert_close(attention(moved).flatten(2), attention(x).flatten(2)[:, :, order], rtol=0, atol=1e-12)
+
+
 def test_blocks_going_up_read_what_their_level_left() -> None:
     """The last channels of each input going up are the results going down, latest first, of the same size."""
     net, x, t, _ = build("unet, three levels, not square", n_classes=None)
@@ -290,6 +297,14 @@ def test_fourier_features_are_their_formula() -> None:
         u, w = math.asinh(value), features.w.tolist()
         wanted = [u, *(math.sin(k * u) for k in w), *(math.cos(k * u) for k in w)]
         assert row.tolist() == pytest.approx(wanted, abs=1e-12)
+
+
+@pytest.mark.parametrize("features", [FourierFeatures(), SinusoidalFeatures()])
+def test_features_of_half_precision_times_are_those_of_their_values(features: nn.Module) -> None:
+    t = torch.rand(100).bfloat16()
+    phi = features(t)
+    assert phi.dtype == torch.float32
+    torch.testing.assert_close(phi, features(t.double()).float(), rtol=0, atol=2e-4)  # 1000 rad in float32
 
 
 @pytest.mark.parametrize("name", RANGES)
