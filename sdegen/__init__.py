@@ -18,6 +18,7 @@ from .errors import (
     SolverError,
     StepSizeUnderflowError,
 )
+from .interop import from_diffusers, to_scheduler
 from .mixture import GaussianMixture
 from .model import Denoiser, ScoreModel
 from .noise import Noise
@@ -45,7 +46,7 @@ from .solvers import Solver, make_solver, solvers
 from .terms import ForwardSDE, ProbabilityFlow, ReverseSDE, Term
 
 if TYPE_CHECKING:
-    from . import data, metrics, plot
+    from . import data, discrete, metrics, plot
 
 __version__ = "0.1.0"
 

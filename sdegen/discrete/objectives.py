@@ -1,0 +1,98 @@
+"""The simple losses of the papers: denoising score matching at the nodes of a table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidInputError
+from ..losses import dsm_loss
+from ..model import ScoreModel
+from ..noise import Noise
+from ..shapes import as_time
+from .tables import nodes
+
+Seed = int | Noise | None
+
+NODE = 31  # what a draw is for
+
+
+def ddpm_loss(
+    model: ScoreModel,
+    x0: Tensor,
+    *,
+    t: Tensor | None = None,
+    noise: Tensor | None = None,
+    weight: Any = None,
+    seed: Seed = None,
+    **cond: Any,
+) -> Tensor:
+    """DDPM's simple loss: ||noise - eps_theta(sqrt(alpha_bar_i) x0 + sqrt(1 - alpha_bar_i) noise, i)||^2 / d.
+
+    It is `dsm_loss` with weight "simple" at times t = i/N, i uniform on 1..N.
+
+    Args:
+        model: along a table.
+        x0: clean samples (B, *event).
+        t: (B,) node numbers 1..N as integers, or times; None: drawn.
+        noise: standard normals like x0; None: drawn.
+        weight: as `dsm_loss`; None: "simple".
+        seed: as `dsm_loss`.
+        **cond: conditions, passed to the model by name.
+
+    Returns:
+        (B,), a mean over the event.
+
+    Raises:
+        InvalidInputError: no table, node numbers outside 1..N, and as `dsm_loss`.
+
+    Source: Ho et al. 2020 (arXiv 2006.11239) eq. 14, which sums over the event.
+    """
+    weight = "simple" if weight is None else weight
+    return dsm_loss(model, x0, t=node_times(model, x0, t, seed), noise=noise, weight=weight, seed=seed, **cond)
+
+
+def ncsn_loss(
+    model: ScoreModel,
+    x0: Tensor,
+    *,
+    t: Tensor | None = None,
+    noise: Tensor | None = None,
+    weight: Any = None,
+    seed: Seed = None,
+    **cond: Any,
+) -> Tensor:
+    """NCSN's loss: sigma_i^2 ||s_theta(x0 + sigma_i noise, sigma_i) + noise/sigma_i||^2 / d, i uniform on 1..N.
+
+    `dsm_loss` at the levels of a table, with weight "simple", that is sigma^2. The paper's is half of it and sums over
+    the event.
+
+    Args, Returns, Raises: as `ddpm_loss`.
+
+    Source: Song & Ermon 2019 (arXiv 1907.05600) eq. 5 and 6 with lambda(sigma) = sigma^2.
+    """
+    return ddpm_loss(model, x0, t=t, noise=noise, weight=weight, seed=seed, **cond)
+
+
+def noise_of(seed: int | Noise) -> Noise:
+    return seed if isinstance(seed, Noise) else Noise(seed)
+
+
+def node_times(model: ScoreModel, x0: Tensor, t: Tensor | None, seed: Seed) -> Tensor:
+    """(B,) times of nodes: those given, as numbers or times, or uniform ones."""
+    n = len(nodes(model))
+    if t is None:
+        if seed is None:
+            u = torch.rand(len(x0), dtype=torch.float64, device=x0.device)
+        else:
+            z = noise_of(seed).normal((len(x0), 1), NODE, dtype=torch.float64, device=x0.device)
+            u = torch.special.ndtr(z[:, 0])
+        return (1 + torch.floor(n * u).clamp_max(n - 1)) / n
+    given = t if isinstance(t, Tensor) and not t.is_floating_point() else torch.round(as_time(t) * n)
+    if isinstance(t, Tensor) and t.is_floating_point() and bool(((given - t * n).abs() > 1e-3).any()):
+        raise InvalidInputError("t: these times are not nodes of the table; wanted i/N, or integers i")
+    if not bool(((given >= 1) & (given <= n)).all()):
+        raise InvalidInputError(f"t: node numbers from {int(given.min())} to {int(given.max())}: wanted 1 to {n}")
+    return (given.to(x0.device, torch.float64) / n).expand(len(x0))

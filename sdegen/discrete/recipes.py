@@ -1,0 +1,158 @@
+"""The papers' samplers, each one call of `sample` or `encode`: a table, an eta, a solver and its nodes.
+
+Every recipe passes what it does not take itself (seed, index, x_init, save, batch_size, conditions ...) to the verb. As
+in the papers, nothing is drawn in the last step, to clean data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidInputError
+from ..model import ScoreModel
+from ..sampling import encode, sample
+from ..solution import Solution
+from ..solvers import make_solver
+from .tables import nodes, spaced
+
+Steps = int | Sequence[float] | Tensor | None
+
+_VARIANCES = {"small": "sde", "large": "ddpm-large", "learned": "ddpm-learned"}
+
+
+def ddpm(
+    model: ScoreModel,
+    shape: int | Sequence[int],
+    *,
+    steps: Steps = None,
+    spacing: str = "leading",
+    variance: str = "small",
+    **how: Any,
+) -> Solution:
+    """Ancestral sampling: x' ~ N(mean of q(x' | x, x0 = D), Sigma), over all N nodes or any sub-sequence.
+
+    Between nodes with alpha_bar and alpha_bar' the variances are
+
+        "small"    beta_tilde = (1 - alpha_bar')/(1 - alpha_bar) beta
+        "large"    beta = 1 - alpha_bar/alpha_bar'
+        "learned"  exp(v log beta + (1 - v) log beta_tilde), v from a `LearnedVariance`
+
+    Args:
+        model: along a table.
+        shape: (B, *event), or B.
+        steps: None for all nodes, how many (see `spaced`), or times, falling.
+        spacing: of a number of steps.
+        variance: one of these.
+        **how: as `sample`.
+
+    Source: Ho et al. 2020 (arXiv 2006.11239) algorithm 2; Nichol & Dhariwal 2021 (arXiv 2102.09672) eq. 15 and
+    section 4 for sub-sequences.
+    """
+    if variance not in _VARIANCES:
+        raise InvalidInputError(f"variance={variance!r}: wanted {', '.join(map(repr, _VARIANCES))}")
+    solver = make_solver("ancestral", noise=_VARIANCES[variance])
+    return sample(model, shape, solver=solver, steps=_times(model, steps, spacing), **how)
+
+
+def ddim(
+    model: ScoreModel,
+    shape: int | Sequence[int],
+    *,
+    steps: Steps = None,
+    spacing: str = "leading",
+    eta: float = 0.0,
+    **how: Any,
+) -> Solution:
+    """x' = alpha' D + sqrt(sigma'^2 - s^2) eps + s z, s = eta sigma'/sigma sqrt(1 - alpha_bar/alpha_bar').
+
+    eta = 0 is deterministic and decodes what `ddim_encode` encoded, through x_init; eta = 1 is `ddpm`.
+
+    Args:
+        model: along a table.
+        shape: (B, *event), or B.
+        steps: None for all nodes, how many (see `spaced`), or times, falling.
+        spacing: of a number of steps.
+        eta: from 0 to 1.
+        **how: as `sample`.
+
+    Source: Song et al. 2020 (arXiv 2010.02502) eq. 12 and 16.
+    """
+    return sample(model, shape, solver="ddim", eta=eta, steps=_times(model, steps, spacing), **how)
+
+
+def ddim_encode(model: ScoreModel, x: Tensor, *, steps: Steps = None, spacing: str = "leading", **how: Any) -> Solution:
+    """Data to latent by DDIM's step upward, x (B, *event) taken to be at the first node.
+
+    Args:
+        model: along a table.
+        x: (B, *event).
+        steps: None for all nodes, how many (see `spaced`), or times, rising.
+        spacing: of a number of steps.
+        **how: as `encode`.
+
+    Source: Song et al. 2020 (arXiv 2010.02502) section 4.3.
+    """
+    if steps is None or isinstance(steps, int):
+        down = _times(model, steps, spacing)[:-1]  # without the step to clean data
+        steps = torch.unique(torch.cat([nodes(model)[:1], down]))
+    return encode(model, x, solver="ddim", steps=steps, **how)
+
+
+def annealed_langevin(
+    model: ScoreModel,
+    shape: int | Sequence[int],
+    *,
+    epsilon: float | None = None,
+    steps_per_level: int = 100,
+    denoise: bool = True,
+    **how: Any,
+) -> Solution:
+    """At each level, from the largest sigma to the smallest, K steps x <- x + a score + sqrt(2a) z.
+
+    a = epsilon (sigma_i/sigma_min)^2.
+
+    Args:
+        model: along a table.
+        shape: (B, *event), or B.
+        epsilon: the step at the smallest level (half of what the paper of 2019 calls so); None: 0.1 sigma_min^2.
+        steps_per_level: K.
+        denoise: end with x + sigma_min^2 score, without noise.
+        **how: as `sample`.
+
+    Source: Song & Ermon 2019 (arXiv 1907.05600) algorithm 1; 2020 (arXiv 2006.09011) for this convention of the step
+    and for the denoising.
+    """
+    solver = make_solver("langevin", epsilon=epsilon, corrections=steps_per_level)
+    down = _times(model, None, "leading")
+    return sample(model, shape, solver=solver, steps=down if denoise else down[:-1], **how)
+
+
+def langevin(
+    model: ScoreModel, shape: int | Sequence[int], *, t: float, step: float, n: int, denoise: bool = False, **how: Any
+) -> Solution:
+    """Langevin dynamics at one level of noise: n steps x <- x + a score(x, t) + sqrt(2a) z, to the law at t.
+
+    Args:
+        model: along any process.
+        shape: (B, *event), or B.
+        t: the level's time.
+        step: a.
+        n: how many.
+        denoise: end with the denoised mean.
+        **how: as `sample`; `x_init` is where it starts.
+
+    Source: Song & Ermon 2019 (arXiv 1907.05600) section 2.2 (there a/2 and sqrt(a)).
+    """
+    least = model.sde.level(torch.tensor(model.sde.t_min, dtype=torch.float64))
+    at = model.sde.level(torch.tensor(float(t), dtype=torch.float64))
+    epsilon = step * (least.sigma / least.alpha / at.sigma) ** 2
+    solver = make_solver("langevin", epsilon=epsilon, corrections=n)
+    return sample(model, shape, solver=solver, steps=[t, 0.0] if denoise else [t], **how)
+
+
+def _times(model: ScoreModel, steps: Steps, spacing: str) -> Any:
+    return spaced(model, steps, spacing=spacing) if steps is None or isinstance(steps, int) else steps

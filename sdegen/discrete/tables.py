@@ -1,0 +1,167 @@
+"""Tables of noise, and which of their nodes a sampler visits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidInputError
+from ..model import ScoreModel
+from ..sde import SDE
+
+
+def betas(
+    name: str = "linear",
+    n: int = 1000,
+    *,
+    first: float | None = None,
+    last: float | None = None,
+    offset: float = 0.008,
+    most: float = 0.999,
+    zero_snr: bool = False,
+) -> Tensor:
+    """A table beta_1 .. beta_n for `TabulatedVPSDE`.
+
+        "linear"         beta_i equally spaced
+        "scaled-linear"  sqrt(beta_i) equally spaced
+        "sigmoid"        beta_i = first + (last - first) sigmoid(u_i), u_i equally spaced in [-6, 6]
+        "cosine"         beta_i = min(1 - c(i/n)/c((i-1)/n), most), c(t) = cos^2(pi/2 (t + offset)/(1 + offset))
+
+    Args:
+        name: one of these.
+        n: how many nodes.
+        first, last: beta_1 and beta_n of the first three. None: the papers' values at n = 1000, scaled by 1000/n so
+            that the continuous process in the background is the same: 0.1/n to 20/n, "scaled-linear" 0.85/n to 12/n.
+        offset, most: of "cosine".
+        zero_snr: rescale to zero terminal signal-to-noise ratio (`zero_terminal_snr`).
+
+    Returns:
+        (n,) float64.
+
+    Raises:
+        InvalidInputError: an unknown name, or values outside (0, 1): "linear" needs n > 20, "scaled-linear" n > 12.
+
+    Source: Ho et al. 2020 (arXiv 2006.11239) section 4; Rombach et al. 2022 (arXiv 2112.10752) for "scaled-linear";
+    Xu et al. 2022 (arXiv 2203.02923) for "sigmoid"; Nichol & Dhariwal 2021 (arXiv 2102.09672) eq. 17 for "cosine".
+    """
+    n = _count(n, "n")
+    if name == "cosine":
+        phase = (torch.arange(n + 1, dtype=torch.float64) / n + offset) * (math.pi / 2 / (1 + offset))
+        c = torch.cos(phase) ** 2
+        table = (1 - c[1:] / c[:-1]).clamp_max(most)
+    elif name in _SHAPES:
+        low, high, shape = _SHAPES[name]
+        low, high = low / n if first is None else first, high / n if last is None else last
+        if not (0 < low < 1 and 0 < high < 1):
+            raise InvalidInputError(
+                f"betas from {low:g} to {high:g}: wanted them in (0, 1); with so few nodes pass first= and last="
+            )
+        table = shape(float(low), float(high), n)
+    else:
+        raise InvalidInputError(f"betas {name!r}: wanted one of {', '.join(map(repr, (*_SHAPES, 'cosine')))}")
+    return zero_terminal_snr(table) if zero_snr else table
+
+
+def _equal(low: float, high: float, n: int) -> Tensor:
+    return torch.linspace(low, high, n, dtype=torch.float64)
+
+
+_SHAPES: dict[str, tuple[float, float, Callable[[float, float, int], Tensor]]] = {
+    "linear": (0.1, 20.0, _equal),
+    "scaled-linear": (0.85, 12.0, lambda low, high, n: _equal(math.sqrt(low), math.sqrt(high), n) ** 2),
+    "sigmoid": (0.1, 20.0, lambda low, high, n: low + (high - low) * torch.sigmoid(_equal(-6.0, 6.0, n))),
+}
+
+
+def zero_terminal_snr(betas: Sequence[float] | Tensor) -> Tensor:
+    """The table whose alpha_i = sqrt(alpha_bar_i) is a_i (alpha_i - alpha_N), scaled to keep alpha_1: alpha_N = 0.
+
+    Returns:
+        (N,) float64, the last exactly 1.
+
+    Source: Lin et al. 2024 (arXiv 2305.08891) algorithm 1.
+    """
+    table = torch.as_tensor(betas, dtype=torch.float64)
+    if table.ndim != 1 or len(table) < 2 or not bool(((table > 0) & (table <= 1)).all()):
+        raise InvalidInputError("betas: wanted (N,) numbers in (0, 1], N >= 2")
+    alpha = torch.cumprod(1 - table, 0).sqrt()
+    alpha = (alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))
+    before = torch.cat([torch.ones(1, dtype=torch.float64), alpha[:-1]])
+    return 1 - (alpha / before) ** 2
+
+
+def sigmas(n: int, *, sigma_min: float = 0.01, sigma_max: float = 50.0) -> Tensor:
+    """A geometric table sigma_1 < ... < sigma_n for `TabulatedVESDE`, (n,) float64.
+
+    Source: Song & Ermon 2019 (arXiv 1907.05600) section 4.1 (there 1 to 0.01 in 10 levels); 2020 (arXiv 2006.09011)
+    for 50 to 0.01.
+    """
+    n = _count(n, "n")
+    if not 0 < sigma_min < sigma_max < math.inf:
+        raise InvalidInputError(f"sigma_min={sigma_min}, sigma_max={sigma_max}: wanted 0 < sigma_min < sigma_max")
+    table = torch.exp(_equal(math.log(sigma_min), math.log(sigma_max), n))
+    table[0], table[-1] = sigma_min, sigma_max
+    return table
+
+
+def spaced(model: ScoreModel | SDE, steps: int | None = None, *, spacing: str = "leading", offset: int = 0) -> Tensor:
+    """Times for `steps=`: so many of a table's N nodes, from noise to data, and then 0.
+
+    With nodes counted from 1 and c = N/steps:
+
+        "leading"   1 + offset + k floor(c), k = steps - 1 .. 0: ends at the first node, starts short of the last
+        "trailing"  round(N - k c), k = 0 .. steps - 1: starts at the last node
+        "linspace"  equally spaced from N to 1, rounded
+
+    Args:
+        model: a model or process with a table.
+        steps: how many; None: all N.
+        spacing: one of these.
+        offset: of "leading", in nodes.
+
+    Returns:
+        (steps + 1,) float64.
+
+    Raises:
+        InvalidInputError: no table, more steps than nodes, an unknown spacing.
+
+    Source: Lin et al. 2024 (arXiv 2305.08891) table 2; "leading" is the linear sub-sequence of Song et al. 2020
+    (arXiv 2010.02502) appendix D.2.
+    """
+    n = len(nodes(model))
+    s = n if steps is None else _count(steps, "steps")
+    if s > n:
+        raise InvalidInputError(f"steps={s}: the table has {n} nodes, wanted at most as many")
+    k = torch.arange(s, dtype=torch.float64)
+    if spacing == "leading":
+        at = 1 + offset + (s - 1 - k) * (n // s)
+    elif spacing == "trailing":
+        at = torch.round(n - k * (n / s))
+    elif spacing == "linspace":
+        at = 1 + torch.round(torch.linspace(0, n - 1, s, dtype=torch.float64)).flip(0)
+    else:
+        raise InvalidInputError(f"spacing={spacing!r}: wanted 'leading', 'trailing' or 'linspace'")
+    if offset and (spacing != "leading" or not 1 <= at[-1] <= at[0] <= n):
+        raise InvalidInputError(f"offset={offset}: wanted spacing='leading' and nodes from 1 to {n}")
+    return torch.cat([at / n, torch.zeros(1, dtype=torch.float64)])
+
+
+def nodes(model: Any) -> Tensor:
+    """The times of a table's nodes, (N,), of a model or a process that has one."""
+    sde = model.sde if isinstance(model, ScoreModel) else model
+    table = getattr(sde, "nodes", None)
+    if table is None:
+        raise InvalidInputError(
+            f"{sde!r} has no table of nodes: wanted a model along TabulatedVPSDE(betas) or TabulatedVESDE(sigmas)"
+        )
+    return table
+
+
+def _count(n: Any, name: str) -> int:
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise InvalidInputError(f"{name}={n!r}: wanted a positive integer")
+    return n

@@ -1,0 +1,85 @@
+"""Which nodes to train on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidInputError
+from ..model import ScoreModel
+from .objectives import NODE, Seed, noise_of
+
+
+class LossAware:
+    """A loss over nodes that draws them by how much they cost: p_i proportional to sqrt(mean of its last losses^2).
+
+    The result is divided by N p_i, so its mean stays that of uniform nodes; for the bound, whose terms differ by orders
+    of magnitude, its variance falls. Uniform until every node has been seen `history` times.
+
+    Args:
+        loss: called as loss(model, x0, t=node numbers, noise=, seed=, **cond) -> (B,), such as `vlb_term`.
+        n: N, the number of nodes.
+        history: how many of its last losses each node keeps.
+        uniform: the share of p that stays uniform.
+
+    Attributes:
+        probabilities: (N,) p, float64.
+
+    Source: Nichol & Dhariwal 2021 (arXiv 2102.09672) eq. 18.
+    """
+
+    def __init__(self, loss: Callable[..., Tensor], n: int, *, history: int = 10, uniform: float = 1e-3) -> None:
+        if not callable(loss) or n < 1 or history < 1 or not 0 <= uniform <= 1:
+            raise InvalidInputError(f"n={n}, history={history}, uniform={uniform}: wanted n, history >= 1, 0..1")
+        self.loss, self.n, self.history, self.uniform = loss, int(n), int(history), float(uniform)
+        self._last = torch.zeros(self.n, self.history, dtype=torch.float64)
+        self._seen = torch.zeros(self.n, dtype=torch.int64)
+
+    def __call__(
+        self,
+        model: ScoreModel,
+        x0: Tensor,
+        *,
+        t: Tensor | None = None,
+        noise: Tensor | None = None,
+        weight: Any = None,
+        seed: Seed = None,
+        **cond: Any,
+    ) -> Tensor:
+        """(B,) losses; at given nodes plainly, and then nothing is learned about them."""
+        words = cond if weight is None else {**cond, "weight": weight}
+        if t is not None:
+            return self.loss(model, x0, t=t, noise=noise, seed=seed, **words)
+        p = self.probabilities
+        at = self.draw(len(x0), seed=seed)
+        values = self.loss(model, x0, t=at.to(x0.device), noise=noise, seed=seed, **words)
+        self.update(at, values.detach())
+        return values / (self.n * p[at - 1]).to(values)
+
+    @property
+    def probabilities(self) -> Tensor:
+        if bool((self._seen < self.history).any()):
+            return torch.full((self.n,), 1 / self.n, dtype=torch.float64)
+        p = self._last.square().mean(1).sqrt()
+        total = p.sum()
+        p = p / total if total > 0 else torch.full_like(p, 1 / self.n)
+        return (1 - self.uniform) * p + self.uniform / self.n
+
+    def draw(self, batch: int, *, seed: Seed = None) -> Tensor:
+        """(batch,) node numbers 1..N."""
+        if seed is None:
+            u = torch.rand(batch, dtype=torch.float64)
+        else:
+            u = torch.special.ndtr(noise_of(seed).normal((batch, 1), NODE, dtype=torch.float64, device="cpu")[:, 0])
+        return 1 + torch.searchsorted(self.probabilities.cumsum(0), u, right=True).clamp_max(self.n - 1)
+
+    def update(self, at: Tensor, losses: Tensor) -> None:
+        """Note what nodes cost, (B,) each; values that are not finite are left out."""
+        for i, value in zip((at.cpu() - 1).tolist(), losses.double().cpu().tolist(), strict=True):
+            if math.isfinite(value):
+                self._last[i, int(self._seen[i]) % self.history] = value
+                self._seen[i] += 1
