@@ -187,14 +187,16 @@ class Denoiser(ScoreModel):
         return Prediction.spanned(x, output.to(x.dtype), (c_skip, c_out), (n_skip, n_out), self.sde, t)
 
     def _output(self, x: Tensor, c_in: Any, c_noise: Any, cond: Mapping[str, Any]) -> Any:
-        """net(c_in x, c_noise), called in the network's own dtype."""
-        dtype = next((p.dtype for p in self.net.parameters() if p.is_floating_point()), x.dtype) if isinstance(self.net, nn.Module) else x.dtype
+        """net(c_in x, c_noise), called in the network's own dtype (and that of its `time_dtype`, if it has one)."""
+        parameters = self.net.parameters() if isinstance(self.net, nn.Module) else ()
+        dtype = next((p.dtype for p in parameters if p.is_floating_point()), x.dtype)
+        time_dtype = getattr(self.net, "time_dtype", dtype)
         if isinstance(c_in, Tensor):
             x_in = x * expand(c_in, x)
-            t_in = per_sample(c_noise, x).to(dtype)
+            t_in = per_sample(c_noise, x).to(time_dtype)
         else:
             x_in = x if c_in == 1.0 else x * c_in
-            t_in = torch.full((x.shape[0],), c_noise, dtype=dtype, device=x.device)
+            t_in = torch.full((x.shape[0],), c_noise, dtype=time_dtype, device=x.device)
         return self.net(x_in.to(dtype), t_in, **cond)
 
     def warm(self, ts):
