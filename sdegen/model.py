@@ -84,6 +84,15 @@ class ScoreModel(nn.Module):
                     raise InvalidInputError(f"{name} has shape {tuple(tensor.shape)}, wanted a scalar or the event shape {self.event_shape}")
             setattr(self, name, tensor)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> ScoreModel:
+        """Move like any module, but keep what is known of the data in float64: `model.half()` changes no coefficient."""
+        known = {name: getattr(self, name) for name in vars(self)["_buffers"] if name.startswith("data_")}
+        super()._apply(fn, recurse)
+        for name, value in known.items():
+            if value is not None and value.dtype == torch.float64:
+                setattr(self, name, value.to(getattr(self, name).device))
+        return self
+
     @property
     def sigma_data(self) -> float:
         """The data's standard deviation as one number: the root mean square of `data_std`, 1 where unknown."""
@@ -216,6 +225,12 @@ class Denoiser(ScoreModel):
                 f"at t = {self.sde.t_max:g} there is no signal (alpha = 0), and a network that predicts the noise or "
                 "the score says nothing about the data there: begin at an earlier time, with t_span= or times in "
                 "steps=, or train the parametrization 'v' or 'x0'"
+            )
+        if self._ends_without_signal() and not bool(torch.isfinite(c_noise).all()):
+            raise InvalidInputError(
+                f"at t = {self.sde.t_max:g} there is no signal (alpha = 0), and what the network gets for a time, "
+                "c_noise (of 'edm': log(sigma/alpha)/4), is infinite: begin at an earlier time, with t_span= or times "
+                "in steps=, or train the parametrization 'v' or 'x0'"
             )
         return c_skip, c_out, c_in, c_noise, (1 - alpha * c_skip) / sigma, -alpha * c_out / sigma
 
