@@ -101,8 +101,8 @@ def _coefficients(sde: SDE) -> None:
     for i in range(0, len(t), 6):
         one = t[i]
         single = sde.level(one)
-        for name, came, wanted in zip(single._fields, single, (alpha, sigma, d_alpha, d_sigma, g), strict=True):
-            came = torch.as_tensor(came, dtype=torch.float64)
+        for name, wanted in (("alpha", alpha), ("sigma", sigma), ("d_alpha", d_alpha), ("d_sigma", d_sigma), ("g", g)):
+            came = torch.as_tensor(getattr(single, name), dtype=torch.float64)
             size = (alpha + sigma + g)[i] * (1 + speed[i])
             _agree(sde, f"level(t).{name} of a scalar t", came, wanted[i], one, scale=size)
             _agree(sde, f"level(t).{name} of times (B,)", getattr(several, name)[i], wanted[i], one, scale=size)
@@ -260,7 +260,7 @@ def _prior(sde: SDE) -> None:
             _kind(sde, "prior has the shape and dtype asked for", x, (5, *event), dtype)
             came = sde.prior_log_prob(x)
             _kind(sde, "prior_log_prob is one number per sample", came, (5,), dtype)
-            normal = torch.distributions.Normal(*torch.tensor([0.0, std], dtype=torch.float64))
+            normal = torch.distributions.Normal(torch.zeros((), dtype=torch.float64), sde.sigma(sde.t_max))
             wanted = flat(normal.log_prob(x.double())).sum(1)
             rtol = _EXACT if dtype == torch.float64 else 1e-5
             law = "prior_log_prob = log N(x; 0, sigma(t_max)^2)"
