@@ -22,7 +22,7 @@ from ..model import ScoreModel
 from ..sde import SDE
 from ..solution import Solution
 from .densities import as_density
-from .images import Mosaic, as_images, shades, show
+from .images import Mosaic, as_images, is_image, shades, show
 from .paths import Path, Scale
 from .plane import contours, plane, square
 from .style import PALETTE, TIME, check_file, figure_of, panels, styled
@@ -84,7 +84,7 @@ def animate(
         )
     whole = Path.of(solution)
     event = tuple(whole.xs.shape[2:])
-    if event != (2,) and not (len(event) == 2 or (len(event) == 3 and event[0] in (1, 3))):
+    if event != (2,) and not is_image(event):
         raise InvalidInputError(
             f"the solution holds events of shape {event}: wanted points (2,), or images (H, W), (1, H, W) or (3, H, W)"
         )

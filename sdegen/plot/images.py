@@ -114,7 +114,13 @@ def denoising_strip(
         InvalidInputError: a Solution without a path, events that are not images, unknown samples.
     """
     path = Path.of(solution)
-    as_images(path.xs[-1])
+    if not is_image(path.xs.shape[2:]):
+        raise InvalidInputError(
+            f"the solution holds events of shape {tuple(path.xs.shape[2:])}: wanted images (H, W), (1, H, W) or "
+            "(3, H, W); draw points with trajectories"
+        )
+    if model is not None and not isinstance(model, ScoreModel):
+        raise InvalidInputError(f"model is {type(model).__name__}: pass the ScoreModel that made the solution")
     rows = _chosen(samples, path.xs.shape[1], "samples")
     if isinstance(steps, int):
         ts, xs = path.resampled(_count(steps, "steps"))
@@ -151,8 +157,6 @@ def denoising_strip(
 
 def _guesses(model: ScoreModel, ts: Tensor, xs: Tensor, rows: list[int], cond: dict[str, Any]) -> Tensor:
     """The clean images that a model predicts along the way, (S, n, *event); at t = 0 the state is its own."""
-    if not isinstance(model, ScoreModel):
-        raise InvalidInputError(f"model is {type(model).__name__}: pass the ScoreModel that made the solution")
     given = {k: v[rows] if isinstance(v, Tensor) else v for k, v in cond.items()}
     device = device_of(model)
     clean = []
@@ -201,6 +205,11 @@ class Mosaic:
             picture[top : top + self.tile[0], left : left + self.tile[1], :3] = image
             picture[top : top + self.tile[0], left : left + self.tile[1], 3] = 1
         return picture
+
+
+def is_image(event: Sequence[int]) -> bool:
+    """Whether an event is an image: (H, W), (1, H, W) or (3, H, W)."""
+    return len(event) == 2 or (len(event) == 3 and event[0] in (1, 3))
 
 
 def as_images(x: Tensor) -> Tensor:

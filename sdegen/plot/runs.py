@@ -47,6 +47,7 @@ def runs(
     for name, value in (("samples", n), ("steps", steps)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InvalidInputError(f"{name}={value!r}: wanted a whole number, at least 1")
+    start = None if data is None else _checked(data, n, dim)
     seed = check_seed(seed)
     down = _times(model, steps)
     how: dict[str, Any] = {"steps": down, "seed": seed, "save": "all", "dtype": torch.float64, "progress": False}
@@ -56,11 +57,9 @@ def runs(
     if "flow" in kinds or (data is None and not isinstance(model, MixtureModel)):
         found["flow"] = Path.of(sample(model, (n, dim), solver="heun", **how, **cond))
     if "forward" in kinds or "encode" in kinds:
-        if data is not None:
-            start = _checked(data, n, dim)
-        elif isinstance(model, MixtureModel):
+        if start is None and isinstance(model, MixtureModel):
             start = model.mixture.sample(n, seed=seed, dtype=torch.float64)
-        else:
+        elif start is None:
             start = found["flow"].xs[-1]
         found["forward"] = _forward(model.sde, start, down.flip(0), seed)
     if "encode" in kinds:

@@ -74,12 +74,18 @@ def style() -> Iterator[None]:
 
 
 def styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """A drawing function that works inside `style`."""
+    """A drawing function that works inside `style`, and where it fails leaves no half-drawn figure of its own open."""
 
     @functools.wraps(draw)
     def inside(*args: P.args, **kwargs: P.kwargs) -> R:
-        with style():
-            return draw(*args, **kwargs)
+        open_before = set(plt.get_fignums())
+        try:
+            with style():
+                return draw(*args, **kwargs)
+        except BaseException:
+            for number in set(plt.get_fignums()) - open_before:
+                plt.close(number)
+            raise
 
     return inside
 
@@ -134,6 +140,11 @@ def panels(
             a.tick_params(color=INK, labelcolor=INK, labelsize=RC["xtick.labelsize"], width=0.8, length=3)
             a.tick_params(which="minor", color=INK, width=0.5, length=1.8)
         return axes[:n]
+    return check_axes(ax, n)
+
+
+def check_axes(ax: Any, n: int) -> list[Axes]:
+    """The user's n Axes, given as one, a list or an array."""
     given: list[Any] = (
         [ax] if isinstance(ax, Axes) else list(getattr(ax, "flat", ax if isinstance(ax, Sequence) else [ax]))
     )

@@ -26,7 +26,7 @@ from .densities import as_density
 from .paths import Path, Scale
 from .plane import contours, plane, square
 from .runs import runs
-from .style import FAINT, INK, PALE, TIME, colour, drawing, figure_of, panels, styled
+from .style import FAINT, INK, PALE, TIME, check_axes, colour, drawing, figure_of, panels, styled
 
 
 @styled
@@ -82,6 +82,8 @@ def trajectories(
     """
     s = None
     if isinstance(paths, ScoreModel):
+        if ax is not None:
+            check_axes(ax, 1 if isinstance(kinds, str) else len(kinds))
         scenes = runs(paths, kinds, data=data, samples=samples, steps=steps, seed=seed, cond=cond)
         sde, s = paths.sde, paths.sigma_data if paths.data_std is not None else None
         density = paths if density is None and hasattr(paths, "log_prob") else density
@@ -230,7 +232,7 @@ def _leftmost(a: Axes, axes: Sequence[Axes]) -> bool:
 def _against_time(axes: Sequence[Axes], scenes: Mapping[str, Path], look: _Look) -> None:
     drawn = [look.scale(path).reshape(*path.ts.shape) for path in scenes.values()]
     clock = _Clock.chosen(look)
-    low, high = _range(drawn)
+    low, high = _range(drawn, look)
     ring = {"facecolors": "white", "edgecolors": FAINT, "linewidths": 0.7}
     for a, x, (title, path) in zip(axes, drawn, scenes.items()):
         if look.density is not None:
@@ -245,13 +247,21 @@ def _against_time(axes: Sequence[Axes], scenes: Mapping[str, Path], look: _Look)
         a.set(xlim=(float(ts[0].mean()), float(ts[-1].mean())), ylim=(low, high))
 
 
-def _range(drawn: Iterable[np.ndarray]) -> tuple[float, float]:
+def _range(drawn: Iterable[np.ndarray], look: _Look) -> tuple[float, float]:
+    """Limits that hold the paths, and where they are known the data and most of the noise."""
     values = np.concatenate([x.ravel() for x in drawn])
     values = values[np.isfinite(values)]
     if not len(values):
         raise InvalidInputError("the paths hold no finite states: there is nothing to draw")
-    margin = 0.05 * max(float(values.max() - values.min()), 1e-12)
-    return float(values.min()) - margin, float(values.max()) + margin
+    ends = [float(values.min()), float(values.max())]
+    if look.density is not None:
+        ends += as_density(look.density).box[0]
+    if look.density is not None and look.sde is not None:
+        end = torch.tensor(look.sde.t_max, dtype=torch.float64)
+        noise = float(look.scale.factor(end) * look.sde.sigma(end))
+        ends += [-2.2 * noise, 2.2 * noise]
+    margin = 0.05 * max(max(ends) - min(ends), 1e-12)
+    return min(ends) - margin, max(ends) + margin
 
 
 @dataclass(frozen=True)
