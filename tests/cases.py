@@ -1,4 +1,4 @@
-"""One list per kind. Tests run over them, so a new process or parametrisation is under every law once it stands here."""
+"""One list per kind: tests run over them, so a new process or parametrisation is under every law once it is listed."""
 
 from __future__ import annotations
 
