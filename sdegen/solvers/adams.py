@@ -18,6 +18,8 @@ evaluation a step.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -44,7 +46,7 @@ class Adams(Solver):
     Args:
         max_order: most past values used, up to 8.
         accept, aim: thresholds of E.
-        order: on a fixed grid, past values of the predictor; None: by the number of steps.
+        order: on a fixed grid, (values of the predictor, values of the corrector, the new one included); None: by the number of steps.
 
     Source: Shampine & Gordon 1975, chapter 5; Krogh 1974. The thresholds: docs/decisions.md.
     """
@@ -54,19 +56,19 @@ class Adams(Solver):
     adaptive = True
     evaluations = 1
     coordinates = "best"
-    grid = "theta"
+    grid = "sqrt-time"
     default_steps = 50
     first_step = 1 / 12
     largest_step = 1 / 6
     source = "Shampine & Gordon 1975"
 
-    def __init__(self, *, max_order: int = 7, accept: float = 6.0, aim: float = 0.55, order: int | None = None) -> None:
+    def __init__(self, *, max_order: int = 7, accept: float = 6.0, aim: float = 0.55, order: tuple[int, int] | None = None) -> None:
         if not 1 <= max_order <= 8:
             raise InvalidInputError(f"max_order={max_order}: wanted 1 to 8")
         if not 0 < aim < accept:
             raise InvalidInputError(f"aim={aim}, accept={accept}: wanted 0 < aim < accept")
-        if order is not None and not 1 <= order <= 8:
-            raise InvalidInputError(f"order={order}: wanted 1 to 8")
+        if order is not None and not (1 <= order[0] <= 8 and 1 <= order[1] <= 9):
+            raise InvalidInputError(f"order={order}: wanted (values of the predictor, 1 to 8, values of the corrector, 1 to 9)")
         self.max_order, self.accept, self.aim, self.values = max_order, accept, aim, order
         self.order = 3
 
@@ -75,7 +77,7 @@ class Adams(Solver):
 
     def start(self, term: Term, x: Tensor, t: Tensor, grid: Tensor | None = None) -> State:
         if grid is not None:
-            return {"run": _Fixed.planned(grid, self.values or default_order(len(grid) - 1))}
+            return {"run": _Fixed.planned(grid, *(self.values or default_order(len(grid) - 1)))}
         return {
             "phi": term.drift(x, t)[:, None],  # phi_1, phi_2, ...
             "past": t[:, None],  # t_0, t_-1, ...
@@ -105,7 +107,7 @@ class Adams(Solver):
         carried = {
             "phi": torch.cat([slope[:, None], changes], 1),
             "past": torch.cat([t_next[:, None], past], 1),
-            "errors": weights[:, 1:].abs() * _rms_each(changes),  # of orders 1..width
+            "errors": weights[:, 1:].abs() * _rms_each(changes.detach()),  # of orders 1..width
         }
         return Step(corrected, carried, slope=phi[:, 0], slope_next=slope)
 
@@ -143,27 +145,33 @@ class Adams(Solver):
         if run.k:
             x = _summed(run.x, run.back[run.k - 1], [slope, *run.slopes])
         x_next = _summed(x, run.ahead[run.k], [slope, *run.slopes])
-        slopes = [slope, *run.slopes][: run.values]
-        return Step(x_next, {"run": _Fixed(run.values, run.ahead, run.back, run.k + 1, x, slopes)}, slope=slope)
+        slopes = [slope, *run.slopes][: run.keep]
+        return Step(x_next, {"run": _Fixed(run.keep, run.ahead, run.back, run.k + 1, x, slopes)}, slope=slope)
 
 
-def default_order(steps: int) -> int:
-    """Past values for the predictor on a fixed grid of so many steps."""
-    return 3 if steps <= 12 else 5 if steps <= 40 else 6 if steps <= 80 else 7
+def default_order(steps: int) -> tuple[int, int]:
+    """Values of the predictor and of the corrector on a fixed grid of so many steps."""
+    table = ((12, (2, 3)), (16, (3, 4)), (24, (4, 5)), (60, (5, 6)))
+    return next((order for most, order in table if steps <= most), (6, 7))
 
 
+@dataclass(frozen=True)
 class _Fixed:
     """Where a run over a fixed grid stands: weights of all steps, the corrected state before, past slopes (newest first)."""
 
-    def __init__(self, values: int, ahead: list, back: list, k: int = 0, x: Any = None, slopes: Any = ()) -> None:
-        self.values, self.ahead, self.back, self.k, self.x, self.slopes = values, ahead, back, k, x, slopes
+    keep: int
+    ahead: list[list[float]]
+    back: list[list[float]]
+    k: int = 0
+    x: Any = None
+    slopes: Sequence[Tensor] = ()
 
     @classmethod
-    def planned(cls, ts: Tensor, values: int) -> _Fixed:
+    def planned(cls, ts: Tensor, predictor: int, corrector: int) -> _Fixed:
         n = len(ts) - 1
-        tables: list[list] = []
-        for first, most in ((0, values), (1, values + 1)):
-            table: list = [None] * n
+        tables: list[list[list[float]]] = []
+        for first, most in ((0, predictor), (1, corrector)):
+            table: list[list[float]] = [[]] * n
             groups: dict[int, list[int]] = {}
             for k in range(n):
                 groups.setdefault(min(most, k + 1 + first), []).append(k)
@@ -174,10 +182,10 @@ class _Fixed:
                 for row, i in zip(w.tolist(), rows, strict=True):
                     table[i] = row
             tables.append(table)
-        return cls(values, *tables)
+        return cls(max(predictor, corrector) - 1, *tables)
 
 
-def _summed(x: Tensor, weights: list[float], values: list[Tensor]) -> Tensor:
+def _summed(x: Tensor, weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
     for w, v in zip(weights, values, strict=False):
         x = torch.add(x, v, alpha=w)
     return x
