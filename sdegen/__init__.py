@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from . import nets
+from .compare import compare
 from .errors import (
     CheckpointError,
     CorruptCheckpointError,
@@ -19,6 +20,7 @@ from .errors import (
     StepSizeUnderflowError,
 )
 from .interop import from_diffusers, to_scheduler
+from .likelihood import LogProb, log_prob
 from .mixture import GaussianMixture
 from .model import Denoiser, ScoreModel
 from .noise import Noise

@@ -1,4 +1,4 @@
-"""The command line: sdegen demo | sample | solvers | doctor."""
+"""The command line: sdegen demo | sample | compare | solvers | doctor."""
 
 from __future__ import annotations
 
@@ -56,6 +56,17 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--out", default="samples.png", help="a picture (.png), or the numbers (.npy) (default: samples.png)")
     sample.set_defaults(run=_sample)
 
+    compare = commands.add_parser("compare", help="measure solvers, budgets and tolerances on a saved model")
+    compare.add_argument("model", help="a folder that sdegen.save or fit(out=...) wrote")
+    compare.add_argument("--solvers", nargs="+", help="names (default: adams ddim dpm++2m unipc3 heun dopri5)")
+    compare.add_argument("--steps", nargs="*", type=int, default=[5, 10, 20, 50])
+    compare.add_argument("--tolerances", nargs="*", type=float, default=[1e-1, 1e-2, 1e-3])
+    compare.add_argument("--n", type=int, default=64, help="how many samples (default: 64)")
+    compare.add_argument("--seed", type=int, default=0)
+    compare.add_argument("--label", type=int, help="class of all samples, for a conditional model")
+    compare.add_argument("--out", help="a picture of error against evaluations, such as comparison.png")
+    compare.set_defaults(run=_compare)
+
     solvers = commands.add_parser("solvers", help="print the table of solvers")
     solvers.set_defaults(run=_solvers)
 
@@ -104,6 +115,23 @@ def _sample(args: argparse.Namespace) -> None:
         plot.save(plot.image_grid(x) if x.ndim >= 3 else plot.density(x), args.out)
     print(f"{args.out}: {len(x)} samples of shape {tuple(x.shape[1:])}")
     print(f"{solution.solver}; {solution.nfe.double().mean():.1f} evaluations a sample, {solution.calls} network calls, seed {args.seed}")
+
+
+def _compare(args: argparse.Namespace) -> None:
+    import torch
+
+    from .checkpoint import load
+    from .compare import SOLVERS, compare
+
+    model = load(args.model)
+    cond = {} if args.label is None else {"label": torch.full((args.n,), args.label)}
+    names = args.solvers or SOLVERS
+    table = compare(model, args.n, solvers=names, steps=args.steps, tolerances=args.tolerances, seed=args.seed, **cond)
+    print(table)
+    if args.out:
+        from . import plot
+
+        plot.save(plot.work_precision(table), args.out)
 
 
 def _solvers(args: argparse.Namespace) -> None:
