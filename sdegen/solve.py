@@ -472,36 +472,45 @@ class _Outside:
         self.p, self.solver = p, solver
         b = p.x.shape[0]
         self.rows = torch.arange(b)  # which samples are in the batch
-        self.left = p.x.clone()  # where those that left it had come
         self.whole, self.noise = p.term.term, p.noise
+        self.parts: list[tuple[Tensor, Outcome]] = []  # what became of which samples
         self.status = torch.full((b,), ARRIVED, dtype=torch.int64)
         self.t = torch.full((b,), p.span[1], dtype=torch.float64)
         self.nfe, self.accepted, self.rejected = (torch.zeros(b, dtype=torch.int64) for _ in range(3))
 
     def run(self) -> Solution:
         p, ts = self.p, self._reported()
-        xs, budget = p.x[None], p.max_steps
-        while len(ts) > 1 and len(self.rows):
-            whole = len(self.rows) == len(p.x)
+        if len(ts) == 1:  # from t_min to 0: only the final denoising is left
+            return self._ended(ts, p.x[None])
+        budget, x = p.max_steps, p.x
+        while len(self.rows):
             outcome = self.solver.integrate(
                 p.term,
-                p.x if whole else p.x[self.rows.to(p.x.device)],
-                self._reported(),
+                x,
+                ts,
                 tolerance=p.tolerance,
                 noise=self.noise,
                 max_steps=budget,
                 every=isinstance(p.save, str) and p.save == "all",
             )
-            budget = max(1, budget - outcome.accepted - outcome.rejected)
-            ts, xs = outcome.ts, outcome.xs
-            if not whole:
-                rows, device = self.rows.to(p.x.device), p.x.device
-                xs = self.left[None].repeat(len(ts), *(1,) * p.x.ndim).index_copy(1, rows, outcome.xs)
-                xs = torch.cat([p.x[None].to(device), xs[1:]])
             self._note(outcome)
             if outcome.failure is None:
                 break
-        return self._ended(ts, xs)
+            budget = max(1, budget - outcome.accepted - outcome.rejected)
+            x = p.x[self.rows.to(x.device)]
+        return self._ended(*self._joined())
+
+    def _joined(self) -> tuple[Tensor, Tensor]:
+        """The times of the last run, and the states of all samples there."""
+        rows, last = self.parts[-1]
+        if len(rows) == len(self.p.x):
+            return last.ts, last.xs
+        xs = self.p.x[None].repeat(len(last.ts), *(1,) * self.p.x.ndim)
+        for rows, outcome in self.parts:
+            same = torch.equal(outcome.ts, last.ts)
+            part = outcome.xs if same else torch.cat([outcome.xs[:1], outcome.xs[-1:].expand_as(xs[1:, rows])])
+            xs = xs.index_copy(1, rows.to(xs.device), part)
+        return last.ts, xs
 
     def _reported(self) -> Tensor:
         """The grid, or under error control the ends and the times to save."""
@@ -516,25 +525,23 @@ class _Outside:
 
     def _note(self, outcome: Outcome) -> None:
         """Write down what came of the samples in the batch, and go on with those that did not fail."""
-        rows, p = self.rows, self.p
-        self.nfe[rows] = p.term.calls
+        rows = self.rows
+        self.nfe[rows] = self.p.term.calls
         self.accepted[rows], self.rejected[rows] = outcome.accepted, outcome.rejected
+        self.parts.append((rows, outcome))
         if outcome.failure is None:
             finite = torch.isfinite(torch.stack([flat(x).sum(1) for x in outcome.xs.detach()])).cpu()
-            bad = torch.where(finite.all(0), -1, (~finite).int().argmax(0))  # the node where it was not finite, or -1
-            failed, code = bad >= 0, NON_FINITE
-            self.t[rows[failed]] = outcome.ts[bad[failed] - 1]
-            self.accepted[rows[failed]] = bad[failed] - 1
-        else:
-            failed = torch.ones(len(rows), dtype=torch.bool) if outcome.failed is None else outcome.failed.cpu()
-            code = code_of(outcome.failure)
-            self.t[rows[failed]] = outcome.t
-            self.left[rows[failed].to(p.x.device)] = outcome.xs[-1][failed.to(p.x.device)].detach()
-        self.status[rows[failed]] = code
+            node = (~finite).int().argmax(0)  # the first that is not
+            failed = ~finite.all(0)
+            self.status[rows[failed]] = NON_FINITE
+            self.t[rows[failed]], self.accepted[rows[failed]] = outcome.ts[node[failed] - 1], node[failed] - 1
+            return
+        failed = torch.ones(len(rows), dtype=torch.bool) if outcome.failed is None else outcome.failed.cpu()
+        self.status[rows[failed]] = code_of(outcome.failure)
+        self.t[rows[failed]] = outcome.t
         keep = (~failed).nonzero().flatten()
-        if outcome.failure is not None:
-            self.rows, self.noise = rows[keep], self.noise.select(keep)
-            p.term.restrict(keep)
+        self.rows, self.noise = rows[keep], self.noise.select(keep)
+        self.p.term.restrict(keep)
 
     def _ended(self, ts: Tensor, xs: Tensor) -> Solution:
         p, path, x = self.p, SharedPath(self.p.save, ts[0], self.p.x), xs[-1]

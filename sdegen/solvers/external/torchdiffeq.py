@@ -38,8 +38,8 @@ METHODS = {
     "heun3": Method(3, 3, "fixed", "Heun 1900"),
     "rk4": Method(4, 4, "fixed", "Kutta 1901, the 3/8 rule"),
     "explicit_adams": Method(4, 1, "adams", "Bashforth & Adams 1883"),
-    "implicit_adams": Method(4, 2, "adams", "Moulton 1926"),
-    "fixed_adams": Method(4, 2, "adams", "implicit_adams by its older name"),
+    "implicit_adams": Method(5, 2, "adams", "Moulton 1926"),
+    "fixed_adams": Method(5, 2, "adams", "implicit_adams by its older name"),
     "scipy_solver": Method(5, 1, "scipy", "scipy's LSODA, or option solver=, on arrays"),
 }
 
@@ -112,7 +112,7 @@ class Torchdiffeq(External):
         strict = self.loop != "fixed"
         limit = max_steps * (20 + x.numel()) if self.loop == "scipy" else None
         field = Field(term, ts, strict=strict, limit=limit, dtype=x.dtype)
-        function = _Watched(field, course) if self.loop == "adaptive" and tolerance is not None else _Function(field)
+        function = _SEEN[self.loop](field, course)
         how = {"rtol": 1e-3, "atol": 1e-3} if tolerance is None else {"rtol": tolerance.rtol, "atol": tolerance.atol}
         options = dict(self._options)
         if self.loop == "adaptive":
@@ -144,19 +144,23 @@ class Torchdiffeq(External):
 class _Function:
     """The right-hand side as torchdiffeq calls it."""
 
-    def __init__(self, field: Field) -> None:
-        self.field = field
+    def __init__(self, field: Field, course: Course) -> None:
+        self.field, self.course = field, course
 
     def __call__(self, t: Tensor, x: Tensor) -> Tensor:
         return self.field(float(t), x)
 
 
-class _Watched(_Function):
-    """The same with the callbacks of an adaptive loop, which looks at its own step size only in asserts."""
+class _Stepping(_Function):
+    """The same with the callback before a step."""
 
-    def __init__(self, field: Field, course: Course) -> None:
-        super().__init__(field)
-        self.course = course
+    def callback_step(self, t: Tensor, x: Tensor, dt: Tensor) -> None:
+        self.course.accepted += float(t) != self.course.t
+        self.course.moved(float(t), x)
+
+
+class _Adapting(_Function):
+    """The same with the callbacks of an adaptive loop, which looks at its own step size only in asserts."""
 
     def callback_step(self, t: Tensor, x: Tensor, dt: Tensor) -> None:
         self.course.moved(float(t), x)
@@ -169,3 +173,6 @@ class _Watched(_Function):
 
     def callback_reject_step(self, t: Tensor, x: Tensor, dt: Tensor) -> None:
         self.course.rejected += 1
+
+
+_SEEN = {"adaptive": _Adapting, "fixed": _Stepping, "adams": _Stepping, "scipy": _Function}
