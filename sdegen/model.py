@@ -27,12 +27,14 @@ class ScoreModel(nn.Module):
         sde: the process it lives on.
         data_mean, data_std: the data's mean and standard deviation (scalar or event-shaped tensors), None where unknown.
             Solvers choose their coordinates from them.
+        data_covariance: the data's covariance, (d, d) over the flattened event, None where unknown.
         event_shape: the shape of one sample, None where unknown.
     """
 
     sde: SDE
     data_mean: Tensor | None
     data_std: Tensor | None
+    data_covariance: Tensor | None
     event_shape: tuple[int, ...] | None
 
     def __init__(
@@ -50,6 +52,7 @@ class ScoreModel(nn.Module):
         self.event_shape = None if event_shape is None else tuple(event_shape)
         self.register_buffer("data_mean", None, persistent=False)
         self.register_buffer("data_std", None, persistent=False)
+        self.register_buffer("data_covariance", None, persistent=False)
         self.set_statistics(data_mean, data_std)
 
     @abstractmethod

@@ -28,6 +28,7 @@ class MixtureModel(ScoreModel):
     def __init__(self, mixture: GaussianMixture, sde: SDE) -> None:
         std = mixture.covariance.diagonal().mean().sqrt()
         super().__init__(sde, data_mean=mixture.mean, data_std=std, event_shape=(mixture.dim,))
+        self.data_covariance = mixture.covariance
         self.mixture = mixture
 
     def forward(self, x: Tensor, t: float | Tensor) -> Prediction:

@@ -79,6 +79,11 @@ class Prediction:
         return Prediction.spanned(*self._basis, self._x0, self._noise, sde, t)
 
     @property
+    def tracked(self) -> bool:
+        """Whether autograd follows all that this belief was made of; False where a network cuts its graph."""
+        return all(part.requires_grad for part in self._basis)
+
+    @property
     def x0(self) -> Tensor:
         """The denoised mean E[x_0 | x_t], (B, *event)."""
         return _mixed(self._x0[0], self._basis[0], self._x0[1], self._basis[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -66,6 +67,22 @@ def grid(model: ScoreModel, n: int, *, kind: str, t_span: tuple[float, float] | 
     return torch.cat([formula_grid(sde, n - 1, kind=kind, start=start, stop=sde.t_min, sigma_data=s), zero])
 
 
+class Trip(ABC):
+    """One chunk of a run with something that travels beside the state: what is solved, and how it is read in the end.
+
+    Attributes:
+        term, x, solver: the equation, the state at the first time and the solver.
+    """
+
+    term: Term
+    x: Tensor
+    solver: Solver
+
+    @abstractmethod
+    def arrive(self, solution: Solution) -> Solution:
+        """The Solution of the state alone, in the same coordinates, from that of both."""
+
+
 @dataclass
 class Run:
     """One call of a verb: checked in the model's own time, run by chunks in the solver's coordinates, and joined."""
@@ -80,6 +97,8 @@ class Run:
     seed: int
     numbers: Tensor
     cond: dict[str, Any]
+    board: Callable[[Term, Tensor, Plan, Tensor], Trip] | None = None  # (term, x, plan, rows) -> what travels along
+    grad: bool = False
 
     def __call__(self, batch: int, batch_size: int | None, progress: bool | None, on_failure: str) -> Solution:
         if batch_size is not None and (
@@ -89,7 +108,7 @@ class Run:
         check_how(self.how["steps"], self.how["rtol"], self.how["atol"], self.how["max_steps"], on_failure)
         self.model.check_conditions(self.cond, batch)
         plan = self._plan()
-        with quiet(self.model), bar(progress) as report:
+        with quiet(self.model, grad=self.grad), bar(progress) as report:
             size = batch_size or max(batch, 1)
             chunks = [torch.arange(i, min(i + size, batch)) for i in range(0, max(batch, 1), size)]
             done = [
@@ -145,15 +164,21 @@ class Run:
         how = {**self.how, "solver": plan.solver, "steps": None if plan.controlled else there}
         if plan.controlled:
             how["t_span"] = (float(there[0]), float(there[-1]))
+        term, x = self.term_of(view.model, cond), view.state_there(self.start(rows, float(nodes[0])), nodes[0])
+        trip = None if self.board is None else self.board(term, x, plan, rows)
+        if trip is not None:
+            term, x, how["solver"] = trip.term, trip.x, trip.solver
         solution = solve(
-            self.term_of(view.model, cond),
-            view.state_there(self.start(rows, float(nodes[0])), nodes[0]),
+            term,
+            x,
             noise=Noise(self.seed, index=self.numbers[rows]),
             save=plan.save if isinstance(plan.save, str) else view.there(plan.save),
             report=report,
             on_failure="mark",
             **how,
         )
+        if trip is not None:
+            solution = trip.arrive(solution)
         return solution if view.same else self._back(solution, plan)
 
     def _back(self, solution: Solution, plan: Plan) -> Solution:
@@ -214,12 +239,12 @@ def joined(parts: Sequence[Solution]) -> Solution:
 
 
 @contextmanager
-def quiet(model: ScoreModel) -> Iterator[None]:
-    """No gradients, eval mode; every module's mode is restored."""
+def quiet(model: ScoreModel, *, grad: bool = False) -> Iterator[None]:
+    """Eval mode and, unless asked for, no gradients; every module's mode is restored."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.set_grad_enabled(grad):
             yield
     finally:
         for module, training in modes:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .errors import InvalidInputError
+from .likelihood import journeys
 from .model import ScoreModel
 from .noise import PRIOR, Noise, check_seed
 from .running import Run, bar, check_model, grid, joined, sample_numbers
@@ -71,6 +72,9 @@ def sample(
         x_init: (B, *event), the state at the first time instead of a draw from N(0, sigma(t)^2): decoding, editing from
             a middle time.
         dtype: of the state; default the network's, at least float32.
+        return_log_prob: also the log-density of each sample in nats, `.log_prob`: that of its state at the last time
+            before the final denoising, t_min (at 0 there is none to speak of), with the divergence that `log_prob`
+            takes by default. Solvers of the flow only, from t_max; under error control they take more steps.
         **cond: conditions for the model: tensors are per sample, anything else is passed as it is.
 
     Returns:
@@ -81,10 +85,6 @@ def sample(
         SolverError: its kinds, with the partial Solution as `.partial`, unless on_failure="mark".
     """
     check_model(model)
-    if return_log_prob:
-        raise InvalidInputError(
-            "return_log_prob is not available yet: encode the samples and use the prior's log-density"
-        )
     seed = check_seed(seed)
     shape = _shape(model, shape, x_init)
     numbers = sample_numbers(index, shape[0])
@@ -102,6 +102,8 @@ def sample(
 
     how = {"solver": solver, "steps": steps, "rtol": rtol, "atol": atol, "max_steps": max_steps}
     run = Run(model, term_of, start, t_span, (model.sde.t_max, 0.0), how, save, seed, numbers, cond)
+    if return_log_prob:
+        run.board = journeys(model, level, seed, numbers)
     solution = run(shape[0], batch_size, progress, on_failure)
     return solution if x_init is not None else replace(solution, seed=seed)
 
