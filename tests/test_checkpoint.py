@@ -276,6 +276,7 @@ DAMAGE = {
     "edited size": lambda p: edit_manifest(p, lambda m: m["files"]["state.json"].update(bytes=1), seal=True),
     "edited hash": lambda p: edit_manifest(p, lambda m: m["files"]["state.json"].update(sha256="0" * 64), seal=True),
     "no files": lambda p: edit_manifest(p, lambda m: m.update(files=None), seal=True),
+    "reformatted manifest": lambda p: (p / "manifest.json").write_text((p / "manifest.json").read_text() + " "),
     "manifest of nonsense": lambda p: (p / "manifest.json").write_text("[1, 2]"),
 }
 
@@ -358,6 +359,23 @@ MALICE = {
     ),
     "no tensors": replace("model.safetensors", header(b"{}")),
 }
+
+
+def test_sizes_are_checked_before_anything_is_read_into_memory(copy):
+    for file, data, says in (
+        ("state.json", b'{"model": "' + bytes(1 << 24) + b'"}', "bytes"),
+        ("model.safetensors", header(b"{}" + b" " * (1 << 25)), "claims a header"),
+        ("model.safetensors", header(b"{}", claims=1 << 60), "claims a header"),
+    ):
+        sound = (copy / file).read_bytes()
+        replace(file, data)(copy)
+        reseal(copy)
+        with pytest.raises(CorruptCheckpointError, match=says):
+            load(copy, device="cpu")
+        replace(file, sound)(copy)
+    os.truncate(copy / "manifest.json", 1 << 30)
+    with pytest.raises(CorruptCheckpointError, match="more than any manifest"):
+        load(copy, device="cpu")
 
 
 @pytest.mark.parametrize("malice", MALICE.values(), ids=MALICE.keys())
@@ -471,6 +489,7 @@ def test_an_error_at_any_file_operation_leaves_the_old_or_the_new(tmp_path, monk
             except CheckpointError as error:
                 failed = True
                 assert os.strerror(code) in str(error) and "unharmed" in str(error)
+                assert lasting or path.exists()
         back = load(path, device="cpu")
         assert same_weights(back, small(0)) or same_weights(back, small(1))
         assert failed or same_weights(back, small(1)), "a save that did not complain must have saved"
