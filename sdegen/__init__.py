@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from . import nets
+from .checkpoint import load, save
 from .compare import compare
 from .errors import (
     CheckpointError,
@@ -21,6 +22,7 @@ from .errors import (
 )
 from .interop import from_diffusers, to_scheduler
 from .likelihood import LogProb, log_prob
+from .losses import dsm_loss
 from .mixture import GaussianMixture
 from .model import Denoiser, ScoreModel
 from .noise import Noise
@@ -46,6 +48,7 @@ from .solution import Solution
 from .solve import solve
 from .solvers import Solver, make_solver, solvers
 from .terms import ForwardSDE, ProbabilityFlow, ReverseSDE, Term
+from .training import History, fit
 
 if TYPE_CHECKING:
     from . import data, discrete, metrics, plot
