@@ -218,6 +218,17 @@ def test_points_on_the_line_are_drawn_against_time_in_the_direction_of_travel():
     assert plot.trajectories(solution([1.0, 0.5], [[0.0, 1.0], [0.1, 0.9]])).lines  # events of shape ()
 
 
+def test_densities_on_the_datas_scale_are_densities_there():
+    model = sg.MixtureModel(LINE, sg.EDMSDE())
+    ax = plot.trajectories(sg.sample(model, 5, solver="ddim", steps=8, save="all", seed=0), density=model)
+    (mesh,) = (c for c in ax.collections if c.get_zorder() == 0)
+    p, x = np.asarray(mesh.get_array()).reshape(301, 241), mesh.get_coordinates()[:, 0, 1]
+    mass = p.sum(0) * (x[1] - x[0])
+    assert abs(mass[0] - 1) < 1e-3 and 0.95 < mass[-1] < 1  # at t_max 2.2 standard deviations are inside the picture
+    assert ax.get_xlim()[0] > 0.99 and ax.get_xlim()[1] == 0  # the angle of sigma/alpha: t would squeeze it all to 0
+    assert "arctan" in ax.get_xlabel()
+
+
 @pytest.mark.parametrize("sde", [sg.VESDE(), sg.EDMSDE()], ids=repr)
 def test_exploding_processes_are_drawn_on_the_datas_scale(sde):
     model = ring(sde)
@@ -356,13 +367,13 @@ def test_levels_enclose_the_shares_of_the_mass():
 
 def test_a_histogram_is_the_density_of_the_samples():
     x = SLANTED.sample(20_000, seed=0)
-    ax = plot.density(x, exact=SLANTED, bins=40, extent=(-5, 7, -5, 1))
+    ax = plot.density(x, exact=SLANTED, bins=40, extent=(-5, 7, -7, 5))
     (image,) = ax.images
     p = np.asarray(image.get_array())
-    assert p.shape == (40, 40) and image.get_extent() == [-5, 7, -5, 1]
-    assert abs(p.sum() * (12 / 40) * (6 / 40) - 1) < 1e-3
+    assert p.shape == (40, 40) and image.get_extent() == [-5, 7, -7, 5]
+    assert abs(p.sum() * (12 / 40) ** 2 - 1) < 1e-3
     j, i = np.unravel_index(p.argmax(), p.shape)  # rows are x_2, upwards
-    assert abs(-5 + (i + 0.5) * 0.3 - 1) < 0.7 and abs(-5 + (j + 0.5) * 0.15 + 2) < 0.4
+    assert abs(-5 + (i + 0.5) * 0.3 - 1) < 0.7 and abs(-7 + (j + 0.5) * 0.3 + 2) < 0.7
     (lines,) = (c for c in ax.collections if hasattr(c, "levels"))
     top = 1 / (2 * math.pi * math.sqrt(2 * 0.5 - 0.36))
     np.testing.assert_allclose(lines.levels, [0.05 * top, 0.3 * top, 0.65 * top], rtol=0.02)

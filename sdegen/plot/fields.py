@@ -259,7 +259,7 @@ def _of_samples(
     (a,) = panels(ax, 1, width=3.8, height=3.6)
     box = given(extent) if extent is not None else squared(around(points, known))
     if kind == "hist":
-        n = bins or int(min(120, max(24, 1.2 * len(points) ** 0.5)))
+        n = bins or int(min(120, max(24, 0.8 * len(points) ** 0.5)))
         counts, x_edges, y_edges = np.histogram2d(*points.T.numpy(), bins=n, range=box)
         area = (x_edges[1] - x_edges[0]) * (y_edges[1] - y_edges[0])
         p = counts.T / (len(points) * area)
