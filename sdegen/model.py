@@ -25,7 +25,7 @@ class ScoreModel(nn.Module):
 
     Attributes:
         sde: the process it lives on.
-        data_mean, data_std: the data's mean and standard deviation (scalar or event-shaped tensors), None where unknown.
+        data_mean, data_std: the data's mean and standard deviation, scalar or event-shaped tensors, None where unknown.
             Solvers choose their coordinates from them.
         data_covariance: the data's covariance, (d, d) over the flattened event, None where unknown.
         event_shape: the shape of one sample, None where unknown.
@@ -81,14 +81,20 @@ class ScoreModel(nn.Module):
                 tensor = None
             else:
                 tensor = torch.as_tensor(value, dtype=torch.float64).detach().clone()
-                if not bool(torch.isfinite(tensor).all()) or (name == "data_std" and not bool((tensor >= 0).all() and tensor.max() > 0)):
-                    raise InvalidInputError(f"{name} = {value}: wanted finite numbers{', not negative, not all 0' * (name == 'data_std')}")
+                if not bool(torch.isfinite(tensor).all()) or (
+                    name == "data_std" and not bool((tensor >= 0).all() and tensor.max() > 0)
+                ):
+                    raise InvalidInputError(
+                        f"{name} = {value}: wanted finite numbers{', not negative, not all 0' * (name == 'data_std')}"
+                    )
                 if tensor.ndim and self.event_shape is not None and tuple(tensor.shape) != self.event_shape:
-                    raise InvalidInputError(f"{name} has shape {tuple(tensor.shape)}, wanted a scalar or the event shape {self.event_shape}")
+                    raise InvalidInputError(
+                        f"{name} has shape {tuple(tensor.shape)}, wanted a scalar or the event shape {self.event_shape}"
+                    )
             setattr(self, name, tensor)
 
     def _apply(self, fn: Any, recurse: bool = True) -> ScoreModel:
-        """Move like any module, but keep what is known of the data in float64: `model.half()` changes no coefficient."""
+        """Move like any module, but keep what is known of the data in float64: half() changes no coefficient."""
         known = {name: getattr(self, name) for name in vars(self)["_buffers"] if name.startswith("data_")}
         super()._apply(fn, recurse)
         for name, value in known.items():
@@ -118,8 +124,8 @@ class ScoreModel(nn.Module):
                 raise InvalidInputError(f"condition {name!r} is unknown to the model: {takes}")
             if isinstance(value, Tensor) and (value.ndim == 0 or value.shape[0] != batch):
                 raise InvalidInputError(
-                    f"condition {name!r} has shape {tuple(value.shape)} for {batch} samples: tensors are per sample, ({batch}, ...); "
-                    "pass a Python number for a value that all share"
+                    f"condition {name!r} has shape {tuple(value.shape)} for {batch} samples: tensors are per sample, "
+                    f"({batch}, ...); pass a Python number for a value that all share"
                 )
 
 
@@ -130,7 +136,9 @@ class Centred(ScoreModel):
     """
 
     def __init__(self, model: ScoreModel, mean: Tensor) -> None:
-        super().__init__(model.sde, data_mean=torch.zeros_like(mean), data_std=model.data_std, event_shape=model.event_shape)
+        super().__init__(
+            model.sde, data_mean=torch.zeros_like(mean), data_std=model.data_std, event_shape=model.event_shape
+        )
         self.model = model
         self.register_buffer("centre", mean, persistent=False)
 
@@ -155,7 +163,8 @@ class Denoiser(ScoreModel):
             It is called in its own dtype.
         sde: the process it was, or will be, trained on.
         parametrization: "x0" | "noise" | "score" | "v" | "velocity" | "edm", or a Parametrization.
-        data_mean, data_std: scalars or event-shaped; None: measured by the first fit. "edm" uses data_std (1 until it is known).
+        data_mean, data_std: scalars or event-shaped; None: measured by the first fit. "edm" uses data_std (1 until it
+            is known).
 
     Raises:
         InvalidInputError: an unknown parametrization; at the call, an output that is not of x's shape.
@@ -238,7 +247,7 @@ class Denoiser(ScoreModel):
         return c_skip, c_out, c_in, c_noise, (1 - alpha * c_skip) / sigma, -alpha * c_out / sigma
 
     def _ends_without_signal(self) -> bool:
-        return self.sde.level(torch.tensor(self.sde.t_max, dtype=torch.float64)).alpha == 0
+        return bool(self.sde.level(torch.tensor(self.sde.t_max, dtype=torch.float64)).alpha == 0)
 
 
 class _OnPath(ScoreModel):
@@ -255,7 +264,12 @@ class _OnPath(ScoreModel):
             )
         t_min = sde.t_min if levels[0] >= own[0] else float(sde.time(levels[0]))
         t_max = sde.t_max if levels[1] <= own[1] else float(sde.time(levels[1]))
-        super().__init__(sde.narrowed(t_min, t_max), data_mean=model.data_mean, data_std=model.data_std, event_shape=model.event_shape)
+        super().__init__(
+            sde.narrowed(t_min, t_max),
+            data_mean=model.data_mean,
+            data_std=model.data_std,
+            event_shape=model.event_shape,
+        )
         self.model = model
         self._map = Memo(self._evaluate_map)
 
@@ -275,13 +289,15 @@ class _OnPath(ScoreModel):
     def warm(self, ts):
         super().warm(ts)
         self._map.warm(ts)
-        self.model.warm(torch.tensor([self._map(t)[0] for t in ts.detach().to("cpu", torch.float64)], dtype=torch.float64))
+        self.model.warm(
+            torch.tensor([self._map(t)[0] for t in ts.detach().to("cpu", torch.float64)], dtype=torch.float64)
+        )
 
     def condition_names(self):
         return self.model.condition_names()
 
     def _evaluate_map(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The model's time of equal sigma/alpha, kept inside its range against rounding, and what x is multiplied by."""
+        """The model's time of equal sigma/alpha, kept inside its range against rounding, and the factor on x."""
         t = t.to(torch.float64)
         there = self.model.sde.time(self.sde.half_log_snr(t)).clamp(self.model.sde.t_min, self.model.sde.t_max)
         return there, rescaling(self.sde, t, self.model.sde, there)

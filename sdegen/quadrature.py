@@ -116,7 +116,7 @@ class Antiderivative:
                 break
         if len(left):
             raise InvalidInputError(
-                f"{name}(t) cannot be integrated across t = {float(left[0]):g}: give an interval without its singularity"
+                f"{name}(t) cannot be integrated across t = {float(left[0]):g}: give an interval without that point"
             )
         left, right, v = (np.concatenate(parts) for parts in zip(*done, strict=True))
         order = np.argsort(left)

@@ -132,7 +132,7 @@ class SDE(ABC):
         return f * self.alpha(t), f * sigma + self.diffusion(t) ** 2 / (2 * sigma)
 
     def level(self, t: Tensor) -> Level | LevelsOf:
-        """The coefficients at t: plain floats, remembered, for a scalar time (see `Memo`), else tensors of t's shape."""
+        """The coefficients at t: plain floats, remembered, for a scalar time (see `Memo`), else of t's shape."""
         return LevelsOf(self, t) if t.ndim else Level(*self.levels(t))
 
     @property
@@ -244,7 +244,6 @@ class SDE(ABC):
     def narrowed(self, t_min: float, t_max: float) -> Self:
         """The same process on a shorter range of times: what both ranges share."""
         sde = copy.copy(self)
-        sde._levels = None
         sde._set_range(max(t_min, self.t_min), min(t_max, self.t_max))
         return sde
 
@@ -461,7 +460,9 @@ class LinearPathSDE(SDE):
 
     def __init__(self, *, t_min: float = 1e-3, t_max: float = 0.999) -> None:
         if not t_max <= 1:
-            raise InvalidInputError(f"t_max={t_max}: alpha = 1 - t is negative after t = 1, use t_max <= 1 such as 0.999")
+            raise InvalidInputError(
+                f"t_max={t_max}: alpha = 1 - t is negative after t = 1, use t_max <= 1 such as 0.999"
+            )
         self._set_range(t_min, t_max)
         self.config = {"t_min": self.t_min, "t_max": self.t_max}
 
@@ -658,8 +659,8 @@ class TabulatedVPSDE(_VariancePreserving):
         t = as_time(t)
         _, start, step, to_zero = self._parts(t)
         alpha, sigma = self.alpha(t), self.sigma(t)
-        fall = torch.where(to_zero, torch.exp(-start / 2).to(t.dtype), alpha * step.to(t.dtype) / 2)  # finite at alpha = 0
-        d_alpha = -len(self.betas) * fall
+        straight = torch.exp(-start / 2).to(t.dtype)  # finite at alpha = 0
+        d_alpha = -len(self.betas) * torch.where(to_zero, straight, alpha * step.to(t.dtype) / 2)
         return d_alpha, -alpha * d_alpha / sigma
 
     def _time_of_integral(self, integral: Tensor) -> Tensor:

@@ -43,7 +43,8 @@ def check_time(t: Tensor, x: Tensor) -> None:
     """Raise unless t is a scalar or one time per sample of x."""
     if t.ndim > 1 or (t.ndim == 1 and t.shape[0] != x.shape[0]):
         raise InvalidInputError(
-            f"t has shape {tuple(t.shape)}, but x has {x.shape[0]} samples: pass a scalar or a tensor of shape ({x.shape[0]},)"
+            f"t has shape {tuple(t.shape)}, but x has {x.shape[0]} samples: pass a scalar or a tensor of shape "
+            f"({x.shape[0]},)"
         )
 
 
@@ -62,7 +63,9 @@ def check_state(x: Tensor, *, name: str = "x", event_shape: Sequence[int] | None
         )
     if finite and x.numel() and not bool(torch.isfinite(x).all()):
         bad = (~torch.isfinite(x)).reshape(x.shape[0], -1).any(1).nonzero().flatten()
-        raise InvalidInputError(f"{name} holds NaN or infinity in {len(bad)} samples ({numbers(bad)}): clean the data first")
+        raise InvalidInputError(
+            f"{name} holds NaN or infinity in {len(bad)} samples ({numbers(bad)}): clean the data first"
+        )
 
 
 def numbers(index: Tensor, most: int = 8) -> str:

@@ -50,14 +50,14 @@ class Term(ABC):
             "ProbabilityFlow(model), or a solver of plain drifts such as 'rk4' or 'euler-maruyama'"
         )
 
-    def check(self, x: Tensor) -> None:
+    def check(self, x: Tensor) -> None:  # noqa: B027 (most terms have nothing to check)
         """Raise before any work where this state cannot be meant."""
 
     def select(self, keep: Tensor) -> Term:
         """The same equation for some of the samples, by position in the batch."""
         return self
 
-    def warm(self, ts: Tensor) -> None:
+    def warm(self, ts: Tensor) -> None:  # noqa: B027 (nor to remember)
         """Compute coefficients for all of these times in one go."""
 
 
@@ -92,7 +92,8 @@ class _OfModel(Term):
     def __init__(self, model: ScoreModel, eta: float, cond: dict[str, Any]) -> None:
         if not isinstance(model, ScoreModel):
             raise InvalidInputError(
-                f"{type(self).__name__} takes a ScoreModel, not {type(model).__name__}: wrap a network as Denoiser(net, sde, parametrization=...)"
+                f"{type(self).__name__} takes a ScoreModel, not {type(model).__name__}: wrap a network as "
+                "Denoiser(net, sde, parametrization=...)"
             )
         self.model, self.sde, self.eta, self.cond = model, model.sde, eta, cond
         self.t_min, self.t_max = self.sde.t_min, self.sde.t_max
@@ -113,7 +114,10 @@ class _OfModel(Term):
 
     def check(self, x: Tensor) -> None:
         self.model.check_conditions(self.cond, x.shape[0])
-        there = {"the model": next(self.model.parameters(), None), **{f"condition {k!r}": v for k, v in self.cond.items()}}
+        there = {
+            "the model": next(self.model.parameters(), None),
+            **{f"condition {k!r}": v for k, v in self.cond.items()},
+        }
         for name, tensor in there.items():
             if isinstance(tensor, Tensor) and tensor.device != x.device:
                 raise InvalidInputError(f"x is on {x.device}, {name} on {tensor.device}: move one of them with .to()")
@@ -136,8 +140,8 @@ class _OfModel(Term):
 class ReverseSDE(_OfModel):
     """dx = (f x - (1 + eta^2)/2 g^2 score) dt + eta g dw-bar, t falling from t_max to t_min.
 
-    eta = 1 is Anderson's reverse SDE, eta = 0 the probability flow; every eta has the same marginals. "ancestral" solvers read eta as this one,
-    "ddim" as the DDIM paper's (they agree at 0 and 1).
+    eta = 1 is Anderson's reverse SDE, eta = 0 the probability flow; every eta has the same marginals. "ancestral"
+    solvers read eta as this one, "ddim" as the DDIM paper's (they agree at 0 and 1).
 
     Args:
         model: a ScoreModel.
