@@ -23,7 +23,7 @@ from .sampling import sample
 from .sde import VPSDE
 from .training import fit
 
-TOY_STEPS, DIGIT_STEPS = 5000, 900
+TOY_STEPS, DIGIT_STEPS = 5000, 1000
 FLOW_EVALUATIONS = 20
 SDE_STEPS = 100
 
@@ -90,12 +90,14 @@ def draw_toy(folder: Path, model: Denoiser, mixture: GaussianMixture, flow: Tens
     exact = MixtureModel(mixture, model.sde)
     paths = plot.trajectories(model, density=mixture, seed=seed, data=mixture.sample(300, seed=seed))
     plot.save(paths, folder / "toy_trajectories.png")
-    axes = panels(None, 4, width=3.4, height=3.4, columns=2)
-    for a, x, title in ((axes[0], flow, "probability flow"), (axes[1], reverse, "reverse SDE")):
-        plot.density(x, exact=mixture, ax=a).set_title(f"{title}: samples, exact contours")
-    for a, m, title in ((axes[2], model, "learned"), (axes[3], exact, "exact")):
-        plot.score_field(m, 0.3, ax=a).set_title(f"{title} score at t = 0.3")
-    plot.save(figure_of(axes[0]), folder / "toy_density.png")
+    with plot.style():
+        axes = panels(None, 4, width=3.4, height=3.5, columns=2)
+        for a, x, title in ((axes[0], flow, "probability flow"), (axes[1], reverse, "reverse SDE")):
+            plot.density(x, exact=mixture, ax=a).set_title(title, pad=24)
+        t, extent = 0.08, (-2.0, 2.0, -2.0, 2.0)
+        for a, m, title in ((axes[2], model, "learned"), (axes[3], exact, "exact")):
+            plot.score_field(m, t, ax=a, extent=extent).set_title(f"{title} score at t = {t}")
+        plot.save(figure_of(axes[0]), folder / "toy_density.png")
     moving = sample(model, 1500, solver="ancestral", steps=SDE_STEPS, seed=seed, save="all")
     plot.animate(moving, folder / "toy_reverse.gif", density=mixture)
 
@@ -148,11 +150,12 @@ def draw_digits(folder: Path, model: Denoiser, train: images.Images, seed: int) 
     flow = sample(model, shape, steps=FLOW_EVALUATIONS, seed=seed, label=label)
     reverse = sample(model, shape, solver="ancestral", steps=SDE_STEPS, seed=seed, label=label)
     real = torch.cat([torch.stack([train.images[train.labels == k][row] for k in range(10)]) for row in range(rows)])
-    axes = panels(None, 3, width=3.4, height=2.4)
-    for a, x, title in ((axes[0], real, "real"), (axes[1], reverse.x, "reverse SDE"), (axes[2], flow.x, "probability flow")):
-        plot.image_grid(x, nrow=10, ax=a)
-        a.set_title(title)
-    plot.save(figure_of(axes[0]), folder / "digits_samples.png")
+    with plot.style():
+        axes = panels(None, 3, width=3.4, height=2.4)
+        for a, x, title in ((axes[0], real, "real"), (axes[1], reverse.x, "reverse SDE"), (axes[2], flow.x, "probability flow")):
+            plot.image_grid(x, nrow=10, ax=a)
+            a.set_title(title)
+        plot.save(figure_of(axes[0]), folder / "digits_samples.png")
     path = sample(model, (10, 1, 8, 8), solver="ancestral", steps=SDE_STEPS, seed=seed, label=torch.arange(10), save="all")
     plot.save(plot.denoising_strip(path), folder / "digits_strip.png")
 
