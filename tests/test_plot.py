@@ -134,7 +134,7 @@ def test_a_new_figure_has_the_house_look_whatever_the_users(name, tmp_path):
         assert not ax.spines["top"].get_visible() and ax.get_facecolor() == (1, 1, 1, 1)
         if not isinstance(came, FuncAnimation):
             assert isinstance(came, Axes) and came.figure is figure
-            file = plot.save(came, tmp_path / "a.png")
+            file = plot.save(came, tmp_path / "a.png", dpi=40)
             assert file.stat().st_size > 1000 and not plt.get_fignums()  # written and closed
 
 
