@@ -135,7 +135,9 @@ def test_a_new_figure_has_the_house_look_whatever_the_users(name, tmp_path):
         if not isinstance(came, FuncAnimation):
             assert isinstance(came, Axes) and came.figure is figure
             file = plot.save(came, tmp_path / "a.png", dpi=40)
-            assert file.stat().st_size > 1000 and not plt.get_fignums()  # written and closed
+            assert not plt.get_fignums()  # closed
+            with Image.open(file) as picture:
+                assert min(picture.size) > 30 and len(picture.convert("L").getcolors()) > 2
 
 
 def test_style_is_a_context_that_ends():
@@ -249,7 +251,7 @@ def test_exploding_processes_are_drawn_on_the_datas_scale(sde):
 
 def test_a_model_is_solved_in_all_directions_from_the_same_noise_and_data():
     figure = plot.trajectories(
-        ring(), kinds=("forward", "encode", "reverse", "flow"), samples=40, steps=120, color="sample", seed=3
+        ring(), kinds=("forward", "encode", "reverse", "flow"), samples=40, steps=80, color="sample", seed=3
     )
     titles = [a.get_title() for a in figure.axes]
     assert titles == ["forward SDE", "probability flow, forward", "reverse SDE", "probability flow"]
@@ -267,7 +269,7 @@ def test_a_model_is_solved_in_all_directions_from_the_same_noise_and_data():
     assert 0.6 < latent.std() < 1.4
     counts = [len(a.lines) for a in figure.axes]
     assert counts == [5, 40, 5, 40]  # few rough paths, all the smooth ones
-    again = plot.trajectories(ring(), kinds="flow", samples=40, steps=120, color="sample", seed=3)
+    again = plot.trajectories(ring(), kinds="flow", samples=40, steps=80, color="sample", seed=3)
     np.testing.assert_array_equal(again.lines[7].get_xydata(), figure.axes[3].lines[7].get_xydata())
 
 
