@@ -94,6 +94,9 @@ USER_MADE: dict[str, SDE] = {
 
 SDES: dict[str, SDE] = {**BUILT_IN, **USER_MADE}
 
+# One of each: without the processes that were rebuilt from another's functions, and are equal to it.
+DISTINCT = {name: sde for name, sde in SDES.items() if "-of-" not in name}
+
 # For laws of models: few enough to be quick, and all kinds of end.
 SOME_SDES = {name: SDES[name] for name in ("vp", "cosine", "linear-path-to-1", "ve", "edm", "trig", "no-signal-table")}
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from cases import DENSE_MIXTURES, MIXTURES, SDES, SOME_SDES
+from cases import DENSE_MIXTURES, DISTINCT, MIXTURES, SDES, SOME_SDES
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
@@ -71,7 +71,7 @@ def test_the_density_integrates_to_one():
 # ---- the belief
 
 
-@pytest.mark.parametrize("process", SDES)
+@pytest.mark.parametrize("process", DISTINCT)
 def test_the_laws_of_models_along_every_process(process):
     check_model(MixtureModel(MIXTURES["full"], SDES[process]))
 

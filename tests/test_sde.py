@@ -10,6 +10,7 @@ import torch
 from cases import (
     BUILT_IN,
     DDPM_BETAS,
+    DISTINCT,
     NCSN_SIGMAS,
     NO_SIGNAL_BETAS,
     SDES,
@@ -88,7 +89,7 @@ def test_a_process_rebuilt_from_its_own_functions_is_the_same_to_1e_8(name):
         torch.testing.assert_close(other.prior_log_prob(x), sde.prior_log_prob(x))
 
 
-@pytest.mark.parametrize("name", ["short-vp-table", "short-ve-table", "ddpm-table"])
+@pytest.mark.parametrize("name", ["short-vp-table", "short-ve-table"])
 def test_a_table_rebuilt_from_its_own_functions_is_the_same_to_1e_8(name):
     sde = BUILT_IN[name]
     t = times(sde, 60)
@@ -98,7 +99,7 @@ def test_a_table_rebuilt_from_its_own_functions_is_the_same_to_1e_8(name):
         close(other.time(sde.half_log_snr(t)), t, rtol=1e-8)
 
 
-@pytest.mark.parametrize("name", SDES)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_the_forward_sde_has_the_kernel_s_law(name):
     """Euler-Maruyama from x_a ~ kernel(x_0 = 1): mean alpha(b), variance sigma(b)^2, to the noise of 8,000 paths."""
     sde, n, steps = SDES[name], 8_000, 80
@@ -406,7 +407,7 @@ WRONG = {
     "g of 0": (lambda: CoefficientSDE(lambda t: -t, torch.zeros_like), "wanted positive and finite|does not fall"),
     "g stops": (lambda: CoefficientSDE(lambda t: -t, lambda t: (0.5 - t).clamp_min(0)), "does not fall between"),
     "f nan": (lambda: CoefficientSDE(lambda t: torch.log(0.5 - t), ones), r"drift\(.*\) = nan: wanted a finite number"),
-    "g infinite": (lambda: CoefficientSDE(lambda t: -t, lambda t: 1 / (t - 0.5).abs()), "infinite|too rough"),
+    "g infinite": (lambda: CoefficientSDE(lambda t: -t, lambda t: 1 / (1 - t)), r"diffusion\(1\) = inf"),
     "f pole at 0": (lambda: CoefficientSDE(lambda t: -1 / t, ones), "drift.t. cannot be integrated across t = 0"),
     "f shape": (lambda: CoefficientSDE(lambda t: t[..., None], ones), "drift.t. has shape"),
     "sigma_0": (lambda: CoefficientSDE(lambda t: -t, ones, sigma_0=-1.0), "sigma_0=-1.0"),
