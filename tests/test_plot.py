@@ -638,6 +638,15 @@ def test_lines_are_the_tables_rows_in_order_of_cost():
         assert ax.get_xscale() == ax.get_yscale() == "log"
 
 
+def test_tolerances_are_a_line_of_their_own_beside_budgets():
+    settings = [("8 steps", 8), ("rtol=0.1", 10), ("16 steps", 16), ("rtol=0.01", 20)]
+    rows = [{"solver": "adams", "setting": setting, "nfe": n, "error": 1 / n} for setting, n in settings]
+    rows.append({"solver": "dopri5", "setting": "rtol=0.1", "nfe": 30, "error": 0.1})
+    ax = plot.work_precision(rows, orders=())
+    found = {line.get_label(): list(line.get_xdata()) for line in ax.lines}
+    assert found == {"adams": [8, 16], "adams (tolerance)": [10, 20], "dopri5": [30]}
+
+
 def test_the_dotted_lines_have_the_slopes_of_the_orders():
     ax = plot.work_precision(ROWS)
     dotted = {line.get_label(): np.log(line.get_xydata()) for line in ax.lines if line.get_linestyle() == ":"}

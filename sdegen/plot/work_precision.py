@@ -32,12 +32,12 @@ def work_precision(
     group: str = "solver",
     orders: Sequence[float] | None = None,
 ) -> Axes:
-    """Draw error against evaluations on logarithmic axes: a line per solver, dotted lines for the slopes of orders of
-    convergence.
+    """Draw error against evaluations on logarithmic axes: a line per solver, and dotted ones for orders of convergence.
 
     Args:
         table: rows, dataclasses or dicts with the fields `group`, `cost` and `error`; or an object with such `.rows`.
-            Rows whose cost or error is not a positive finite number are left out.
+            Rows whose cost or error is not a positive finite number are left out. Rows whose field `setting` is a
+            tolerance ("rtol=...") are a line of their own beside the same solver's budgets.
         ax: Axes to draw on; None: a new figure.
         cost: the field on the horizontal axis: "nfe", "seconds" ...
         error: the field on the vertical axis: "error", "distance" ...
@@ -81,10 +81,14 @@ def _lines(table: Any, cost: str, error: str, group: str) -> Lines:
             f"table is {type(table).__name__}: wanted a list of rows with {group!r}, {cost!r} and {error!r}, "
             "as compare returns"
         )
-    found: dict[str, list[tuple[float, float]]] = {}
+    by_setting: dict[tuple[str, bool], list[tuple[float, float]]] = {}
     for i, row in enumerate(rows):
-        name = str(_field(row, group, i))
-        found.setdefault(name, []).append((_number(row, cost, i), _number(row, error, i)))
+        key = (str(_field(row, group, i)), _adaptive(row))
+        by_setting.setdefault(key, []).append((_number(row, cost, i), _number(row, error, i)))
+    found = {
+        f"{name} (tolerance)" if adaptive and (name, False) in by_setting else name: points
+        for (name, adaptive), points in by_setting.items()
+    }
     usable = {
         name: sorted(p for p in points if all(math.isfinite(v) and v > 0 for v in p)) for name, points in found.items()
     }
@@ -97,6 +101,12 @@ def _lines(table: Any, cost: str, error: str, group: str) -> Lines:
         )
         raise InvalidInputError(f"the table has nothing to draw: {why}")
     return {name: (np.array(points)[:, 0], np.array(points)[:, 1]) for name, points in usable.items()}
+
+
+def _adaptive(row: Any) -> bool:
+    """Whether a row was made with a tolerance, where it has a `setting` that says so."""
+    setting = row.get("setting") if isinstance(row, Mapping) else getattr(row, "setting", None)
+    return str(setting).startswith(("rtol", "atol"))
 
 
 def _field(row: Any, name: str, i: int) -> Any:
