@@ -34,7 +34,7 @@ def demo(out: str | Path = "demo_output", *, seed: int = 0, scale: float = 1.0, 
     Args:
         out: the folder for pictures, the GIF, checkpoints and summary.json.
         seed: of everything: weights, data order, noise.
-        scale: multiplies the training steps (a test uses a small one).
+        scale: multiplies the training steps, and below 1 the sampling too (a test uses a small one).
         progress: progress bars.
 
     Returns:
@@ -59,16 +59,16 @@ def toy(folder: Path, seed: int, scale: float, progress: bool | None) -> dict[st
     history = fit(
         model,
         mixture.sample(20_000, seed=seed),
-        steps=max(1, int(TOY_STEPS * scale)),
+        steps=round(max(1, TOY_STEPS * scale)),
         batch_size=512,
         seed=seed,
         progress=progress,
     )
     save(model, folder / "toy_model")
-    n = 10_000
+    n = some(10_000, scale)
     flow = sample(model, n, rtol=1e-3, seed=seed, progress=progress)
-    reverse = sample(model, n, solver="ancestral", steps=SDE_STEPS, seed=seed, progress=progress)
-    draw_toy(folder, model, mixture, flow.x, reverse.x, seed)
+    reverse = sample(model, n, solver="ancestral", steps=some(SDE_STEPS, scale), seed=seed, progress=progress)
+    draw_toy(folder, model, mixture, flow.x, reverse.x, seed, scale)
     held_out = mixture.sample(n, seed=seed + 1)
     distance = distances_to(held_out, lambda x, y: metrics.sliced_wasserstein(x, y, seed=seed))
     return {
@@ -86,7 +86,7 @@ def toy(folder: Path, seed: int, scale: float, progress: bool | None) -> dict[st
     }
 
 
-def draw_toy(folder: Path, model: Denoiser, mixture: GaussianMixture, flow: Tensor, reverse: Tensor, seed: int) -> None:
+def draw_toy(folder: Path, model: Denoiser, mixture: GaussianMixture, flow: Tensor, reverse: Tensor, seed: int, scale: float) -> None:
     exact = MixtureModel(mixture, model.sde)
     paths = plot.trajectories(model, density=mixture, seed=seed, data=mixture.sample(300, seed=seed))
     plot.save(paths, folder / "toy_trajectories.png")
@@ -98,13 +98,14 @@ def draw_toy(folder: Path, model: Denoiser, mixture: GaussianMixture, flow: Tens
         for a, m, title in ((axes[2], model, "learned"), (axes[3], exact, "exact")):
             plot.score_field(m, t, ax=a, extent=extent).set_title(f"{title} score at t = {t}")
         plot.save(figure_of(axes[0]), folder / "toy_density.png")
-    moving = sample(model, 1500, solver="ancestral", steps=SDE_STEPS, seed=seed, save="all")
+    moving = sample(model, some(1500, scale), solver="ancestral", steps=some(SDE_STEPS, scale), seed=seed, save="all")
     plot.animate(moving, folder / "toy_reverse.gif", density=mixture)
 
 
 def digits(folder: Path, seed: int, scale: float, progress: bool | None) -> dict[str, Any]:
     """Real handwritten digits, 8 x 8 pixels, one network for all ten classes."""
     train, held_out = images.digits("train"), images.digits("held-out")
+    n = some(len(held_out), scale)
     torch.manual_seed(seed)
     net = nets.UNet(1, n_classes=10)
     model = Denoiser(net, VPSDE())
@@ -113,19 +114,18 @@ def digits(folder: Path, seed: int, scale: float, progress: bool | None) -> dict
         model,
         train.images,
         label=train.labels,
-        steps=max(1, int(DIGIT_STEPS * scale)),
+        steps=round(max(1, DIGIT_STEPS * scale)),
         batch_size=128,
         seed=seed,
         progress=progress,
     )
     save(model, folder / "digits_model")
-    shape = (len(held_out), 1, 8, 8)
-    label = held_out.labels
+    shape, label = (n, 1, 8, 8), held_out.labels[:n]
     flow = sample(model, shape, steps=FLOW_EVALUATIONS, seed=seed, label=label, progress=progress)
-    reverse = sample(model, shape, solver="ancestral", steps=SDE_STEPS, seed=seed, label=label, progress=progress)
-    draw_digits(folder, model, train, seed)
+    reverse = sample(model, shape, solver="ancestral", steps=some(SDE_STEPS, scale), seed=seed, label=label, progress=progress)
+    draw_digits(folder, model, train, seed, scale)
     order = Noise(seed).normal((len(train), 1), 7, dtype=torch.float64, device="cpu")[:, 0].argsort()
-    real = train.images[order[: len(held_out)]]
+    real = train.images[order[:n]]
     frechet = distances_to(held_out.images, metrics.frechet_distance)
     sliced = distances_to(held_out.images, lambda x, y: metrics.sliced_wasserstein(x, y, seed=seed))
 
@@ -135,7 +135,7 @@ def digits(folder: Path, seed: int, scale: float, progress: bool | None) -> dict
     return {
         "data": f"{len(train)} training and {len(held_out)} held-out images, grey values in [-1, 1]",
         "training": training_words(history),
-        "distance": f"of {len(held_out)} samples to the held-out images: Frechet distance of the 64 pixels' means and covariances, "
+        "distance": f"of {n} samples to the held-out images: Frechet distance of the 64 pixels' means and covariances, "
         "and sliced Wasserstein-2 of the pixels",
         "probability_flow": {**measured(flow.x), "evaluations": mean(flow.nfe), "solver": flow.solver},
         "reverse_sde": {**measured(reverse.x), "evaluations": mean(reverse.nfe), "solver": reverse.solver},
@@ -143,12 +143,12 @@ def digits(folder: Path, seed: int, scale: float, progress: bool | None) -> dict
     }
 
 
-def draw_digits(folder: Path, model: Denoiser, train: images.Images, seed: int) -> None:
+def draw_digits(folder: Path, model: Denoiser, train: images.Images, seed: int, scale: float) -> None:
     rows = 6
     label = torch.arange(10).repeat(rows)
     shape = (len(label), 1, 8, 8)
     flow = sample(model, shape, steps=FLOW_EVALUATIONS, seed=seed, label=label)
-    reverse = sample(model, shape, solver="ancestral", steps=SDE_STEPS, seed=seed, label=label)
+    reverse = sample(model, shape, solver="ancestral", steps=some(SDE_STEPS, scale), seed=seed, label=label)
     real = torch.cat([torch.stack([train.images[train.labels == k][row] for k in range(10)]) for row in range(rows)])
     with plot.style():
         axes = panels(None, 3, width=3.4, height=2.4)
@@ -156,11 +156,16 @@ def draw_digits(folder: Path, model: Denoiser, train: images.Images, seed: int) 
             plot.image_grid(x, nrow=10, ax=a)
             a.set_title(title)
         plot.save(figure_of(axes[0]), folder / "digits_samples.png")
-    path = sample(model, (10, 1, 8, 8), solver="ancestral", steps=SDE_STEPS, seed=seed, label=torch.arange(10), save="all")
+    path = sample(model, (10, 1, 8, 8), solver="ancestral", steps=some(SDE_STEPS, scale), seed=seed, label=torch.arange(10), save="all")
     plot.save(plot.denoising_strip(path), folder / "digits_strip.png")
 
 
 # ---- numbers
+
+
+def some(n: int, scale: float) -> int:
+    """n, or a smaller number for a demonstration in small."""
+    return max(min(n, 20), round(n * min(1.0, scale)))
 
 
 def distances_to(reference: Tensor, distance: Callable[[Tensor, Tensor], float]) -> Callable[[Tensor], float]:
