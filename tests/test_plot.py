@@ -645,6 +645,8 @@ def test_tolerances_are_a_line_of_their_own_beside_budgets():
     ax = plot.work_precision(rows, orders=())
     found = {line.get_label(): list(line.get_xdata()) for line in ax.lines}
     assert found == {"adams": [8, 16], "adams (tolerance)": [10, 20], "dopri5": [30]}
+    budgets, tolerances, other = (line.get_color() for line in ax.lines)
+    assert budgets == tolerances != other
 
 
 def test_the_dotted_lines_have_the_slopes_of_the_orders():

@@ -20,6 +20,7 @@ LABELS = {
     "error": "error",
     "distance": "distance to the data",
 }
+TOLERANCE = " (tolerance)"
 
 
 @styled
@@ -53,9 +54,12 @@ def work_precision(
     lines = _lines(table, cost, error, group)
     (a,) = panels(ax, 1, width=5.6, height=3.6)
     a.set(xscale="log", yscale="log", xlabel=LABELS.get(cost, cost), ylabel=LABELS.get(error, error))
-    for i, (name, (x, y)) in enumerate(lines.items()):
+    solvers = list(dict.fromkeys(name.removesuffix(TOLERANCE) for name in lines))
+    for name, (x, y) in lines.items():
+        i = solvers.index(name.removesuffix(TOLERANCE))
+        stroke = "--" if name.endswith(TOLERANCE) else "-" if i < len(PALETTE) else "-."
         marks: dict[str, Any] = {"marker": MARKERS[i % len(MARKERS)], "ms": 4.5, "mec": "white", "mew": 0.5}
-        a.plot(x, y, color=colour(i), ls="-" if i < len(PALETTE) else "--", label=name, zorder=3, **marks)
+        a.plot(x, y, color=colour(i), ls=stroke, label=name, zorder=3, **marks)
     slopes = _orders(lines.values()) if orders is None else sorted({float(p) for p in orders})
     _guides(a, lines.values(), slopes)
     if cost == "nfe":
@@ -86,7 +90,7 @@ def _lines(table: Any, cost: str, error: str, group: str) -> Lines:
         key = (str(_field(row, group, i)), _adaptive(row))
         by_setting.setdefault(key, []).append((_number(row, cost, i), _number(row, error, i)))
     found = {
-        f"{name} (tolerance)" if adaptive and (name, False) in by_setting else name: points
+        f"{name}{TOLERANCE}" if adaptive and (name, False) in by_setting else name: points
         for (name, adaptive), points in by_setting.items()
     }
     usable = {
