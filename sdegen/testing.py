@@ -8,17 +8,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .errors import InvalidInputError, SdegenError
+from .errors import InvalidInputError, NonFiniteError, SdegenError
+from .mixture import GaussianMixture
 from .model import ScoreModel
 from .noise import Noise
+from .oracle import MixtureModel
 from .prediction import Prediction
 from .sde import EDMSDE, SDE, VESDE, VPSDE, LinearPathSDE, TrigSDE, derivative
 from .shapes import expand, flat
+from .solution import Solution
+from .solve import solve
+from .solvers import OutsideSolver, Solver
+from .solvers.runge_kutta import dopri5
+from .steps import formula_grid
+from .terms import ProbabilityFlow, ReverseSDE, Term
 
 _EXACT = 1e-8  # identities between closed forms, float64
 _SMOOTH = 1e-7  # the same through a derivative of something interpolated
@@ -470,6 +479,445 @@ def _density(case: _Case) -> None:
         (slope,) = torch.autograd.grad(log_p.sum(), x)
     size = slope.abs() + 1 / expand(case.sde.sigma(t), x)
     _agree(case.model, "score = grad_x log_prob", case.ask(case.x, t).score, slope, t, rtol=10 * case.rtol, scale=size)
+
+
+# ---- solvers
+
+
+def check_solver(solver: Solver) -> None:
+    """Prove that a solver is what it says it is.
+
+    Of a flow (kind "ODE" or "any"), with exact scores in float64:
+
+    - the slope of error against step lies in [p - 0.15, p + 0.3], p its order, on even and uneven grids and in both
+      directions; Gaussian data are carried to where they belong;
+    - under error control the error falls with the tolerance, and samples that are done leave the batch.
+
+    Of an SDE (kind "SDE" or "any"):
+
+    - the output's mean and variance on Gaussian data tend to the exact ones, found without sampling: a solver of this
+      kind is affine in its state and its noise, so a few controlled inputs tell its whole law;
+    - a sample depends on the seed and its own number alone.
+
+    Of both: nfe and calls are those made, at times inside the span; a sample does not depend on its batch mates, nor a
+    solve on the one before; saving changes nothing; a NaN harms nobody else; any event shape, dtype and stride.
+
+    Args:
+        solver: an instance.
+
+    Raises:
+        LawError: a law fails.
+    """
+    if not isinstance(solver, Solver):
+        raise InvalidInputError(f"check_solver takes an instance of a Solver, not {solver!r}")
+    with torch.no_grad():
+        laws = [_counts, _saving, _again, _companions, _spoiled, _events]
+        if solver.kind != "SDE":
+            laws += [_order, _gaussian_flow]
+        if solver.kind != "ODE":
+            laws += [_seeds, _output_law]
+        if solver.adaptive:
+            laws += [_tolerances]
+        for law in laws:
+            law(solver)
+
+
+_ROUND = TrigSDE(1.0, sigma_min=0.01, sigma_max=50.0)
+_SMOOTH_SPAN = (0.7, 0.4)  # sigma/alpha from 0.84 to 0.42: the modes part, and nothing is flat or sharp
+_ROUNDING = 3e-14  # errors below it are no longer the method's
+_UNEVEN = (1.0, 2.0)  # lengths of steps, by turns
+
+
+@cache
+def _smooth() -> tuple[MixtureModel, dict[str, tuple[Tensor, tuple[float, float], Tensor]]]:
+    """A model, and for both directions states at the first time, the span, and the exact states at the last."""
+    mixture = GaussianMixture([[1.0, 0.4], [-0.8, 0.9], [0.2, -1.0]], std=[0.2, 0.25, 0.15], weights=[1, 2, 1.5])
+    model = MixtureModel(mixture, _ROUND)
+    x0, z = mixture.sample(37, seed=1, dtype=torch.float64), _draw((37, 2), _LAW_NOISE)
+    problems = {}
+    for name, span in (("down", _SMOOTH_SPAN), ("up", _SMOOTH_SPAN[::-1])):
+        x = _ROUND.perturb(x0, span[0], z)
+        exact = solve(ProbabilityFlow(model), x, solver=dopri5(), steps=_uneven(span, 400, (1.0,)))
+        problems[name] = (x, span, exact.x)
+    return model, problems
+
+
+@cache
+def _wide() -> tuple[MixtureModel, Tensor, Tensor]:
+    """A model, states at t_max and the exact ones at t_min, over the whole range of noise."""
+    model, _ = _smooth()
+    x = float(_ROUND.sigma(_ROUND.t_max)) * _draw((37, 2), _LAW_STATES)
+    ts = torch.linspace(_ROUND.t_max, _ROUND.t_min, 801, dtype=torch.float64)
+    return model, x, solve(ProbabilityFlow(model), x, solver=dopri5(), steps=ts).x
+
+
+def _uneven(span: tuple[float, float], n: int, ratios: Sequence[float] = _UNEVEN) -> Tensor:
+    """n steps over a span whose lengths follow these ratios, again and again."""
+    lengths = torch.tensor(ratios, dtype=torch.float64).repeat(n // len(ratios) + 1)[:n]
+    fraction = torch.cat([lengths.new_zeros(1), lengths.cumsum(0) / lengths.sum()])
+    ts = span[0] + (span[1] - span[0]) * fraction
+    ts[-1] = span[1]
+    return ts
+
+
+class _Watched(ScoreModel):
+    """A model that notes what it is asked, and answers NaN to spoiled samples below a time."""
+
+    def __init__(self, model: ScoreModel, *, below: float = 0.0) -> None:
+        super().__init__(model.sde, data_mean=model.data_mean, data_std=model.data_std, event_shape=model.event_shape)
+        self.model, self.below = model, below
+        self.calls = self.rows = 0
+        self.first, self.last = math.inf, -math.inf
+
+    def forward(self, x: Tensor, t: float | Tensor, spoiled: Tensor | None = None) -> Prediction:
+        times = torch.as_tensor(t, dtype=torch.float64)
+        self.calls, self.rows = self.calls + 1, self.rows + len(x)
+        if times.numel():
+            self.first, self.last = min(self.first, float(times.min())), max(self.last, float(times.max()))
+        prediction = self.model(x, t)
+        if spoiled is None:
+            return prediction
+        bad = spoiled & (times < self.below)
+        x0, noise = (part.where(~expand(bad, x).bool(), math.nan) for part in (prediction.x0, prediction.noise))
+        return Prediction(x0, noise, self.sde, t)
+
+
+class _Normal(ScoreModel):
+    """The exact belief about independent N(mean, std^2), any event shape."""
+
+    def __init__(self, sde: SDE, mean: float, std: float) -> None:
+        super().__init__(sde, data_mean=mean, data_std=std)
+        self.mean, self.std = mean, std
+
+    def forward(self, x: Tensor, t: float | Tensor) -> Prediction:
+        t = torch.as_tensor(t, dtype=torch.float64)
+        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
+        total = (alpha * self.std) ** 2 + sigma**2
+        offset = x - expand(alpha * self.mean, x)
+        x0 = self.mean + expand(alpha * self.std**2 / total, x) * offset
+        return Prediction(x0, expand(sigma / total, x) * offset, self.sde, t)
+
+
+def _equation(solver: Solver, model: ScoreModel, **cond: Any) -> Term:
+    """The equation that laws of either kind are tried on: the flow, or the reverse SDE for a solver of SDEs only."""
+    return ReverseSDE(model, **cond) if solver.kind == "SDE" else ProbabilityFlow(model, **cond)
+
+
+def _ways(solver: Solver) -> list[dict[str, Any]]:
+    """How the laws run a solver: on a grid, and by tolerance where it can."""
+    grid = {"steps": _uneven(_SMOOTH_SPAN, 12)}
+    return [grid, {"t_span": _SMOOTH_SPAN, "rtol": 1e-5}] if solver.adaptive else [grid]
+
+
+def _broken(solver: Solver, law: str, came: Any, wanted: Any) -> LawError:
+    return LawError(f"{solver!r}: {law}, fails: came {came}, wanted {wanted}")
+
+
+def _close(solver: Solver, law: str, came: Tensor, wanted: Tensor, tolerance: float = 1e-12) -> None:
+    """Raise LawError unless all values agree to a tolerance in units of the data."""
+    if came.shape != wanted.shape:
+        raise _broken(solver, law, f"shape {tuple(came.shape)}", tuple(wanted.shape))
+    error = float((came - wanted).abs().max()) if came.numel() else 0.0
+    if not error <= tolerance:
+        raise _broken(solver, law, f"a difference of {error:.2e}", f"at most {tolerance:.0e}")
+
+
+def _order(solver: Solver) -> None:
+    model, problems = _smooth()
+    for direction, (x, span, exact) in problems.items():
+        for grid, ratios in (("even", (1.0,)), ("uneven", _UNEVEN)):
+            p = solver.order if grid == "even" or solver.uneven_order is None else solver.uneven_order
+            errors: list[float] = []
+            for n in (20, 40, 80, 160) if p < 5 else (10, 20, 40, 80):
+                ts = _uneven(span, n, ratios)
+                came = solve(ProbabilityFlow(model), x, solver=solver, steps=ts).x
+                # the geometric mean: the root mean square is one or two samples that started near a separatrix
+                error = float((came - exact).square().sum(1).clamp_min(1e-36).log().mean().exp().sqrt())
+                if not error > _ROUNDING:
+                    break
+                errors.append(error)
+            law = f"order {p:g} on {grid} grids, {direction}"
+            if len(errors) < 2 or not all(math.isfinite(e) for e in errors):
+                raise _broken(solver, law, f"errors {errors}", "errors that fall step by step, above rounding")
+            slope = math.log2(errors[-2] / errors[-1])
+            more = 0.3 if solver.kind == "ODE" else 0.65  # a strong order may be half a one below that of the flow
+            if not p - 0.15 <= slope <= p + more:
+                shown = " ".join(f"{e:.1e}" for e in errors)
+                raise _broken(
+                    solver, law, f"slope {slope:.2f} (errors by halved steps: {shown})", f"{p:g} - 0.15 .. + {more}"
+                )
+
+
+def _gaussian_flow(solver: Solver) -> None:
+    """x' = alpha' mu + sqrt((alpha'^2 c + sigma'^2)/(alpha^2 c + sigma^2)) (x - alpha mu), c the variance along an axis."""
+    sde = VPSDE()
+    mu, c = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64), torch.tensor([0.3, 1.0, 4.0], dtype=torch.float64)
+    model = MixtureModel(GaussianMixture([mu.tolist()], covariances=torch.diag(c)), sde)
+    for start, stop in ((0.8, 0.1), (0.1, 0.8)):
+        a, b = sde.alpha(start), sde.alpha(stop)
+        spread = (a**2 * c + sde.sigma(start) ** 2).sqrt()
+        z = _draw((6, 3), _LAW_STATES)
+        exact = b * mu + (b**2 * c + sde.sigma(stop) ** 2).sqrt() * z
+        errors = []
+        for n in (20, 80):
+            ts = _uneven((start, stop), n)
+            came = solve(ProbabilityFlow(model), a * mu + spread * z, solver=solver, steps=ts).x
+            errors.append(float((came - exact).square().mean().sqrt()))
+        if not errors[1] <= min(0.2, max(errors[0] / 3, 1e-10)):
+            law = f"the flow of Gaussian data, t = {start:g} to {stop:g}"
+            raise _broken(solver, law, f"errors {errors} at 20 and 80 steps", "a fall by at least 3, below 0.2")
+
+
+def _tolerances(solver: Solver) -> None:
+    model, x, exact = _wide()
+    asked, errors, watched = (1e-3, 1e-4, 1e-5, 1e-6), [], _Watched(model)
+    for tol in asked:
+        watched = _Watched(model)
+        solution = solve(ProbabilityFlow(watched), x, solver=solver, t_span=(_ROUND.t_max, _ROUND.t_min), rtol=tol)
+        errors.append(float((solution.x - exact).square().mean().sqrt()))
+        _check_counts(solver, solution, watched)
+        if not isinstance(solver, OutsideSolver) and watched.rows >= watched.calls * len(x):
+            raise _broken(
+                solver, "samples that are done leave the batch", watched.rows, f"fewer than {watched.calls * len(x)}"
+            )
+    shown = " ".join(f"{e:.1e}" for e in errors)
+    slope = math.log(errors[0] / errors[-1]) / math.log(asked[0] / asked[-1])
+    falls = all(b < a for a, b in zip(errors, errors[1:], strict=False))
+    if not (falls and 0.7 <= slope <= 1.3 and all(e <= 30 * tol for e, tol in zip(errors, asked, strict=True))):
+        raise _broken(solver, "the error falls with the tolerance (1e-3 .. 1e-6)", shown, "in proportion to it")
+
+
+def _counts(solver: Solver) -> None:
+    model, problems = _smooth()
+    x = problems["down"][0]
+    for how in _ways(solver):
+        for run in (how, _to_zero(how)):
+            watched = _Watched(model)
+            solution = solve(_equation(solver, watched), x, solver=solver, noise=3, **run)
+            _check_counts(solver, solution, watched)
+            if "steps" in run:
+                n = len(run["steps"]) - 1
+                if solution.accepted.unique().tolist() != [n] or bool(solution.rejected.any()):
+                    raise _broken(solver, "accepted counts the steps of a grid", solution.accepted.tolist(), n)
+
+
+def _to_zero(how: dict[str, Any]) -> dict[str, Any]:
+    """The same run with the final denoising."""
+    if "steps" in how:
+        return {"steps": torch.cat([how["steps"], torch.zeros(1, dtype=torch.float64)])}
+    return {**how, "t_span": (_SMOOTH_SPAN[0], 0.0)}
+
+
+def _check_counts(solver: Solver, solution: Solution, watched: _Watched) -> None:
+    if bool((solution.status != 0).any()):
+        raise _broken(solver, "all samples arrive", solution.message, "status 0")
+    if solution.calls != watched.calls:
+        raise _broken(solver, "calls are the calls made", solution.calls, watched.calls)
+    if int(solution.nfe.sum()) != watched.rows:
+        raise _broken(solver, "nfe, summed, are the rows computed", int(solution.nfe.sum()), watched.rows)
+    sde = watched.sde
+    if not (sde.t_min <= watched.first and watched.last <= sde.t_max):
+        law = "the network is evaluated inside [t_min, t_max]"
+        raise _broken(solver, law, f"{watched.first} .. {watched.last}", f"{sde.t_min} .. {sde.t_max}")
+
+
+def _saving(solver: Solver) -> None:
+    model, problems = _smooth()
+    x = problems["down"][0]
+    for how in _ways(solver):
+        last = solve(_equation(solver, model), x, solver=solver, noise=3, **how)
+        path = solve(_equation(solver, model), x, solver=solver, noise=3, save="all", **how)
+        for other in (path, solve(_equation(solver, model), x, solver=solver, noise=3, save=_SMOOTH_SPAN[::-1], **how)):
+            same = torch.equal(other.x, last.x) and torch.equal(other.nfe, last.nfe) and other.calls == last.calls
+            if not same and not isinstance(solver, OutsideSolver):
+                raise _broken(solver, "saving changes neither x nor the counts", "another result", "the same")
+            _close(solver, "saving does not change x", other.x, last.x, 1e-12 if "steps" in how else 1e-4)
+        _close(solver, "the last saved state is x", path.xs[-1], path.x)
+        _close(solver, "the first saved state is where it starts", path.xs[0], x)
+        _close(solver, "states are saved at the times asked for", other.xs, torch.stack([other.x, x]))
+        ts = path.ts if path.ts.ndim == 1 else path.ts[:, 0]
+        if not (float(ts[0]), float(ts[-1])) == _SMOOTH_SPAN or not bool((ts.diff() <= 0).all()):
+            raise _broken(solver, "saved times go from the first to the last", ts.tolist(), _SMOOTH_SPAN)
+
+
+def _again(solver: Solver) -> None:
+    model, problems = _smooth()
+    x = problems["down"][0]
+    for how in _ways(solver):
+        first = solve(_equation(solver, model), x, solver=solver, noise=3, **how).x
+        solve(_equation(solver, model), x.flip(0)[:7] + 1, solver=solver, noise=4, steps=_uneven(_SMOOTH_SPAN, 5))
+        again = solve(_equation(solver, model), x, solver=solver, noise=3, **how).x
+        if not torch.equal(first, again):
+            raise _broken(solver, "a solve does not depend on the one before", "another result", "the same")
+
+
+def _companions(solver: Solver) -> None:
+    model, problems = _smooth()
+    x = problems["down"][0]
+    for how in _ways(solver):
+        if isinstance(solver, OutsideSolver) and "steps" not in how:
+            continue  # other libraries step the batch together
+        whole = solve(_equation(solver, model), x, solver=solver, noise=3, **how)
+        for size in (1, 2, 5, 8, 16):
+            for rows in (torch.arange(size), torch.arange(len(x) - size, len(x)).flip(0)):
+                part = solve(_equation(solver, model), x[rows], solver=solver, noise=Noise(3, index=rows), **how)
+                _close(solver, f"a sample does not depend on its batch mates (batch of {size})", part.x, whole.x[rows])
+                if not torch.equal(part.nfe, whole.nfe[rows]):
+                    raise _broken(solver, "nor do its evaluations", part.nfe.tolist(), whole.nfe[rows].tolist())
+
+
+def _spoiled(solver: Solver) -> None:
+    model, problems = _smooth()
+    x = problems["down"][0]
+    spoiled = torch.zeros(len(x), dtype=torch.bool)
+    spoiled[[3, 11]] = True
+    for how in _ways(solver):
+        if isinstance(solver, OutsideSolver) and "steps" not in how:
+            continue
+        good = solve(_equation(solver, model), x, solver=solver, noise=3, **how)
+        term = _equation(solver, _Watched(model, below=0.55), spoiled=spoiled)
+        came = solve(term, x, solver=solver, noise=3, on_failure="mark", **how)
+        if not torch.equal(came.status, spoiled.long()):
+            raise _broken(
+                solver, "NaN from the network marks its samples", came.status.tolist(), spoiled.long().tolist()
+            )
+        _close(solver, "NaN in one sample harms no other", came.x[~spoiled], good.x[~spoiled])
+        reached = came.t[spoiled]
+        if not bool(((reached > 0.5) & (reached < 0.6)).all()):  # it begins at 0.55, steps are up to 0.05 long
+            raise _broken(solver, "the time of a failure is told", reached.tolist(), "the last node above 0.55")
+        try:
+            solve(term, x, solver=solver, noise=3, **how)
+        except NonFiniteError as error:
+            partial = error.partial
+            if partial is None or not torch.equal(partial.status, came.status):
+                raise _broken(solver, "a failure carries the partial solution", partial, "the marked one") from error
+        else:
+            raise _broken(solver, "NaN from the network raises", "a result", "NonFiniteError")
+
+
+def _events(solver: Solver) -> None:
+    model = _Normal(_ROUND, 0.3, 0.8)
+    steps = _uneven(_SMOOTH_SPAN, 6)
+
+    def run(x: Tensor) -> Tensor:
+        return solve(_equation(solver, model), x, solver=solver, steps=steps, noise=3).x
+
+    x = _draw((5, 6), _LAW_STATES)
+    flat_result = run(x)
+    for event in ((6,), (1, 2, 3)):
+        shaped = x.reshape(5, *event)
+        _close(solver, f"an event of shape {event} is its elements", run(shaped).reshape(5, 6), flat_result)
+        strided = torch.stack([shaped, shaped + 1], dim=-1)[..., 0]
+        _close(solver, "a strided state is as a contiguous one", run(strided), run(shaped))
+        empty = run(shaped[:0])
+        if empty.shape != (0, *event):
+            raise _broken(solver, "an empty batch gives an empty result", tuple(empty.shape), (0, *event))
+    _close(solver, "scalar events work as others", run(x[:, 0]), run(x[:, :1])[:, 0])
+    low = run(x.float())
+    if low.dtype != torch.float32:
+        raise _broken(solver, "float32 in, float32 out", low.dtype, torch.float32)
+    _close(solver, "float32 is close to float64", low.double(), flat_result, 1e-3)
+
+
+def _seeds(solver: Solver) -> None:
+    model, problems = _smooth()
+    x = problems["down"][0]
+    term, steps = ReverseSDE(model), _uneven(_SMOOTH_SPAN, 6)
+
+    def run(x: Tensor, noise: Noise) -> Tensor:
+        return solve(term, x, solver=solver, steps=steps, noise=noise).x
+
+    whole = run(x, Noise(3))
+    if torch.equal(whole, run(x, Noise(4))) or torch.equal(run(x[:1], Noise(3)), run(x[:1], Noise(3, index=[9]))):
+        raise _broken(solver, "another seed, or number, draws other noise", "the same", "another result")
+    rows = torch.tensor([9, 2, 17])
+    _close(solver, "sample i depends on (seed, i) alone", run(x[rows], Noise(3, index=rows)), whole[rows])
+
+
+def _output_law(solver: Solver) -> None:
+    sde, mu, std = VPSDE(), 0.7, 0.5
+    model = _Normal(sde, mu, std)
+
+    def marginal(t: float) -> tuple[float, float]:
+        alpha, sigma = float(sde.alpha(t)), float(sde.sigma(t))
+        return alpha * mu, (alpha * std) ** 2 + sigma**2
+
+    mean, variance = marginal(sde.t_max)
+    wanted_mean, wanted_variance = marginal(sde.t_min)
+    misses = []
+    for n in (50, 200):
+        steps = formula_grid(sde, n, kind=solver.grid, start=sde.t_max, stop=sde.t_min, sigma_data=std)
+        law = affine_law(solver, ReverseSDE(model), steps, mean, variance)
+        if law is None:  # not affine: sample
+            x = mean + math.sqrt(variance) * _draw((20_000, 1), _LAW_STATES)
+            came = solve(ReverseSDE(model), x, solver=solver, steps=steps, noise=3).x
+            law = float(came.mean()), float(came.var())
+        misses.append(((law[0] - wanted_mean) / math.sqrt(wanted_variance), law[1] / wanted_variance - 1))
+    for k, name in enumerate(("mean (in units of the spread)", "variance (relative)")):
+        coarse, fine = abs(misses[0][k]), abs(misses[1][k])
+        if not fine <= max(0.45 * coarse, 0.02) or not fine <= 0.15:
+            law = f"the law of its output tends to the data's: {name}"
+            raise _broken(solver, law, f"misses {coarse:.3g}, {fine:.3g} at 50 and 200 steps", "a fall in proportion")
+
+
+def affine_law(solver: Solver, term: Term, steps: Tensor, mean: float, variance: float) -> tuple[float, float] | None:
+    """Mean and variance of what a solver makes of N(mean, variance) on a grid, exactly; None where it is not affine.
+
+    On a term with an affine drift such as that of Gaussian data, x' = A x + B + sum_k c_k z_k over the normals z_k it
+    draws; a batch in which every row feeds it one input alone gives A, B and all c_k.
+
+    Args:
+        solver, term, steps: as for `solve`; one-dimensional events.
+        mean, variance: of the state at the first time.
+    """
+    probe = _Probe()
+    solve(term, torch.zeros(1, 1, dtype=torch.float64), solver=solver, steps=steps, noise=probe)
+    x = torch.zeros(len(probe.known) + 2, 1, dtype=torch.float64)
+    x[1] = 1.0
+    came = solve(term, x, solver=solver, steps=steps, noise=probe).x[:, 0]
+    b, a, c = came[0], came[1] - came[0], came[2:] - came[0]
+    recorded = _Recorded(5)
+    trial = _draw((4, 1), _LAW_STATES)
+    real = solve(term, trial, solver=solver, steps=steps, noise=recorded).x
+    z = torch.stack([recorded.known[address] for address in probe.known]) if len(c) else x.new_zeros(0, 4, 1)
+    predicted = a * trial + b + torch.einsum("k,kbe->be", c, z)
+    if not float((real - predicted).abs().max()) <= 1e-9 * (1 + float(predicted.abs().max())):
+        return None
+    return float(a * mean + b), float(a**2 * variance + c.square().sum())
+
+
+class _Probe(Noise):
+    """Noise under control: the k-th normal that a solve draws is 1 in row k + 2 of the batch and 0 elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self.known: dict[tuple[float, ...], int] = {}
+
+    def select(self, keep: Tensor) -> Noise:
+        return self
+
+    def normal(
+        self, shape: Sequence[int], *address: int | float | Tensor, dtype: torch.dtype, device: torch.device | str
+    ) -> Tensor:
+        k = self.known.setdefault(tuple(float(part) for part in address), len(self.known))
+        z = torch.zeros(tuple(shape), dtype=dtype, device=device)
+        z[k + 2 : k + 3] = 1.0
+        return z
+
+
+class _Recorded(Noise):
+    """Noise that remembers what it gave."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.known: dict[tuple[float, ...], Tensor] = {}
+
+    def normal(
+        self, shape: Sequence[int], *address: int | float | Tensor, dtype: torch.dtype, device: torch.device | str
+    ) -> Tensor:
+        z = super().normal(shape, *address, dtype=dtype, device=device)
+        self.known[tuple(float(part) for part in address)] = z
+        return z
 
 
 # ---- tools

@@ -136,7 +136,7 @@ class Adams(Solver):
             "past": _carried(accept, step.state["past"], state["past"], width),
             "order": best,
             "known": (known + accept).clamp_max(width),
-            "ratio": own,
+            "ratio": torch.where(torch.isfinite(own), own, 1.0),
         }
         return accept, factor, carried
 

@@ -45,6 +45,7 @@ class Solver(ABC):
     Attributes:
         name: as in the table of solvers.
         order: the global order of convergence (strong order for SDE solvers).
+        uneven_order: the order where neighbouring steps differ in length; None: the same.
         evaluations: network evaluations a step.
         kind: "ODE" (deterministic terms), "SDE" (takes noise), "any".
         adaptive: whether `step` returns an error estimate, so that rtol and atol can be used.
@@ -61,6 +62,7 @@ class Solver(ABC):
 
     name: str = "solver"
     order: float = 1
+    uneven_order: float | None = None
     evaluations: int = 1
     kind: str = "ODE"
     adaptive: bool = False
