@@ -132,6 +132,20 @@ def model_tensors(model: Denoiser) -> dict[str, Tensor]:
     return tensors
 
 
+def check_same(model: Denoiser, description: Mapping[str, Any]) -> None:
+    """Raise unless `describe` gave this description for the same network, parametrisation, event and process.
+
+    Raises:
+        IncompatibleCheckpointError: naming what differs.
+    """
+    own = json.loads(json.dumps(describe(model)))
+    for key in ("net", "parametrization", "event_shape"):
+        theirs = description.get(key)
+        if own[key] != theirs:
+            raise IncompatibleCheckpointError(f"the checkpoint's {key} is {theirs}, the model's {own[key]}")
+    _check_path(model.sde, description["sde"]["path"])
+
+
 def set_weights(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Fill a network with the weights of `model_tensors`.
 
@@ -351,8 +365,8 @@ def _verified(path: Path) -> dict[str, Any]:
     manifest_path = path / MANIFEST
     if not manifest_path.is_file():
         raise CorruptCheckpointError(f"{path} has no {MANIFEST}: it is no checkpoint, or not a whole one")
-    if manifest_path.stat().st_size > _MOST_MANIFEST:
-        raise CorruptCheckpointError(f"{manifest_path} has {manifest_path.stat().st_size} bytes, more than any manifest")
+    if (size := manifest_path.stat().st_size) > _MOST_MANIFEST:
+        raise CorruptCheckpointError(f"{manifest_path} has {size} bytes, more than any manifest")
     raw = manifest_path.read_bytes()
     manifest = _parsed(raw, manifest_path)
     body = {key: value for key, value in manifest.items() if key != "seal"}

@@ -1,6 +1,6 @@
-"""Training: `fit`, the one loop, its batches, its averages and its run folders."""
+"""Training: `fit`, the one loop; what it feeds on, averages, records and keeps on disk."""
 
-from .fit import fit
-from .history import History
+from .history import History, LossByLevel
+from .loop import fit
 
-__all__ = ["History", "fit"]
+__all__ = ["History", "LossByLevel", "fit"]

@@ -1,112 +1,220 @@
-"""Batches whose content depends on (seed, step) alone, so that a run can go on from any step."""
+"""What the loop feeds on: clean samples with their conditions, in an order that seed and step alone decide."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import IterableDataset, default_collate
 
 from ..errors import InvalidInputError
 from ..shapes import check_state
+from .draws import derived_seed, own_draws, seed_draws
 
-Batch = tuple[Tensor, dict[str, Any]]
+_MEASURED = 4096  # samples that statistics are taken from where the data are no tensor
+_CHUNK = 256  # samples measured at a time
 
 
-class Shuffled:
-    """Batches of indexed data: the samples in one random order after another, cut into pieces of batch_size.
+class Batch(NamedTuple):
+    """Clean samples (B, *event), their conditions, and their numbers in the data (None where those are iterated)."""
 
-    Args:
-        data: a tensor (N, *event), or a Dataset with __len__ and __getitem__ of x0 or (x0, dict of conditions).
-        cond: conditions: tensors (N, ...) go with their sample, anything else to every batch.
+    x0: Tensor
+    cond: dict[str, Any]
+    numbers: Tensor | None
+
+
+class Batches(ABC):
+    """Batches without end.
+
+    Attributes:
+        first: a batch to check before anything is done.
     """
 
-    def __init__(self, data: Any, cond: Mapping[str, Any], batch_size: int, seed: int, device: torch.device) -> None:
-        self.data, self.cond, self.batch_size, self.seed, self.device = data, dict(cond), batch_size, seed, device
-        self.n = len(data)
-        if isinstance(data, Tensor):
-            self.data = data.to(device)
-        for name, value in self.cond.items():
-            if isinstance(value, Tensor):
-                if value.ndim == 0 or len(value) != self.n:
-                    raise InvalidInputError(f"condition {name!r} has shape {tuple(value.shape)}, but the data have {self.n} samples: one per sample")
-                self.cond[name] = value.to(device)
-        self._orders: dict[int, Tensor] = {}
+    first: Batch
 
-    def __call__(self, step: int) -> Batch:
-        """The batch of a step, whichever steps were asked for before."""
-        first, rows, left = step * self.batch_size, [], self.batch_size
-        while left:
-            epoch, place = divmod(first, self.n)
-            piece = self._order(epoch)[place : place + left]
-            rows.append(piece)
-            first, left = first + len(piece), left - len(piece)
-        index = rows[0] if len(rows) == 1 else torch.cat(rows)
-        cond = {k: v[index.to(v.device)] if isinstance(v, Tensor) else v for k, v in self.cond.items()}
-        if isinstance(self.data, Tensor):
-            return self.data[index.to(self.device)], cond
-        items = [_split(self.data[i]) for i in index.tolist()]
-        x0 = torch.stack([torch.as_tensor(x) for x, _ in items])
-        own = {k: torch.stack([torch.as_tensor(c[k]) for _, c in items]) for k in items[0][1]}
-        return x0.to(self.device), {**cond, **{k: v.to(self.device) for k, v in own.items()}}
+    @abstractmethod
+    def from_step(self, step: int, seed: int) -> Iterator[Batch]:
+        """The batches of step, step + 1, ..."""
 
-    def _order(self, epoch: int) -> Tensor:
-        if epoch not in self._orders:
-            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
-            self._orders = {epoch: torch.randperm(self.n, generator=generator)}
-        return self._orders[epoch]
+    @abstractmethod
+    def measured(self) -> Iterable[Tensor]:
+        """The samples that mean and standard deviation are taken from, in chunks."""
+
+    def statistics(self) -> tuple[Tensor, float]:
+        """The event-shaped mean and, as one number, the root mean square distance of the elements from it; in float64.
+
+        Source: Chan, Golub & LeVeque 1983, for joining chunks.
+        """
+        n, mean, squares = 0, torch.zeros(self.first.x0.shape[1:], dtype=torch.float64), 0.0
+        for chunk in self.measured():
+            x, k = chunk.double().cpu(), len(chunk)
+            own = x.mean(0)
+            squares += float((x - own).square().sum() + (own - mean).square().sum() * n * k / (n + k))
+            mean = mean + (own - mean) * k / (n + k)
+            n += k
+        return mean, (squares / (n * max(mean.numel(), 1))) ** 0.5
 
 
-class Streamed:
-    """Batches of an iterable that makes them itself: each item is a batch x0 (B, *event) or (x0, dict of conditions). It is begun again when it ends."""
+def batches(data: Any, cond: Mapping[str, Any], batch_size: int) -> Batches:
+    """The batches of whatever `fit` accepts as data.
 
-    def __init__(self, data: Iterable, cond: Mapping[str, Any], device: torch.device) -> None:
-        self.data, self.cond, self.device = data, dict(cond), device
-        self._items: Iterator | None = None
+    What can be indexed (a tensor, a Dataset, a list) holds samples, and is cut into batches here; what can only be
+    iterated (a DataLoader, a generator) holds batches.
 
-    def __call__(self, step: int) -> Batch:
-        item = next(self._items, None) if self._items is not None else None
-        if item is None:
-            self._items = iter(self.data)
-            item = next(self._items, None)
-            if item is None:
-                raise InvalidInputError("data gave no batch: an iterable must give at least one, and again when it is iterated anew")
-        x0, own = _split(item)
-        cond = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in {**self.cond, **own}.items()}
-        return x0.to(self.device), cond
-
-
-def batches(data: Any, cond: Mapping[str, Any], batch_size: int, seed: int, device: torch.device) -> Shuffled | Streamed:
-    """The batches of any kind of data."""
+    Raises:
+        InvalidInputError: anything else, no data, or data that are not floating, finite and of one shape.
+    """
+    if isinstance(data, np.ndarray):
+        data = torch.from_numpy(data)
+    if isinstance(data, tuple) and len(data) == 2 and isinstance(data[1], Mapping):
+        raise InvalidInputError("data is a pair (x0, conditions): pass conditions by name, as fit(model, x0, label=y)")
+    if isinstance(data, str | bytes | Mapping) or not (hasattr(data, "__getitem__") or hasattr(data, "__iter__")):
+        raise InvalidInputError(
+            f"data is a {type(data).__name__}: pass a tensor (N, *event), or a Dataset or an iterable of x0 or "
+            "(x0, dict of conditions)"
+        )
     if isinstance(data, Tensor):
         check_state(data, name="data")
-    if hasattr(data, "__len__") and hasattr(data, "__getitem__"):
+        return _Indexed(data, cond, batch_size)
+    if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, IterableDataset):
+        return _Indexed(data, cond, batch_size)
+    return _Stream(data, cond)
+
+
+class _Indexed(Batches):
+    """Shuffled passes over N samples, one after the other, cut into batches of one size (N may be smaller than that).
+
+    Pass e is a permutation drawn from (seed, e), so that any step can be the first.
+    """
+
+    def __init__(self, data: Any, cond: Mapping[str, Any], batch_size: int) -> None:
         if not len(data):
-            raise InvalidInputError("data is empty: training needs at least one sample")
-        return Shuffled(data, cond, batch_size, seed, device)
-    if not isinstance(data, Iterable):
-        raise InvalidInputError(f"data is {type(data).__name__}: pass a tensor (N, *event), a Dataset, or an iterable of batches")
-    return Streamed(data, cond, device)
+            raise InvalidInputError("data is empty: wanted at least one sample")
+        self.data, self.cond, self.batch_size = data, dict(cond), batch_size
+        for name, value in self.cond.items():
+            if isinstance(value, Tensor) and (not value.ndim or len(value) != len(data)):
+                raise InvalidInputError(
+                    f"condition {name!r} has shape {tuple(value.shape)} for {len(data)} samples: tensors are per "
+                    f"sample, ({len(data)}, ...); pass a Python number for a value that all share"
+                )
+        self.length = len(data) * -(-batch_size // len(data))  # of a pass: whole copies of the data, a batch at least
+        self._passes: dict[tuple[int, int], Tensor] = {}
+        self.first = self._batch(torch.arange(min(len(data), batch_size)))
+        check_state(self.first.x0, name="data")
+
+    def from_step(self, step: int, seed: int) -> Iterator[Batch]:
+        while True:
+            yield self._batch(self._numbers(step, seed))
+            step += 1
+
+    def measured(self) -> Iterable[Tensor]:
+        if isinstance(self.data, Tensor):
+            return self.data.split(_CHUNK)
+        spread = torch.linspace(0, len(self.data) - 1, min(len(self.data), _MEASURED)).round().long()
+        return (self._batch(part).x0 for part in spread.split(_CHUNK))
+
+    def _numbers(self, step: int, seed: int) -> Tensor:
+        e, start = divmod(step * self.batch_size, self.length)
+        numbers = self._pass(e, seed)[start : start + self.batch_size]
+        if len(numbers) < self.batch_size:
+            numbers = torch.cat([numbers, self._pass(e + 1, seed)[: self.batch_size - len(numbers)]])
+        return numbers
+
+    def _pass(self, e: int, seed: int) -> Tensor:
+        if (e, seed) not in self._passes:
+            self._passes = {k: v for k, v in self._passes.items() if k == (e - 1, seed)}
+            generator = torch.Generator().manual_seed(derived_seed(seed, "order", e))
+            self._passes[e, seed] = torch.randperm(self.length, generator=generator) % len(self.data)
+        return self._passes[e, seed]
+
+    def _batch(self, numbers: Tensor) -> Batch:
+        cond = {k: v[numbers.to(v.device)] if isinstance(v, Tensor) else v for k, v in self.cond.items()}
+        if isinstance(self.data, Tensor):
+            return Batch(self.data[numbers.to(self.data.device)], cond, numbers)
+        items = [_parted(self.data[i]) for i in numbers.tolist()]
+        try:
+            x0, own = default_collate(items)
+        except (RuntimeError, TypeError, KeyError) as error:
+            raise InvalidInputError(f"samples {numbers[:4].tolist()}, ... do not make a batch: {error}") from error
+        return Batch(x0, {**own, **cond}, numbers)
 
 
-def statistics(data: Any, source: Shuffled | Streamed) -> tuple[Tensor, Tensor]:
-    """The event-shaped mean and the scalar standard deviation around it, float64, of all data in memory or of up to 100 batches."""
-    if isinstance(data, Tensor):
-        x = data.double()
-    else:
-        count = min(100, -(-source.n // source.batch_size)) if isinstance(source, Shuffled) else 10
-        x = torch.cat([source(k)[0] for k in range(count)]).double()
-    mean = x.mean(0)
-    return mean.cpu(), (x - mean).square().mean().sqrt().cpu()
+class _Stream(Batches):
+    """Passes over an iterable of batches; one that can be iterated once must last for all steps.
+
+    A pass begins with torch's generator seeded by (seed, e), so that a DataLoader shuffles alike when a run goes on;
+    the batches before its first step are loaded and left out.
+    """
+
+    def __init__(self, data: Iterable, cond: Mapping[str, Any]) -> None:
+        for name, value in cond.items():
+            if isinstance(value, Tensor):
+                raise InvalidInputError(
+                    f"condition {name!r} is a tensor, but rows cannot be matched with data that are iterated: let them "
+                    f"give (x0, {{{name!r}: ...}})"
+                )
+        self.data, self.cond = data, dict(cond)
+        iterator = iter(data)
+        self._once = iterator if iterator is data else None
+        first = next(self._pass(0, 0), None)
+        if first is None:
+            raise InvalidInputError("data is empty: wanted at least one batch")
+        self.first = first
+        check_state(first.x0, name="data")
+
+    def from_step(self, step: int, seed: int) -> Iterator[Batch]:
+        if self._once is not None:
+            yield from islice([self.first], max(0, 1 - step))
+            yield from islice(self._pass(0, seed), max(0, step - 1), None)
+            raise InvalidInputError(
+                "data ended before the last step: pass what can be iterated again, such as a DataLoader, or fewer steps"
+            )
+        e, seen = 0, 0
+        while True:
+            for batch in self._pass(e, seed):
+                if seen >= step:
+                    yield batch
+                seen += 1
+            e += 1
+
+    def measured(self) -> Iterable[Tensor]:
+        n = 0
+        for batch in [self.first] if self._once is not None else self._pass(0, 0):
+            yield batch.x0
+            n += len(batch.x0)
+            if n >= _MEASURED:
+                return
+
+    def _pass(self, e: int, seed: int) -> Iterator[Batch]:
+        if self._once is not None:
+            yield from map(self._batch, self._once)
+            return
+        with own_draws(torch.device("cpu")):
+            seed_draws(derived_seed(seed, "pass", e), torch.device("cpu"))
+            iterator = iter(self.data)
+            first = list(islice(iterator, 1))
+        yield from map(self._batch, first)
+        yield from map(self._batch, iterator)
+
+    def _batch(self, item: Any) -> Batch:
+        x0, own = _parted(item)
+        return Batch(torch.as_tensor(x0), {**own, **self.cond}, None)
 
 
-def _split(item: Any) -> tuple[Any, dict[str, Any]]:
-    """An item of data as (x0, conditions)."""
-    if isinstance(item, Sequence) and not isinstance(item, Tensor) and len(item) == 2 and isinstance(item[1], Mapping):
-        return item[0], dict(item[1])
-    if isinstance(item, Sequence) and not isinstance(item, Tensor) and len(item) == 1:
-        return item[0], {}
-    if isinstance(item, Tensor):
+def _parted(item: Any) -> tuple[Any, Mapping[str, Any]]:
+    """(x0, conditions) of what a Dataset or an iterable gives."""
+    if not isinstance(item, tuple | list):
         return item, {}
-    raise InvalidInputError(f"an item of data is {type(item).__name__}: wanted x0, or (x0, dict of conditions)")
+    if len(item) == 1:
+        return item[0], {}
+    if len(item) == 2 and isinstance(item[1], Mapping):
+        return item[0], item[1]
+    raise InvalidInputError(
+        f"data gives a {type(item).__name__} of {', '.join(type(part).__name__ for part in item[:4])}: wanted x0 or "
+        "(x0, dict of conditions); a label goes with its name, as (x0, {'label': y})"
+    )

@@ -1,50 +1,180 @@
-"""What a training run tells afterwards."""
+"""What a run remembers of its steps: the loss, by noise level too, and the steps that failed."""
 
 from __future__ import annotations
 
+import math
+import warnings
+from array import array
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import NonFiniteError
 from ..sde import SDE
+from ..shapes import numbers as listed
+
+_BINS = 24
+_KEPT = 1 - 1 / 1000  # a step: the loss by level looks back over about a thousand steps
+_MOST_FAILURES = 10  # in a row
 
 
 @dataclass(frozen=True)
-class History:
-    """The losses of a run.
+class LossByLevel:
+    """The loss of the last thousand steps or so, by noise level.
 
     Attributes:
-        loss: (steps,) float64, the batch means; NaN where a step was skipped.
-        loss_by_level: (bins,) the mean loss by noise level over the later half of the run, NaN where no sample fell.
-        level_edges: (bins + 1,) the bins' edges in half log-SNR, rising: noise to the left, data to the right.
-        skipped: the steps that were left out because loss or gradient was not finite.
-        seed: what governed order, times and noise.
+        edges: (K + 1,) half log-SNR, rising: from noise to data.
+        loss: (K,) mean loss of the samples between two edges; NaN where there were none.
+        count: (K,) how many samples a mean is made of, older ones counting less.
+    """
+
+    edges: Tensor
+    loss: Tensor
+    count: Tensor
+
+
+@dataclass(frozen=True, repr=False)
+class History:
+    """What `fit` gives back.
+
+    Attributes:
+        loss: (steps,) mean loss of each step's batch, float64; NaN where the step was skipped.
+        loss_by_level: the loss by noise level.
+        skipped: steps, counted from 0, that were left out because their loss or gradient was not finite.
+        seed: what the run drew from.
     """
 
     loss: Tensor
-    loss_by_level: Tensor
-    level_edges: Tensor
-    skipped: tuple[int, ...]
+    loss_by_level: LossByLevel
+    skipped: list[int]
     seed: int
 
+    def __repr__(self) -> str:
+        last = float(self.loss[-max(1, len(self.loss) // 10) :].nanmean())
+        return f"History({len(self.loss)} steps, last loss {last:.4g}, {len(self.skipped)} skipped, seed {self.seed})"
 
-class Levels:
-    """Sums of losses by noise level, on the device, (bins,) each."""
 
-    def __init__(self, sde: SDE, device: torch.device, bins: int = 16) -> None:
-        ends = sde.half_log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))
-        low, high = float(ends[0].clamp_min(-12)), float(ends[1])  # no signal at all is level -12 and below
-        self.sde, self.edges = sde, torch.linspace(low, high, bins + 1, dtype=torch.float64)
-        self.sums = torch.zeros(2, bins, dtype=torch.float64, device=device)
+class Step(NamedTuple):
+    """What a step leaves behind, still on its device: nothing here has been waited for."""
 
-    def add(self, t: Tensor, loss: Tensor) -> None:
-        """Note losses (B,) at times () or (B,)."""
-        level = self.sde.half_log_snr(t.detach().to(loss.device, torch.float64)).expand(loss.shape)
-        edges = self.edges.to(loss.device)
-        cell = (torch.searchsorted(edges, level.contiguous(), right=True) - 1).clamp(0, self.sums.shape[1] - 1)
-        values = torch.stack([loss.detach().double(), torch.ones_like(loss, dtype=torch.float64)])
-        self.sums.index_add_(1, cell, values)
+    losses: Tensor  # (B,)
+    t: Tensor | None  # () or (B,), the times the model was asked at
+    mean: Tensor  # ()
+    gradient_norm: Tensor  # ()
+    failed: Tensor  # (), 1 where loss or gradient was not finite
+    numbers: Tensor | None  # (B,), which samples of the data
 
-    def means(self) -> Tensor:
-        return (self.sums[0] / self.sums[1]).cpu()
+
+class Recorder:
+    """Collects steps and evaluates many at once, so that the loop neither computes for it nor waits for the device."""
+
+    def __init__(self, sde: SDE) -> None:
+        levels = sde.half_log_snr(torch.linspace(sde.t_min, sde.t_max, 1025, dtype=torch.float64))
+        levels = levels[torch.isfinite(levels)]
+        self.edges = torch.linspace(float(levels[-1]), float(levels[0]), _BINS + 1, dtype=torch.float64)
+        self.times = sde.time(self.edges[1:-1].flip(0))  # the same edges as times, rising: from data to noise
+        self.sums, self.counts = np.zeros(_BINS), np.zeros(_BINS)
+        self.loss, self.gradient_norm = array("d"), array("d")
+        self.skipped: list[int] = []
+        self.failures = 0  # in a row
+        self._waiting: list[Step] = []
+
+    def __len__(self) -> int:
+        """How many steps wait to be evaluated."""
+        return len(self._waiting)
+
+    def add(self, step: Step) -> None:
+        self._waiting.append(step)
+
+    def evaluate(self, seed: int) -> None:
+        """Take in the waiting steps.
+
+        Warns:
+            RuntimeWarning: names a step, its times and samples, that was not finite.
+
+        Raises:
+            NonFiniteError: ten steps in a row were not.
+        """
+        steps, self._waiting = self._waiting, []
+        if not steps:
+            return
+        first = len(self.loss)
+        means, norms, failed = torch.stack(
+            [torch.stack([s.mean.double(), s.gradient_norm.double(), s.failed.double()]) for s in steps], 1
+        ).tolist()
+        self.gradient_norm.extend(norms)
+        self._add_levels([step for step, bad in zip(steps, failed, strict=True) if not bad])
+        for i, bad in enumerate(failed):
+            self.loss.append(math.nan if bad else means[i])
+            self.failures = self.failures + 1 if bad else 0
+            if not bad:
+                continue
+            self.skipped.append(first + i)
+            what = _failure(first + i, steps[i])
+            if self.failures == _MOST_FAILURES:
+                raise NonFiniteError(
+                    f"{_MOST_FAILURES} steps in a row were not finite, at last {what}. The weights are those from "
+                    "before; look at these samples, or take a smaller lr or clip",
+                    partial=self.history(seed),
+                )
+            warnings.warn(f"{what}: the step was skipped", RuntimeWarning, stacklevel=4)
+
+    def history(self, seed: int) -> History:
+        """As it stands."""
+        with np.errstate(invalid="ignore"):
+            loss = torch.from_numpy(self.sums / self.counts)
+        levels = LossByLevel(self.edges, loss, torch.from_numpy(self.counts.copy()))
+        return History(torch.tensor(self.loss, dtype=torch.float64), levels, list(self.skipped), seed)
+
+    def _add_levels(self, steps: list[Step]) -> None:
+        """Sums by level: step after step, so that it makes no difference which steps were evaluated together."""
+        steps = [step for step in steps if step.t is not None]
+        if not steps:
+            return
+        losses = torch.cat([step.losses for step in steps]).double()
+        times = torch.cat([_times_of(step) for step in steps])
+        row = torch.cat([torch.full_like(step.losses, i, dtype=torch.int64) for i, step in enumerate(steps)])
+        cell = _BINS * row + _BINS - 1 - torch.bucketize(times, self.times.to(times.device))
+        weights = (losses, torch.ones_like(losses))
+        both = [torch.bincount(cell, weights=w, minlength=_BINS * len(steps)) for w in weights]
+        sums, counts = torch.stack(both).reshape(2, -1, _BINS).cpu().numpy()
+        for own_sums, own_counts in zip(sums, counts, strict=True):
+            self.sums = _KEPT * self.sums + own_sums
+            self.counts = _KEPT * self.counts + own_counts
+
+    # ---- what a checkpoint keeps of it
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {
+            "history.loss": torch.tensor(self.loss, dtype=torch.float64),
+            "history.sums": torch.from_numpy(self.sums),
+            "history.counts": torch.from_numpy(self.counts),
+        }
+
+    def restore(self, tensors: dict[str, Tensor], failures: int) -> None:
+        self.loss = array("d", tensors["history.loss"].tolist())
+        self.gradient_norm = array("d", [math.nan] * len(self.loss))
+        self.sums, self.counts = (tensors[f"history.{name}"].numpy().copy() for name in ("sums", "counts"))
+        self.skipped = [i for i, loss in enumerate(self.loss) if math.isnan(loss)]
+        self.failures = failures
+
+
+def _times_of(step: Step) -> Tensor:
+    """(B,) float64, beside the losses."""
+    t = torch.as_tensor(math.nan) if step.t is None else step.t
+    return t.to(step.losses.device, torch.float64).expand(len(step.losses))
+
+
+def _failure(at: int, step: Step) -> str:
+    """Which step, times and samples were not finite."""
+    bad = (~torch.isfinite(step.losses)).nonzero().flatten().cpu()
+    t = _times_of(step).cpu()
+    if not len(bad):
+        low, high = (t.min(), t.max()) if len(t) else (math.nan, math.nan)
+        return f"step {at}: the gradient is not finite, though the loss is, at t = {low:.4g} to {high:.4g}"
+    times = ", ".join(f"{float(u):.4g}" for u in t[bad][:8]) + ", ..." * (len(bad) > 8)
+    samples = bad if step.numbers is None else step.numbers[bad]
+    return f"step {at}: the loss is not finite for samples {listed(samples)} at t = {times}"

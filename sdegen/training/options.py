@@ -1,0 +1,88 @@
+"""How a run is made: the options of `fit`, checked before anything happens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import InvalidInputError
+
+# Factors on the learning rate, of the part of the run that is done.
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
+    "constant": lambda done: 1.0,
+}
+
+_SAVE_SECONDS = 120.0  # between checkpoints where no number of steps is given
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of `fit` that are numbers, names and functions; see there.
+
+    Raises:
+        InvalidInputError: one that cannot work.
+    """
+
+    steps: int
+    batch_size: int
+    lr: float
+    ema: float | None
+    loss: Callable[..., Tensor]
+    resume: str | bool
+    progress: bool | None
+    callback: Callable[..., Any] | None
+    schedule: str
+    warmup: int | None
+    clip: float | None
+    weight_decay: float
+    callback_every: int | None
+    save_every: int | None
+
+    def __post_init__(self) -> None:
+        self._check(_is_count, "a whole number, at least 1", "steps", "batch_size")
+        self._check(_is_count, "a whole number of steps, at least 1", "callback_every", "save_every", none=True)
+        self._check(lambda v: _is_count(v + 1), "a whole number of steps", "warmup", none=True)
+        self._check(lambda v: v > 0, "a positive number such as 1e-3", "lr")
+        self._check(lambda v: v > 0, "a positive norm such as 1.0", "clip", none=True)
+        self._check(lambda v: 0 <= v < 1, "a decay in [0, 1) such as 0.999", "ema", none=True)
+        self._check(lambda v: v >= 0, "a number, at least 0", "weight_decay")
+        self._check(callable, "a function like dsm_loss (its options by functools.partial)", "loss")
+        self._check(callable, "a function of (step, model, history)", "callback", none=True)
+        self._check(lambda v: v in SCHEDULES, " or ".join(map(repr, SCHEDULES)), "schedule")
+        self._check(lambda v: v in ("auto", True, False), "'auto', True or False", "resume")
+        self._check(lambda v: v in (True, False), "True or False", "progress", none=True)
+
+    def _check(self, fits: Callable[[Any], bool], wanted: str, *names: str, none: bool = False) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if none and value is None:
+                continue
+            try:
+                good = fits(value) and not (isinstance(value, float) and not math.isfinite(value))
+            except TypeError:
+                good = False
+            if not good:
+                raise InvalidInputError(f"{name}={value!r}: wanted {wanted}{', or None' * none}")
+
+    def rate(self, n: int) -> float:
+        """The learning rate of step n = 0, 1, ...: lr min(1, (n + 1)/warmup) schedule(n/steps)."""
+        warmup = min(500, self.steps // 10) if self.warmup is None else self.warmup
+        return self.lr * min(1.0, (n + 1) / max(warmup, 1)) * SCHEDULES[self.schedule](n / self.steps)
+
+    def shows(self, n: int) -> bool:
+        """Whether the callback is due after n steps."""
+        every = self.callback_every or max(1, self.steps // 100)
+        return self.callback is not None and (n % every == 0 or n == self.steps)
+
+    def saves(self, n: int, seconds: float) -> bool:
+        """Whether a checkpoint is due after n steps, so many seconds after the last."""
+        return n == self.steps or (n % self.save_every == 0 if self.save_every else seconds > _SAVE_SECONDS)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
