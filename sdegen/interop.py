@@ -132,8 +132,8 @@ def _process(scheduler: Any) -> tuple[SDE, str | Parametrization, float | None]:
 
 def _tabulated(scheduler: Any, config: Any) -> tuple[SDE, Parametrization, None]:
     betas = scheduler.betas.detach().cpu().double()
-    if betas[-1] >= 1:  # some keep a little signal at the last node, by hand
-        left = scheduler.alphas_cumprod.double()
+    left = scheduler.alphas_cumprod.detach().cpu().double()
+    if betas[-1] >= 1 and 0 < left[-1] < left[-2]:  # some keep a little signal at the last node, by hand
         betas[-1] = 1 - left[-1] / left[-2]
     kind = counting(_prediction(config, ("epsilon", "sample", "v_prediction")))
     if config.get("timestep_type") == "continuous" and config["prediction_type"] == "v_prediction":
@@ -219,7 +219,7 @@ def to_scheduler(model: ScoreModel) -> Any:
     if at.follows(1 - at.t, at.t):
         at.prediction(("flow_prediction",))
         n = round(float(at.c_noise[-1] / at.t[-1]))
-        at.check_time(max(n, 1) * at.t, "N t")
+        at.check_time((n if n > 1 else 1000) * at.t, "N t, N > 1")
         return diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=n)
     one = torch.ones_like(at.t)
     if at.follows(one, at.t):
