@@ -1,4 +1,5 @@
-"""Problems with exact scores: random Gaussian mixtures in 2, 16 and 64 dimensions, along VP and along Karras' range of noise."""
+"""Problems with exact scores: random Gaussian mixtures in 2, 16 and 64 dimensions, along VP and along Karras' range of
+noise."""
 
 from __future__ import annotations
 
@@ -25,11 +26,14 @@ class Problem:
     def reference(self) -> Tensor:
         """The flow's end at t_min, to about 1e-11."""
         sde = self.model.sde
-        return sg.sample(self.model, self.x.shape, solver="dopri5", rtol=3e-13, x_init=self.x, t_span=(sde.t_max, sde.t_min)).x
+        return sg.sample(
+            self.model, self.x.shape, solver="dopri5", rtol=3e-13, x_init=self.x, t_span=(sde.t_max, sde.t_min)
+        ).x
 
 
 def random_mixture(dim: int, seed: int) -> sg.GaussianMixture:
-    """A mixture of 3 to 8 components with random means, covariances and weights, total standard deviation about 0.5 to 2."""
+    """A mixture of 3 to 8 components with random means, covariances and weights, total standard deviation about 0.5 to
+    2."""
     g = torch.Generator().manual_seed(1000 * dim + seed)
     k = int(torch.randint(3, 9, (), generator=g))
     scale = float(0.5 * 4 ** torch.rand((), generator=g, dtype=torch.float64))

@@ -1,7 +1,7 @@
 """Error against evaluations for many solvers on one model, from the same noise.
 
-    python examples/compare_solvers.py                            # an exact score, a ring of Gaussians
-    python examples/compare_solvers.py --model digits_run --n 64  # what fit or save wrote
+python examples/compare_solvers.py                            # an exact score, a ring of Gaussians
+python examples/compare_solvers.py --model digits_run --n 64  # what fit or save wrote
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Train on the 8 x 8 handwritten digits, resumable, and draw samples of every class.
 
-    python examples/digits.py --out digits_run                    # run it again and it goes on where it stopped
-    python examples/digits.py --out digits_run --solver unipc3 --sampling-steps 15
+python examples/digits.py --out digits_run                    # run it again and it goes on where it stopped
+python examples/digits.py --out digits_run --solver unipc3 --sampling-steps 15
 """
 
 from __future__ import annotations

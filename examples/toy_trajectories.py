@@ -1,7 +1,7 @@
 """Train on a 2-D toy density, or take its exact score, and draw how samples travel.
 
-    python examples/toy_trajectories.py --data ring --sde vp --out toy_output
-    python examples/toy_trajectories.py --data two_moons --sde edm --steps 4000
+python examples/toy_trajectories.py --data ring --sde vp --out toy_output
+python examples/toy_trajectories.py --data two_moons --sde edm --steps 4000
 """
 
 from __future__ import annotations
@@ -13,7 +13,14 @@ import torch
 
 import sdegen as sg
 
-SDES = {"vp": sg.VPSDE, "subvp": sg.SubVPSDE, "cosine": sg.CosineSDE, "ve": sg.VESDE, "edm": sg.EDMSDE, "linear": sg.LinearPathSDE}
+SDES = {
+    "vp": sg.VPSDE,
+    "subvp": sg.SubVPSDE,
+    "cosine": sg.CosineSDE,
+    "ve": sg.VESDE,
+    "edm": sg.EDMSDE,
+    "linear": sg.LinearPathSDE,
+}
 
 
 def main() -> None:
@@ -44,7 +51,8 @@ def main() -> None:
     noisy = sg.sample(model, n, solver="ancestral", steps=20 if args.smoke else 200, seed=args.seed, save="all")
     for name, solution in (("probability flow", flow), ("reverse SDE", noisy)):
         distance = sg.metrics.sliced_wasserstein(solution.x, data[:n])
-        print(f"{name:17s} {float(solution.nfe.double().mean()):6.1f} evaluations, sliced Wasserstein to the data {distance:.4f}")
+        evaluations = float(solution.nfe.double().mean())
+        print(f"{name:17s} {evaluations:6.1f} evaluations, sliced Wasserstein to the data {distance:.4f}")
 
     sg.plot.save(sg.plot.trajectories(model, seed=args.seed, data=data[:300]), args.out / "trajectories.png")
     sg.plot.save(sg.plot.density(flow), args.out / "density.png")

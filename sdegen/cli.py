@@ -31,12 +31,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sdegen", description="Continuous-time diffusion models: a linear SDE, a score, a choice of solver.")
+    parser = argparse.ArgumentParser(
+        prog="sdegen", description="Continuous-time diffusion models: a linear SDE, a score, a choice of solver."
+    )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", metavar="command")
 
-    demo = commands.add_parser("demo", help="train, sample and draw a 2-D mixture and handwritten digits, in under three minutes")
-    demo.add_argument("--out", default="demo_output", help="folder for pictures and summary.json (default: demo_output)")
+    demo = commands.add_parser(
+        "demo", help="train, sample and draw a 2-D mixture and handwritten digits, in under three minutes"
+    )
+    demo.add_argument(
+        "--out", default="demo_output", help="folder for pictures and summary.json (default: demo_output)"
+    )
     demo.add_argument("--seed", type=int, default=0)
     demo.add_argument("--scale", type=float, default=1.0, help="multiplies the training steps (default: 1)")
     demo.set_defaults(run=_demo)
@@ -53,7 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--label", type=int, help="class of all samples, for a conditional model")
     sample.add_argument("--batch-size", type=int, help="solve so many at a time")
     sample.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
-    sample.add_argument("--out", default="samples.png", help="a picture (.png), or the numbers (.npy) (default: samples.png)")
+    sample.add_argument(
+        "--out", default="samples.png", help="a picture (.png), or the numbers (.npy) (default: samples.png)"
+    )
     sample.set_defaults(run=_sample)
 
     compare = commands.add_parser("compare", help="measure solvers, budgets and tolerances on a saved model")
@@ -114,7 +122,10 @@ def _sample(args: argparse.Namespace) -> None:
 
         plot.save(plot.image_grid(x) if x.ndim >= 3 else plot.density(x), args.out)
     print(f"{args.out}: {len(x)} samples of shape {tuple(x.shape[1:])}")
-    print(f"{solution.solver}; {solution.nfe.double().mean():.1f} evaluations a sample, {solution.calls} network calls, seed {args.seed}")
+    print(
+        f"{solution.solver}; {solution.nfe.double().mean():.1f} evaluations a sample, "
+        f"{solution.calls} network calls, seed {args.seed}"
+    )
 
 
 def _compare(args: argparse.Namespace) -> None:
@@ -166,7 +177,9 @@ def _doctor(args: argparse.Namespace) -> None:
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             p = torch.cuda.get_device_properties(i)
-            print(f"  cuda:{i}       {p.name}, {p.total_memory / 2**30:.0f} GiB, bf16 {'yes' if torch.cuda.is_bf16_supported() else 'no'}")
+            print(
+                f"  cuda:{i}       {p.name}, {p.total_memory / 2**30:.0f} GiB, bf16 {torch.cuda.is_bf16_supported()}"
+            )
     else:
         print("  devices      cpu only (no CUDA device found)")
     print(f"  threads      torch {torch.get_num_threads()} of {os.cpu_count()} cores")

@@ -32,7 +32,8 @@ class Comparison:
         solver: its name.
         setting: "20 steps" or "rtol=0.001".
         nfe: evaluations a sample, the mean.
-        error: root mean square distance of the samples to the reference from the same noise, in units of the data's standard deviation; NaN for
+        error: root mean square distance of the samples to the reference from the same noise, in units of the data's
+            standard deviation; NaN for
             a solver that draws noise on its way.
         distance: sliced Wasserstein-2 between the samples and the reference's, in the same units.
         seconds: for the whole batch, wall time.
@@ -56,7 +57,9 @@ class Comparisons(list[Comparison]):
     def __str__(self) -> str:
         lines = [("solver", "setting", "evaluations", "error", "distance", "seconds", "")]
         for r in self:
-            lines.append((r.solver, r.setting, f"{r.nfe:.1f}", f"{r.error:.2e}", f"{r.distance:.2e}", f"{r.seconds:.2f}", r.note))
+            lines.append(
+                (r.solver, r.setting, f"{r.nfe:.1f}", f"{r.error:.2e}", f"{r.distance:.2e}", f"{r.seconds:.2f}", r.note)
+            )
         widths = [max(len(line[i]) for line in lines) for i in range(7)]
         table = "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
         floor = f"distance of equally many exact samples: {self.floor:.2e}\n" if math.isfinite(self.floor) else ""
@@ -72,7 +75,8 @@ class Comparisons(list[Comparison]):
             if not known:
                 return "no deterministic setting was compared: nothing to recommend"
             best = min(known, key=lambda r: r.error)
-            return f"no setting reached an error of {error:g}; the best was {best.solver} with {best.setting}: {best.error:.1e}"
+            name = f"{best.solver} with {best.setting}"
+            return f"no setting reached an error of {error:g}; the best was {name}: {best.error:.1e}"
         best = min(good, key=lambda r: r.nfe)
         return (
             f"for an error of {error:g} of the data's standard deviation: {best.solver} with {best.setting}, "
@@ -100,7 +104,8 @@ def compare(
         solvers: names or Solver objects.
         steps: budgets for fixed grids.
         tolerances: rtol for solvers with an error estimate.
-        reference: the right answers for this seed, (B, *event). None: "adams" with rtol = 1e-7 in float64 (1e-5 for a float32 network,
+        reference: the right answers for this seed, (B, *event). None: "adams" with rtol = 1e-7 in float64 (1e-5 for a
+            float32 network,
             whose own rounding is then the floor).
         seed: of the noise that all start from.
         batch_size: solve so many at a time.
@@ -135,7 +140,9 @@ def compare(
     return table
 
 
-def _measured(model: ScoreModel, shape: Any, solver: Solver, setting: str, how: dict, exact: Tensor, common: dict) -> Comparison | None:
+def _measured(
+    model: ScoreModel, shape: Any, solver: Solver, setting: str, how: dict, exact: Tensor, common: dict
+) -> Comparison | None:
     """One row; None for a grid that a solver with error control only refuses."""
     begun = time.perf_counter()
     try:
@@ -145,7 +152,9 @@ def _measured(model: ScoreModel, shape: Any, solver: Solver, setting: str, how: 
             return None
         raise
     except SolverError as error:
-        return Comparison(solver.name, setting, math.nan, math.nan, math.nan, time.perf_counter() - begun, str(error)[:80])
+        return Comparison(
+            solver.name, setting, math.nan, math.nan, math.nan, time.perf_counter() - begun, str(error)[:80]
+        )
     seconds = time.perf_counter() - begun
     s = model.sigma_data
     noisy = solver.default_eta > 0

@@ -1,4 +1,5 @@
-"""The demonstration: a 2-D mixture and the handwritten digits, trained, sampled by both equations, measured and drawn."""
+"""The demonstration: a 2-D mixture and the handwritten digits, trained, sampled by both equations, measured and
+drawn."""
 
 from __future__ import annotations
 
@@ -28,8 +29,11 @@ FLOW_EVALUATIONS = 20
 SDE_STEPS = 100
 
 
-def demo(out: str | Path = "demo_output", *, seed: int = 0, scale: float = 1.0, progress: bool | None = True) -> dict[str, Any]:
-    """Train on a ring of Gaussians and on real digits, sample by the reverse SDE and the probability flow, draw, and write `summary.json`.
+def demo(
+    out: str | Path = "demo_output", *, seed: int = 0, scale: float = 1.0, progress: bool | None = True
+) -> dict[str, Any]:
+    """Train on a ring of Gaussians and on real digits, sample by the reverse SDE and the probability flow, draw, and
+    write `summary.json`.
 
     Args:
         out: the folder for pictures, the GIF, checkpoints and summary.json.
@@ -86,7 +90,9 @@ def toy(folder: Path, seed: int, scale: float, progress: bool | None) -> dict[st
     }
 
 
-def draw_toy(folder: Path, model: Denoiser, mixture: GaussianMixture, flow: Tensor, reverse: Tensor, seed: int, scale: float) -> None:
+def draw_toy(
+    folder: Path, model: Denoiser, mixture: GaussianMixture, flow: Tensor, reverse: Tensor, seed: int, scale: float
+) -> None:
     exact = MixtureModel(mixture, model.sde)
     paths = plot.trajectories(model, density=mixture, seed=seed, data=mixture.sample(300, seed=seed))
     plot.save(paths, folder / "toy_trajectories.png")
@@ -122,7 +128,9 @@ def digits(folder: Path, seed: int, scale: float, progress: bool | None) -> dict
     save(model, folder / "digits_model")
     shape, label = (n, 1, 8, 8), held_out.labels[:n]
     flow = sample(model, shape, steps=FLOW_EVALUATIONS, seed=seed, label=label, progress=progress)
-    reverse = sample(model, shape, solver="ancestral", steps=some(SDE_STEPS, scale), seed=seed, label=label, progress=progress)
+    reverse = sample(
+        model, shape, solver="ancestral", steps=some(SDE_STEPS, scale), seed=seed, label=label, progress=progress
+    )
     draw_digits(folder, model, train, seed, scale)
     order = Noise(seed).normal((len(train), 1), 7, dtype=torch.float64, device="cpu")[:, 0].argsort()
     real = train.images[order[:n]]
@@ -152,11 +160,23 @@ def draw_digits(folder: Path, model: Denoiser, train: images.Images, seed: int, 
     real = torch.cat([torch.stack([train.images[train.labels == k][row] for k in range(10)]) for row in range(rows)])
     with plot.style():
         axes = panels(None, 3, width=3.4, height=2.4)
-        for a, x, title in ((axes[0], real, "real"), (axes[1], reverse.x, "reverse SDE"), (axes[2], flow.x, "probability flow")):
+        for a, x, title in (
+            (axes[0], real, "real"),
+            (axes[1], reverse.x, "reverse SDE"),
+            (axes[2], flow.x, "probability flow"),
+        ):
             plot.image_grid(x, nrow=10, ax=a)
             a.set_title(title)
         plot.save(figure_of(axes[0]), folder / "digits_samples.png")
-    path = sample(model, (10, 1, 8, 8), solver="ancestral", steps=some(SDE_STEPS, scale), seed=seed, label=torch.arange(10), save="all")
+    path = sample(
+        model,
+        (10, 1, 8, 8),
+        solver="ancestral",
+        steps=some(SDE_STEPS, scale),
+        seed=seed,
+        label=torch.arange(10),
+        save="all",
+    )
     plot.save(plot.denoising_strip(path), folder / "digits_strip.png")
 
 
@@ -191,7 +211,11 @@ def training_words(history: Any) -> dict[str, Any]:
     """The loss at the start and at the end of training, a mean over a twentieth of the steps."""
     loss = torch.as_tensor(history.loss)
     n = max(1, len(loss) // 20)
-    return {"steps": len(loss), "loss_start": round(float(loss[:n].mean()), 4), "loss_end": round(float(loss[-n:].mean()), 4)}
+    return {
+        "steps": len(loss),
+        "loss_start": round(float(loss[:n].mean()), 4),
+        "loss_end": round(float(loss[-n:].mean()), 4),
+    }
 
 
 # ---- words

@@ -22,7 +22,27 @@ def saved(tmp_path_factory):
 
 def test_sample_writes_the_samples_of_its_seed(saved, tmp_path, capsys):
     out = tmp_path / "x.npy"
-    assert cli.main(["sample", str(saved), "--n", "5", "--solver", "ddim", "--steps", "7", "--seed", "3", "--device", "cpu", "--out", str(out)]) == 0
+    assert (
+        cli.main(
+            [
+                "sample",
+                str(saved),
+                "--n",
+                "5",
+                "--solver",
+                "ddim",
+                "--steps",
+                "7",
+                "--seed",
+                "3",
+                "--device",
+                "cpu",
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
+    )
     by_hand = sg.sample(sg.load(saved, device="cpu"), 5, solver="ddim", steps=7, seed=3)
     assert np.array_equal(np.load(out), by_hand.x.numpy())
     said = capsys.readouterr().out
@@ -73,5 +93,7 @@ def test_demo_in_small_makes_everything_it_names(tmp_path, capsys):
             assert (tmp_path / name).stat().st_size > 100, name
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
     assert sum(summary["toy"]["mode_weights"]["probability_flow"]) == pytest.approx(1, abs=1e-3)
-    assert summary["toy"]["floor"]["distance"] < summary["toy"]["probability_flow"]["distance"]  # ten steps have learned nothing
+    assert (
+        summary["toy"]["floor"]["distance"] < summary["toy"]["probability_flow"]["distance"]
+    )  # ten steps have learned nothing
     assert sg.load(tmp_path / "digits_model", device="cpu").event_shape == (1, 8, 8)

@@ -13,7 +13,9 @@ MODEL = sg.MixtureModel(sg.GaussianMixture([[1.0, 2.0], [-1.0, 0.0]], std=[0.3, 
 
 @pytest.fixture(scope="module")
 def table():
-    return compare(MODEL, 40, solvers=("adams", "ddim", "ancestral", "scipy:RK45"), steps=(10, 40), tolerances=(1e-2, 1e-4), seed=3)
+    return compare(
+        MODEL, 40, solvers=("adams", "ddim", "ancestral", "scipy:RK45"), steps=(10, 40), tolerances=(1e-2, 1e-4), seed=3
+    )
 
 
 def rows(table, solver):
@@ -43,7 +45,13 @@ def test_a_grid_that_a_solver_refuses_has_no_row_and_noise_has_no_error(table):
 
 
 def test_the_recommendation_is_the_cheapest_that_is_good_enough():
-    table = Comparisons([Comparison("a", "10 steps", 10, 5e-2, 0, 0), Comparison("b", "20 steps", 20, 5e-3, 0, 0), Comparison("c", "30 steps", 30, 1e-3, 0, 0)])
+    table = Comparisons(
+        [
+            Comparison("a", "10 steps", 10, 5e-2, 0, 0),
+            Comparison("b", "20 steps", 20, 5e-3, 0, 0),
+            Comparison("c", "30 steps", 30, 1e-3, 0, 0),
+        ]
+    )
     assert "b with 20 steps" in table.recommendation(1e-2)
     assert "a with 10 steps" in table.recommendation(1e-1)
     assert "no setting" in table.recommendation(1e-6) and "c with 30 steps" in table.recommendation(1e-6)

@@ -11,7 +11,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
 SCRIPTS = {
-    "toy_trajectories.py": (["--smoke", "--out", "toy"], ["toy/trajectories.png", "toy/density.png", "toy/reverse.gif", "toy/model"]),
+    "toy_trajectories.py": (
+        ["--smoke", "--out", "toy"],
+        ["toy/trajectories.png", "toy/density.png", "toy/reverse.gif", "toy/model"],
+    ),
     "digits.py": (["--smoke", "--out", "run"], ["run/samples.png"]),
     "compare_solvers.py": (["--smoke"], ["work_precision.png"]),
 }
@@ -53,6 +56,7 @@ def test_examples_run(name, tmp_path, monkeypatch):
 
 def test_the_library_is_light():
     """import sdegen does not import matplotlib, scipy, torchdiffeq, torchsde or diffusers."""
-    code = "import sys, sdegen; print([m for m in ('matplotlib', 'scipy', 'torchdiffeq', 'torchsde', 'diffusers', 'sklearn') if m in sys.modules])"
+    heavy = ["matplotlib", "scipy", "torchdiffeq", "torchsde", "diffusers", "sklearn"]
+    code = f"import sys, sdegen; print([m for m in {heavy} if m in sys.modules])"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert said.stdout.strip() == "[]"

@@ -30,7 +30,9 @@ def times(n: int, *, irregular: bool, span=SPAN) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def ends():
     """Start and end of the flow over SPAN, to 1e-13."""
-    x = MODEL.sde.alpha(SPAN[0]) * MIXTURE.sample(6, seed=1, dtype=F64) + MODEL.sde.sigma(SPAN[0]) * Noise(2).normal((6, 2), 9, dtype=F64, device="cpu")
+    x = MODEL.sde.alpha(SPAN[0]) * MIXTURE.sample(6, seed=1, dtype=F64) + MODEL.sde.sigma(SPAN[0]) * Noise(2).normal(
+        (6, 2), 9, dtype=F64, device="cpu"
+    )
     return x, sg.solve(sg.ProbabilityFlow(MODEL), x, solver="dopri5", rtol=1e-13, atol=1e-13, t_span=SPAN).x
 
 
@@ -67,17 +69,20 @@ def test_order(name, even, uneven, steps, irregular, ends):
 
 
 def from_accurate_start(solver: Multistep, ts: torch.Tensor, x: torch.Tensor, warm: int) -> torch.Tensor:
-    """The end of a multistep run whose first `warm` nodes are exact instead of its own low orders' (those cap its order)."""
+    """The end of a multistep run whose first `warm` nodes are exact instead of its own low orders' (those cap its
+    order)."""
     term = sg.ProbabilityFlow(MODEL)
     state = solver.start(term, x, ts[0], ts)
+    node = x
     for k in range(len(ts) - 1):
         if 0 < k <= warm:
-            x = sg.solve(term, x_before, solver="dopri5", steps=torch.linspace(float(ts[k - 1]), float(ts[k]), 4, dtype=F64)).x
-        x_before = x
+            fine = torch.linspace(float(ts[k - 1]), float(ts[k]), 4, dtype=F64)
+            x = sg.solve(term, node, solver="dopri5", steps=fine).x
+        node = x
         step = solver.step(term, x, ts[k], ts[k + 1], state, Noise(0))
         x, state = step.x, step.state
         if k <= warm:
-            state = {"run": replace(state["run"], x=x_before)}
+            state = {"run": replace(state["run"], x=node)}
     return x
 
 
@@ -98,7 +103,10 @@ MULTISTEP = [
 def test_order_of_multistep_methods_from_an_accurate_start(name, options, p, ends):
     x, exact = ends
     solver = sg.make_solver(name, **options)
-    errors = {n: float((from_accurate_start(solver, times(n, irregular=True), x, 4) - exact).abs().max()) for n in (42, 84, 168)}
+    errors = {
+        n: float((from_accurate_start(solver, times(n, irregular=True), x, 4) - exact).abs().max())
+        for n in (42, 84, 168)
+    }
     assert p - 0.3 <= slope(errors) <= p + 0.6, errors  # the finest pair is close to rounding for order 4
 
 
@@ -107,7 +115,9 @@ def test_constant_weights_have_order_two_on_even_grids_in_sigma(ends):
     sh = torch.exp(-MODEL.sde.half_log_snr(torch.tensor(SPAN, dtype=F64)))
     errors = {}
     for n in (80, 160, 320):
-        ts = MODEL.sde.time(-torch.log(torch.linspace(float(sh[0]), float(sh[1]), n + 1, dtype=F64))).clamp(SPAN[1], SPAN[0])
+        ts = MODEL.sde.time(-torch.log(torch.linspace(float(sh[0]), float(sh[1]), n + 1, dtype=F64))).clamp(
+            SPAN[1], SPAN[0]
+        )
         errors[n] = float((sg.solve(sg.ProbabilityFlow(MODEL), x, solver="ipndm4", steps=ts).x - exact).abs().max())
     assert slope(errors) >= 1.85, errors
 
@@ -135,10 +145,16 @@ MEAN, STD = 0.7, 0.3
 GAUSSIAN = sg.GaussianMixture([[MEAN]], std=STD)
 
 
-@pytest.mark.parametrize("sde", [sg.VPSDE(), sg.SubVPSDE(), sg.VESDE(), sg.EDMSDE(), sg.CosineSDE(), sg.LinearPathSDE()], ids=repr)
-@pytest.mark.parametrize(("name", "how"), [("adams", {"rtol": 1e-4}), ("heun", {"steps": 8}), ("adams", {"steps": 6}), ("v-adams3", {"steps": 6})])
+@pytest.mark.parametrize(
+    "sde", [sg.VPSDE(), sg.SubVPSDE(), sg.VESDE(), sg.EDMSDE(), sg.CosineSDE(), sg.LinearPathSDE()], ids=repr
+)
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [("adams", {"rtol": 1e-4}), ("heun", {"steps": 8}), ("adams", {"steps": 6}), ("v-adams3", {"steps": 6})],
+)
 def test_gaussian_data_are_carried_exactly_in_the_best_coordinates(sde, name, how):
-    """xh' = mu + (xh - mu) sqrt((s^2 + sh'^2)/(s^2 + sh^2)): the circular path around the mean solves it at any step (v-adams3 about 0)."""
+    """xh' = mu + (xh - mu) sqrt((s^2 + sh'^2)/(s^2 + sh^2)): the circular path around the mean solves it at any step
+    (v-adams3 about 0)."""
     mean = 0.0 if name == "v-adams3" else MEAN
     model = sg.MixtureModel(sg.GaussianMixture([[mean]], std=STD), sde)
     x = sde.prior((5, 1), seed=0, dtype=F64)
@@ -161,7 +177,8 @@ class Fixed(Noise):
 
 
 def affine(name: str, sde: sg.SDE, t: float, t_next: float, eta: float, **options) -> tuple[float, float, float]:
-    """(A, B, C) of M' = A M + B, V' = A^2 V + C in one step on Gaussian data: a step is affine in the state and its one normal."""
+    """(A, B, C) of M' = A M + B, V' = A^2 V + C in one step on Gaussian data: a step is affine in the state and its one
+    normal."""
     term = sg.ReverseSDE(sg.MixtureModel(GAUSSIAN, sde), eta=eta)
 
     def step(x: float, z: float) -> float:
@@ -210,7 +227,9 @@ def test_output_law_of_reverse_diffusion():
     ve = sg.VESDE(sigma_max=2.0)
     _, _, sh, sh2 = levels(ve, 0.6, 0.5)
     delta, p = sh**2 - sh2**2, STD**2 + sh**2
-    assert affine("reverse-diffusion", ve, 0.6, 0.5, 1.0) == pytest.approx((1 - delta / p, MEAN * delta / p, delta), rel=1e-10)
+    assert affine("reverse-diffusion", ve, 0.6, 0.5, 1.0) == pytest.approx(
+        (1 - delta / p, MEAN * delta / p, delta), rel=1e-10
+    )
 
 
 def test_ancestral_steps_of_a_ddpm_table_are_the_papers():
@@ -221,7 +240,9 @@ def test_ancestral_steps_of_a_ddpm_table_are_the_papers():
     model = sg.MixtureModel(MIXTURE, sde)
     x = sde.prior((4, 2), seed=0, dtype=F64)
     noise = Noise(5)
-    found = sg.solve(sg.ReverseSDE(model), x, solver="ancestral", steps=[k / 50 for k in range(50, 0, -1)], noise=noise).x
+    found = sg.solve(
+        sg.ReverseSDE(model), x, solver="ancestral", steps=[k / 50 for k in range(50, 0, -1)], noise=noise
+    ).x
     for i in range(50, 1, -1):
         eps = model(x, i / 50).noise
         mean = (x - betas[i - 1] / torch.sqrt(1 - bar[i - 1]) * eps) / torch.sqrt(1 - betas[i - 1])
@@ -236,7 +257,12 @@ def test_euler_along_the_edm_path_is_ddim_and_heun_is_karras():
     x = model.sde.prior((4, 2), seed=0, dtype=F64)
     ts = sg.grid(model, 12, kind="karras", t_span=(model.sde.t_max, model.sde.t_min))
     flow = sg.ProbabilityFlow(model)
-    assert torch.allclose(sg.solve(flow, x, solver="euler", steps=ts).x, sg.solve(flow, x, solver="ddim", steps=ts).x, rtol=1e-11, atol=1e-12)
+    assert torch.allclose(
+        sg.solve(flow, x, solver="euler", steps=ts).x,
+        sg.solve(flow, x, solver="ddim", steps=ts).x,
+        rtol=1e-11,
+        atol=1e-12,
+    )
     found = sg.solve(flow, x, solver="heun", steps=torch.cat([ts, torch.zeros(1, dtype=F64)])).x
     for a, b in zip(ts, [*ts[1:], torch.tensor(0.0, dtype=F64)], strict=True):  # Karras et al. 2022, algorithm 1
         d = (x - model(x, a).x0) / a
@@ -245,9 +271,12 @@ def test_euler_along_the_edm_path_is_ddim_and_heun_is_karras():
     assert torch.allclose(found, x, rtol=1e-10, atol=1e-11)
 
 
-@pytest.mark.parametrize("name", ["ancestral", "dpm++2m-sde", "sra1", "karras-sde", "predictor-corrector", "euler-maruyama", "sa-solver3"])
+@pytest.mark.parametrize(
+    "name", ["ancestral", "dpm++2m-sde", "sra1", "karras-sde", "predictor-corrector", "euler-maruyama", "sa-solver3"]
+)
 def test_stochastic_samplers_reach_the_data_law(name):
-    """Mean and variance of Gaussian data within 4 standard errors of 20,000 samples, plus what the law of so many steps is off."""
+    """Mean and variance of Gaussian data within 4 standard errors of 20,000 samples, plus what the law of so many steps
+    is off."""
     model = sg.MixtureModel(GAUSSIAN, sg.VPSDE())
     solution = sg.sample(model, 20_000, solver=name, steps=100, seed=1, t_span=(1.0, model.sde.t_min))
     a, s = float(model.sde.alpha(model.sde.t_min)), float(model.sde.sigma(model.sde.t_min))
@@ -259,7 +288,9 @@ def test_stochastic_samplers_reach_the_data_law(name):
 # ---- invariances
 
 
-@pytest.mark.parametrize("name", ["ddim", "dpm++2m", "dpm++3m", "deis3", "unipc3", "ipndm4", "v-adams3", "ancestral", "dpm++2m-sde"])
+@pytest.mark.parametrize(
+    "name", ["ddim", "dpm++2m", "dpm++3m", "deis3", "unipc3", "ipndm4", "v-adams3", "ancestral", "dpm++2m-sde"]
+)
 def test_vp_and_ve_agree_on_the_same_noise_levels(name):
     ve = sg.MixtureModel(MIXTURE, sg.EDMSDE(0.01, 20.0))
     vp = ve.on(sg.VPSDE(t_min=1e-5))
@@ -314,7 +345,9 @@ def test_counts_are_the_calls_made_and_times_stay_inside(name, to):
     for how in hows:
         net = Recording()
         model = sg.Denoiser(net, sde, parametrization="noise")
-        solution = sg.sample(model, (7, 2), solver=name, seed=0, t_span=(1.0, sde.t_min if to == "t_min" else 0.0), **how)
+        solution = sg.sample(
+            model, (7, 2), solver=name, seed=0, t_span=(1.0, sde.t_min if to == "t_min" else 0.0), **how
+        )
         assert solution.calls == len(net.times)
         assert int(solution.nfe.sum()) == sum(len(t) for t in net.times)
         every = torch.cat(net.times)

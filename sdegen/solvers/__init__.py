@@ -41,16 +41,29 @@ _TABLE: dict[str, Callable[..., Solver]] = {
     "deis3": _setting("deis3", gauge="noise", order=3, source="arXiv 2204.13902"),
     "deis-tab3": _setting("deis-tab3", gauge="noise", variable="time", order=3, source="arXiv 2204.13902 tAB-DEIS"),
     "lms4": _setting("lms4", gauge="noise", variable="sigma", order=4, source="k-diffusion LMS"),
-    "ipndm4": _setting("ipndm4", gauge="noise", variable="sigma", order=4, rule="constant", source="arXiv 2202.09778; 2204.13902"),
+    "ipndm4": _setting(
+        "ipndm4", gauge="noise", variable="sigma", order=4, rule="constant", source="arXiv 2202.09778; 2204.13902"
+    ),
     "unipc2": _setting("unipc2", order=2, corrector=2, rule="mean", source="arXiv 2302.04867 (bh2)"),
     "unipc3": _setting("unipc3", order=3, corrector=3, rule="mean", source="arXiv 2302.04867 (bh2)"),
-    "v-adams3": _setting("v-adams3", gauge="v", variable="theta", order=3, corrector=3, source="this package, docs/decisions.md"),
+    "v-adams3": _setting(
+        "v-adams3", gauge="v", variable="theta", order=3, corrector=3, source="this package, docs/decisions.md"
+    ),
     "adams": Adams,
-    "ancestral": _setting("ancestral", order=1, stochastic=True, source="arXiv 2006.11239 alg. 2; D held over the step for any eta"),
-    "dpm++2m-sde": _setting("dpm++2m-sde", order=2, rule="mean", stochastic=True, source="arXiv 2211.01095; k-diffusion"),
+    "ancestral": _setting(
+        "ancestral", order=1, stochastic=True, source="arXiv 2006.11239 alg. 2; D held over the step for any eta"
+    ),
+    "dpm++2m-sde": _setting(
+        "dpm++2m-sde", order=2, rule="mean", stochastic=True, source="arXiv 2211.01095; k-diffusion"
+    ),
     "sa-solver3": _setting("sa-solver3", order=3, corrector=3, rule="end", stochastic=True, source="arXiv 2309.05019"),
     "d-adams2-sde": _setting(
-        "d-adams2-sde", variable="theta", order=2, corrector=1, stochastic=True, source="this package, docs/decisions.md"
+        "d-adams2-sde",
+        variable="theta",
+        order=2,
+        corrector=1,
+        stochastic=True,
+        source="this package, docs/decisions.md",
     ),
     "euler-maruyama": EulerMaruyama,
     "reverse-diffusion": ReverseDiffusion,
@@ -79,15 +92,20 @@ class Table(list[Row]):
 
     def __str__(self) -> str:
         lines = [("name", "order", "evaluations", "kind", "rtol/atol", "source")]
-        lines += [(r.name, f"{r.order:g}", str(r.evaluations), r.kind, "yes" if r.adaptive else "-", r.source) for r in self]
+        lines += [
+            (r.name, f"{r.order:g}", str(r.evaluations), r.kind, "yes" if r.adaptive else "-", r.source) for r in self
+        ]
         widths = [max(len(line[i]) for line in lines) for i in range(6)]
-        return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+        return "\n".join(
+            "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines
+        )
 
     __repr__ = __str__
 
 
 def solvers() -> Table:
-    """All named solvers with order, evaluations a step, kind of equation, whether they take rtol/atol, and source; prints as a table."""
+    """All named solvers with order, evaluations a step, kind of equation, whether they take rtol/atol, and source;
+    prints as a table."""
     rows = Table()
     for name in _TABLE:
         s = make_solver(name)

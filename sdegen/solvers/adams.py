@@ -1,6 +1,7 @@
 """Adams' method with error control: every evaluation is a step, and the error estimates of all orders are free.
 
-Variable step and order in Newton form (Krogh 1974; Shampine & Gordon 1975). Let t_0 be a sample's time, t_-1, t_-2 ... its earlier ones and
+Variable step and order in Newton form (Krogh 1974; Shampine & Gordon 1975). Let t_0 be a sample's time, t_-1, t_-2 ...
+its earlier ones and
 f[...] divided differences of its slopes. With the modified differences
 
     phi_i = psi_1 ... psi_(i-1) f[t_0 ... t_-(i-1)],      psi_i = t_0 - t_-i,
@@ -11,7 +12,8 @@ a step of width h to t' = t_0 + h first scales them to the new spacing, phi*_i =
     evaluate  f' = drift(p, t'),  phi'_1 = f',  phi'_{i+1} = phi'_i - phi*_i
     correct   x' = p + h g_{k+1} phi'_{k+1}                (order k + 1)
 
-and |h g_{j+1} phi'_{j+1}| is what the corrector changes at order j: the error estimate, for every j from the same table. f' is kept as the new slope (PEC): one
+and |h g_{j+1} phi'_{j+1}| is what the corrector changes at order j: the error estimate, for every j from the same
+table. f' is kept as the new slope (PEC): one
 evaluation a step.
 """
 
@@ -28,7 +30,7 @@ from torch import Tensor
 from ..errors import InvalidInputError
 from ..noise import Noise
 from ..shapes import expand
-from ..steps import Tolerance, rms
+from ..steps import Tolerance
 from ..terms import Term
 from .base import Solver, State, Step
 from .weights import lagrange_weights
@@ -37,16 +39,21 @@ from .weights import lagrange_weights
 class Adams(Solver):
     """Predictor-corrector Adams of variable order, in the term's time; error control per sample, or a fixed grid.
 
-    In `sample` and `encode` it runs on the circular path of the data's scale (`TrigSDE`), where Gaussian data are solved exactly and a tolerance means the same
-    all the way. 1 evaluation a step; order up to max_order + 1 (3 from the one-value start, where nothing is flat there).
+    In `sample` and `encode` it runs on the circular path of the data's scale (`TrigSDE`), where Gaussian data are
+    solved exactly and a tolerance means the same
+    all the way. 1 evaluation a step; order up to max_order + 1 (3 from the one-value start, where nothing is flat
+    there).
 
-    Control: E_j = rms(h g_{j+1} phi'_{j+1})/scale. Steps are accepted up to E_k = `accept` and aimed at E_k = `aim`; the corrected state is one order better
-    than the estimate, which is why a step above 1 need not be thrown away. The next order is the j with the largest (aim/E_j)^(1/(j+1)).
+    Control: E_j = rms(h g_{j+1} phi'_{j+1})/scale. Steps are accepted up to E_k = `accept` and aimed at E_k = `aim`;
+    the corrected state is one order better
+    than the estimate, which is why a step above 1 need not be thrown away. The next order is the j with the largest
+    (aim/E_j)^(1/(j+1)).
 
     Args:
         max_order: most past values used, up to 8.
         accept, aim: thresholds of E.
-        order: on a fixed grid, (values of the predictor, values of the corrector, the new one included); None: by the number of steps.
+        order: on a fixed grid, (values of the predictor, values of the corrector, the new one included); None: by the
+            number of steps.
 
     Source: Shampine & Gordon 1975, chapter 5; Krogh 1974. The thresholds: docs/decisions.md.
     """
@@ -62,13 +69,17 @@ class Adams(Solver):
     largest_step = 1 / 6
     source = "Shampine & Gordon 1975"
 
-    def __init__(self, *, max_order: int = 7, accept: float = 6.0, aim: float = 0.55, order: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self, *, max_order: int = 7, accept: float = 6.0, aim: float = 0.55, order: tuple[int, int] | None = None
+    ) -> None:
         if not 1 <= max_order <= 8:
             raise InvalidInputError(f"max_order={max_order}: wanted 1 to 8")
         if not 0 < aim < accept:
             raise InvalidInputError(f"aim={aim}, accept={accept}: wanted 0 < aim < accept")
         if order is not None and not (1 <= order[0] <= 8 and 1 <= order[1] <= 9):
-            raise InvalidInputError(f"order={order}: wanted (values of the predictor, 1 to 8, values of the corrector, 1 to 9)")
+            raise InvalidInputError(
+                f"order={order}: wanted (values of the predictor, 1 to 8, values of the corrector, 1 to 9)"
+            )
         self.max_order, self.accept, self.aim, self.values = max_order, accept, aim, order
         self.order = 3
 
@@ -157,7 +168,8 @@ def default_order(steps: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class _Fixed:
-    """Where a run over a fixed grid stands: weights of all steps, the corrected state before, past slopes (newest first)."""
+    """Where a run over a fixed grid stands: weights of all steps, the corrected state before, past slopes (newest
+    first)."""
 
     keep: int
     ahead: list[list[float]]

@@ -50,9 +50,11 @@ class Solver(ABC):
         kind: "ODE" (deterministic terms), "SDE" (takes noise), "any".
         adaptive: whether `step` returns an error estimate, so that rtol and atol can be used.
         error_order: the order in the step size of that estimate, for the step-size controller.
-        first_step, largest_step: under error control, in fractions of the span. The cap is there because at high noise the right-hand
+        first_step, largest_step: under error control, in fractions of the span. The cap is there because at high noise
+            the right-hand
             side is flat and any error estimate blind: without it a solver can step over all that matters.
-        coordinates: "own" (the model's process, as it is) or "best" (the verbs may change to a process along which the solver is better).
+        coordinates: "own" (the model's process, as it is) or "best" (the verbs may change to a process along which the
+            solver is better).
         needs_model: whether it works on the model's prediction rather than on the drift.
         grid: the kind of grid that the verbs lay for `steps=N`.
         least_times: how few times a list in `steps=` may hold: 1 for a solver whose work is done at a time.
@@ -85,17 +87,18 @@ class Solver(ABC):
         """Raise where this solver cannot solve this term."""
         if self.kind == "ODE" and term.stochastic:
             raise InvalidInputError(
-                f"{self.name!r} solves equations without noise, but this one has noise: use eta=0 or ProbabilityFlow(model), "
-                "or a solver of SDEs such as 'ancestral' or 'euler-maruyama'"
+                f"{self.name!r} solves equations without noise, but this one has noise: use eta=0 or "
+                "ProbabilityFlow(model), or a solver of SDEs such as 'ancestral' or 'euler-maruyama'"
             )
         if self.needs_model and getattr(term, "model", None) is None:
             raise InvalidInputError(
-                f"{self.name!r} works on a model's prediction, but {type(term).__name__} has no model: use a solver of plain drifts "
-                "such as 'rk4' or 'euler-maruyama'"
+                f"{self.name!r} works on a model's prediction, but {type(term).__name__} has no model: use a solver of "
+                "plain drifts such as 'rk4' or 'euler-maruyama'"
             )
 
     def start(self, term: Term, x: Tensor, t: Tensor, grid: Tensor | None = None) -> State:
-        """What the solver carries into the first step; `grid` holds all times of a fixed grid, None under error control."""
+        """What the solver carries into the first step; `grid` holds all times of a fixed grid, None under error
+        control."""
         return {}
 
     @abstractmethod
@@ -111,7 +114,8 @@ class Solver(ABC):
     def judge(self, step: Step, x: Tensor, state: State, tolerance: Tolerance) -> tuple[Tensor, Tensor, State]:
         """(accept, factor on the step size, state to carry on), for a batch of steps under error control.
 
-        accept and factor are (B,); a step that is not finite is a rejection; the state is the step's where accepted, else `state`.
+        accept and factor are (B,); a step that is not finite is a rejection; the state is the step's where accepted,
+        else `state`.
         """
         if step.error is None:
             raise InvalidInputError(f"{self.name!r} has no error estimate")

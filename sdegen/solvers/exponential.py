@@ -1,14 +1,20 @@
-"""One exponential multistep machine: DDIM, DEIS, DPM-Solver, UniPC, iPNDM, v-Adams and their SDE forms are its settings.
+"""One exponential multistep machine: DDIM, DEIS, DPM-Solver, UniPC, iPNDM, v-Adams and their SDE forms are its
+settings.
 
-Frame: xh = x/alpha, sh = sigma/alpha = exp(-l), D = E[x0 | x], eps = (xh - D)/sh; a prime marks the next time, r = sh'/sh. A *gauge* splits the flow
+Frame: xh = x/alpha, sh = sigma/alpha = exp(-l), D = E[x0 | x], eps = (xh - D)/sh; a prime marks the next time, r =
+sh'/sh. A *gauge* splits the flow
 d(xh)/d(sh) = eps into a linear part, solved exactly, and a value V to integrate:
 
     "noise"   xh' = xh + int eps d(sh)                                           V = eps
-    "data"    xh' = r^(1+e) xh + int (1+e) exp((1+e)(l - l')) D dl               V = D            e = eta^2, with noise where eta > 0
-    "v"       xh' = (R'/R) xh - R' int F d(theta), R = sqrt(s^2 + sh^2)          V = F            theta = atan(sh/s), s = sigma_data
+    "data"    xh' = r^(1+e) xh + int (1+e) exp((1+e)(l - l')) D dl               V = D            e = eta^2, with noise
+    where eta > 0
+    "v"       xh' = (R'/R) xh - R' int F d(theta), R = sqrt(s^2 + sh^2)          V = F            theta = atan(sh/s), s
+    = sigma_data
 
-with F = sin(theta) D/s - cos(theta) eps, the velocity of Karras' preconditioning. V is replaced by the polynomial through its last values in a *variable*
-(l, theta, sh or the process's time), integrated by quadrature in float64. A corrector puts the value at the new point into the polynomial that led there.
+with F = sin(theta) D/s - cos(theta) eps, the velocity of Karras' preconditioning. V is replaced by the polynomial
+through its last values in a *variable*
+(l, theta, sh or the process's time), integrated by quadrature in float64. A corrector puts the value at the new point
+into the polynomial that led there.
 """
 
 from __future__ import annotations
@@ -23,7 +29,6 @@ from torch import Tensor
 from ..errors import InvalidInputError
 from ..noise import Noise
 from ..sde import SDE
-from ..shapes import expand
 from ..terms import Term
 from .base import Solver, State, Step
 from .weights import lagrange_weights, moments
@@ -38,9 +43,11 @@ _ADAMS_BASHFORTH = {
 
 @dataclass(frozen=True)
 class _Gauge:
-    """One way to split the flow: the carried part and the integrand's weight per dl, for noise level e = eta^2 and data scale s.
+    """One way to split the flow: the carried part and the integrand's weight per dl, for noise level e = eta^2 and data
+    scale s.
 
-    carry: (l, l', e, s) -> (A, A sh), the factor on xh; weight: (l, l', e, s) -> the weight of V at l per dl in a step to l';
+    carry: (l, l', e, s) -> (A, A sh), the factor on xh; weight: (l, l', e, s) -> the weight of V at l per dl in a step
+        to l';
     value: (l, s) -> (a, b) of V = a D + b eps; total: (l, l', e, s) -> the weight's whole integral, exactly.
     """
 
@@ -77,7 +84,10 @@ _GAUGES = {
         total=lambda l, l_next, e, s: -torch.expm1((1 + e) * (l - l_next)),
     ),
     "v": _Gauge(
-        carry=lambda l, l_next, e, s: (_radius(l_next, s) / _radius(l, s), _radius(l_next, s) * torch.sin(_theta(l, s))),
+        carry=lambda l, l_next, e, s: (
+            _radius(l_next, s) / _radius(l, s),
+            _radius(l_next, s) * torch.sin(_theta(l, s)),
+        ),
         weight=lambda l, l_next, e, s: _radius(l_next, s) * torch.sin(_theta(l, s)) * torch.cos(_theta(l, s)),
         value=lambda l, s: (torch.sin(_theta(l, s)) / s, -torch.cos(_theta(l, s))),
         total=lambda l, l_next, e, s: -_radius(l_next, s) * (_theta(l_next, s) - _theta(l, s)),
@@ -99,21 +109,29 @@ NOISES = ("sde", "ddim", "ddpm-large", "ddpm-learned")
 class Multistep(Solver):
     """The machine: gauge, variable, order, corrector, weight rule, noise.
 
-    Order k means k past values (k - 1 at the start, rising by one a step, which caps the global order at 2, with the corrector at 3, unless the
-    field is flat at the start); a corrector adds one node, so one order. 1 evaluation a step. At eta = 0 either direction of time.
-    A step from or to a time where alpha = 0, and xh infinite, is of order 1 in gauge 0: x' = alpha' D + r alpha' sh eps (+ noise).
+    Order k means k past values (k - 1 at the start, rising by one a step, which caps the global order at 2, with the
+    corrector at 3, unless the
+    field is flat at the start); a corrector adds one node, so one order. 1 evaluation a step. At eta = 0 either
+    direction of time.
+    A step from or to a time where alpha = 0, and xh infinite, is of order 1 in gauge 0: x' = alpha' D + r alpha' sh eps
+    (+ noise).
 
     Args:
         gauge: "noise", "data" or "v".
         variable: what the polynomial is a function of: "lambda", "theta", "sigma" (sh), "time" or "sqrt-time".
         order: how many past values the predictor uses.
         corrector: how many past values the corrector uses beside the new one; 0: no corrector.
-        rule: weights of the polynomial. "exact", or as published: "mean" (two nodes: half the zeroth moment for the first), "end" (two
-            nodes: the trapezoidal one), "half-curvature" ("mean", and at three nodes half the second derivative), "constant" (Adams-Bashforth's, as if
+        rule: weights of the polynomial. "exact", or as published: "mean" (two nodes: half the zeroth moment for the
+            first), "end" (two
+            nodes: the trapezoidal one), "half-curvature" ("mean", and at three nodes half the second derivative),
+                "constant" (Adams-Bashforth's, as if
             steps were equal in sh).
-        noise: how eta makes noise: "sde" (the reverse SDE with D held); at order 1 also "ddim" (the DDIM paper's eta) and, at
-            eta = 1, "ddpm-large" (the posterior's mean with the forward kernel's variance sigma^2 - (alpha sigma'/alpha')^2,
-            which is beta_i between a table's nodes) and "ddpm-learned" (log variance between the posterior's and that one
+        noise: how eta makes noise: "sde" (the reverse SDE with D held); at order 1 also "ddim" (the DDIM paper's eta)
+            and, at
+            eta = 1, "ddpm-large" (the posterior's mean with the forward kernel's variance sigma^2 - (alpha
+            sigma'/alpha')^2,
+            which is beta_i between a table's nodes) and "ddpm-learned" (log variance between the posterior's and that
+            one
             by the `fraction` of a prediction that has one).
         sigma_data: s of the gauge "v" and the variable "theta"; None: the model's.
     """
@@ -145,7 +163,9 @@ class Multistep(Solver):
             if value not in known:
                 raise InvalidInputError(f"{what}={value!r}: wanted one of {', '.join(map(repr, known))}")
         if not 1 <= order <= 8 or not 0 <= corrector <= 8:
-            raise InvalidInputError(f"order={order}, corrector={corrector}: wanted an order from 1 to 8, a corrector from 0 to 8")
+            raise InvalidInputError(
+                f"order={order}, corrector={corrector}: wanted an order from 1 to 8, a corrector from 0 to 8"
+            )
         self.name, self.source, self.grid = name, source, grid
         self.gauge, self.variable, self.values, self.corrector = gauge, variable, order, corrector
         self.rule, self.noise, self.sigma_data = rule, noise, sigma_data
@@ -169,15 +189,21 @@ class Multistep(Solver):
         super().check(term)
         eta = getattr(term, "eta", 0.0)
         if eta and self.noise == "ddim" and (eta > 1 or self.values > 1):
-            raise InvalidInputError(f"eta={eta}: the DDIM paper's eta lies in [0, 1]; use 'ancestral' or 'euler-maruyama' for more noise")
+            raise InvalidInputError(
+                f"eta={eta}: the DDIM paper's eta lies in [0, 1]; use 'ancestral' or 'euler-maruyama' for more noise"
+            )
         if self.noise.startswith("ddpm") and (eta != 1 or self.values > 1 or self.corrector):
-            raise InvalidInputError(f"noise={self.noise!r} is DDPM's own: wanted eta=1 and order=1 without corrector, came eta={eta}")
+            raise InvalidInputError(
+                f"noise={self.noise!r} is DDPM's own: wanted eta=1 and order=1 without corrector, came eta={eta}"
+            )
 
     # ---- the plan of a grid
 
     def start(self, term: Term, x: Tensor, t: Tensor, grid: Tensor | None = None) -> State:
         if grid is None:
-            raise InvalidInputError(f"{self.name!r} works on a fixed grid: pass steps= instead of a tolerance, or use 'adams'")
+            raise InvalidInputError(
+                f"{self.name!r} works on a fixed grid: pass steps= instead of a tolerance, or use 'adams'"
+            )
         return {"run": _Run(self._plan(term, grid))}
 
     def _plan(self, term: Term, ts: Tensor) -> list[_Planned]:
@@ -203,7 +229,8 @@ class Multistep(Solver):
             std = widest
 
         def weights(first: int, count: int, rows: list[int]) -> Tensor:
-            """(len(rows), count) weights of the values at nodes k + first, k + first - 1, ... for the steps k in rows."""
+            """(len(rows), count) weights of the values at nodes k + first, k + first - 1, ... for the steps k in
+            rows."""
             k = torch.tensor(rows)
             nodes = k[:, None] + first - torch.arange(count)
             return self._weights(gauge, sde, l[k], l[k + 1], l[nodes], p[nodes], e, s, carry[k])
@@ -236,7 +263,10 @@ class Multistep(Solver):
                 table[k - 1].back = []  # what leads up to such a step, or is one, is not corrected
                 continue
             step.ratio, w0 = float(ratio[k]), step.ahead[0]
-            step.fused = (float(alpha[k + 1] * carry[k]) + w0 * step.value[0], float(alpha[k + 1] * carry_sh[k]) + w0 * step.value[1])
+            step.fused = (
+                float(alpha[k + 1] * carry[k]) + w0 * step.value[0],
+                float(alpha[k + 1] * carry_sh[k]) + w0 * step.value[1],
+            )
         return table
 
     def _weights(self, gauge: _Gauge, sde: SDE, l, l_next, l_nodes, p_nodes, e, s, carry) -> Tensor:
@@ -287,7 +317,8 @@ class Multistep(Solver):
 
 @dataclass
 class _Planned:
-    """The coefficients of one step: x' = fused (D, eps) + ahead[1:] past values, or ratio x + ahead values; then std noise.
+    """The coefficients of one step: x' = fused (D, eps) + ahead[1:] past values, or ratio x + ahead values; then std
+    noise.
 
     `spread` is the log of the widest noise over the narrowest.
     """
@@ -303,7 +334,8 @@ class _Planned:
 
 @dataclass(frozen=True)
 class _Run:
-    """Where a run over a grid stands: the plan, the step, past values (newest first), the corrected state and the noise that led on from it."""
+    """Where a run over a grid stands: the plan, the step, past values (newest first), the corrected state and the noise
+    that led on from it."""
 
     plan: list[_Planned]
     k: int = 0
@@ -331,9 +363,11 @@ def _summed(x: Tensor, weights: Sequence[float], values: Sequence[Tensor | None]
 def _published(rule: str, l: Tensor, l_next: Tensor, nodes: Tensor, weight: Callable[[Tensor], Tensor]) -> Tensor:
     """Published weights on two or three nodes, in the variable l; see solvers of Lu et al. 2022 and Zhao et al. 2023.
 
-    With v(u) = v_0 + slope (u - l) + curve (u - l)^2 the step is w_0 v_0 + w_1 h slope + w_2 h^2 curve, w_j the weight's moments. "mean" takes
+    With v(u) = v_0 + slope (u - l) + curve (u - l)^2 the step is w_0 v_0 + w_1 h slope + w_2 h^2 curve, w_j the
+    weight's moments. "mean" takes
     w_0/2 for w_1, "end" weight(l') h/2; on three nodes "half-curvature" takes w_2/2 for w_2.
-    The polynomial is expanded about node l; where the newest node lies ahead (a corrector) the roles of the nodes change with it.
+    The polynomial is expanded about node l; where the newest node lies ahead (a corrector) the roles of the nodes
+    change with it.
     """
     h = l_next - l
     w0, w1, w2 = moments(l, l_next, weight, 3)

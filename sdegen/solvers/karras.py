@@ -16,10 +16,13 @@ from .base import Solver, State, Step
 
 
 class KarrasSDE(Solver):
-    """Churn and Heun: raise the noise from sh to sh^ = sh (1 + gamma), then a Heun step of d(xh)/d(sh) = eps down to sh'.
+    """Churn and Heun: raise the noise from sh to sh^ = sh (1 + gamma), then a Heun step of d(xh)/d(sh) = eps down to
+    sh'.
 
-    In the frame xh = x/alpha, sh = sigma/alpha: gamma = min(churn/N, sqrt(2) - 1) on a grid of N steps, for sh in [s_min, s_max], else 0;
-    the added noise is sqrt(sh^^2 - sh^2) s_noise z. It never rises above the process's largest sh. churn = 0 is the deterministic sampler.
+    In the frame xh = x/alpha, sh = sigma/alpha: gamma = min(churn/N, sqrt(2) - 1) on a grid of N steps, for sh in
+    [s_min, s_max], else 0;
+    the added noise is sqrt(sh^^2 - sh^2) s_noise z. It never rises above the process's largest sh. churn = 0 is the
+    deterministic sampler.
     Weak order 2 in the deterministic part; 2 evaluations a step.
 
     Args:
@@ -35,10 +38,13 @@ class KarrasSDE(Solver):
     default_steps = 64
     source = "Karras et al. 2022 (arXiv 2206.00364) alg. 2"
 
-    def __init__(self, *, churn: float = 40.0, s_min: float = 0.0, s_max: float = math.inf, s_noise: float = 1.0) -> None:
+    def __init__(
+        self, *, churn: float = 40.0, s_min: float = 0.0, s_max: float = math.inf, s_noise: float = 1.0
+    ) -> None:
         if not (0 <= churn < math.inf and 0 <= s_min < s_max and 0 < s_noise < math.inf):
             raise InvalidInputError(
-                f"churn={churn}, s_min={s_min}, s_max={s_max}, s_noise={s_noise}: wanted churn >= 0, 0 <= s_min < s_max, s_noise > 0"
+                f"churn={churn}, s_min={s_min}, s_max={s_max}, s_noise={s_noise}: "
+                "wanted churn >= 0, 0 <= s_min < s_max, s_noise > 0"
             )
         self.churn, self.s_min, self.s_max, self.s_noise = float(churn), float(s_min), float(s_max), float(s_noise)
 
@@ -48,7 +54,9 @@ class KarrasSDE(Solver):
     def check(self, term: Term) -> None:
         super().check(term)
         if getattr(term, "eta", None) != 1.0:
-            raise InvalidInputError(f"'karras-sde' has no eta ({getattr(term, 'eta', None)} came): its noise is churn=; leave eta=None")
+            raise InvalidInputError(
+                f"'karras-sde' has no eta ({getattr(term, 'eta', None)} came): its noise is churn=; leave eta=None"
+            )
 
     def start(self, term: Term, x: Tensor, t: Tensor, grid: Tensor | None = None) -> State:
         if grid is None:

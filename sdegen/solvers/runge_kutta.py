@@ -16,7 +16,8 @@ from .base import Solver, State, Step
 class RungeKutta(Solver):
     """An explicit Runge-Kutta method: k_i = drift(x + h sum_j a_ij k_j, t + c_i h), x' = x + h sum_i b_i k_i.
 
-    With a second row of weights b_hat the error estimate is h sum_i (b_i - b_hat_i) k_i. Where the last stage is taken at x' itself
+    With a second row of weights b_hat the error estimate is h sum_i (b_i - b_hat_i) k_i. Where the last stage is taken
+    at x' itself
     ("first same as last") it is the next step's first: one evaluation less a step.
 
     Args:
@@ -57,7 +58,9 @@ class RungeKutta(Solver):
             k.append(term.drift(stage, t_next if node == 1 else t + node * h))
         x_next = stage if self.fsal else x + width * _weighted(self.b, k)
         error = None if self.error_weights is None else width * _weighted(self.error_weights, k)
-        return Step(x_next, {"k": k[-1]} if self.fsal else {}, error, slope=k[0], slope_next=k[-1] if self.fsal else None)
+        return Step(
+            x_next, {"k": k[-1]} if self.fsal else {}, error, slope=k[0], slope_next=k[-1] if self.fsal else None
+        )
 
 
 def _weighted(weights: Sequence[float], k: Sequence[Tensor]) -> Tensor:
@@ -75,19 +78,28 @@ def euler() -> RungeKutta:
 
 
 def heun() -> RungeKutta:
-    """Trapezoidal predictor-corrector. Order 2, 2 evaluations a step. Along `EDMSDE` this is Karras' deterministic sampler."""
-    return RungeKutta("heun", 2, [[1.0]], [0.5, 0.5], [0.0, 1.0], source="Karras et al. 2022 (arXiv 2206.00364) algorithm 1")
+    """Trapezoidal predictor-corrector. Order 2, 2 evaluations a step. Along `EDMSDE` this is Karras' deterministic
+    sampler."""
+    return RungeKutta(
+        "heun", 2, [[1.0]], [0.5, 0.5], [0.0, 1.0], source="Karras et al. 2022 (arXiv 2206.00364) algorithm 1"
+    )
 
 
 def rk4() -> RungeKutta:
     """The classical method. Order 4, 4 evaluations a step."""
     return RungeKutta(
-        "rk4", 4, [[0.5], [0.0, 0.5], [0.0, 0.0, 1.0]], [1 / 6, 1 / 3, 1 / 3, 1 / 6], [0.0, 0.5, 0.5, 1.0], source="Kutta 1901"
+        "rk4",
+        4,
+        [[0.5], [0.0, 0.5], [0.0, 0.0, 1.0]],
+        [1 / 6, 1 / 3, 1 / 3, 1 / 6],
+        [0.0, 0.5, 0.5, 1.0],
+        source="Kutta 1901",
     )
 
 
 def bosh3() -> RungeKutta:
-    """Bogacki-Shampine 3(2). Order 3, 3 evaluations a step (the last is the next step's first), error estimate of order 2."""
+    """Bogacki-Shampine 3(2). Order 3, 3 evaluations a step (the last is the next step's first), error estimate of order
+    2."""
     return RungeKutta(
         "bosh3",
         3,
@@ -101,7 +113,8 @@ def bosh3() -> RungeKutta:
 
 
 def dopri5() -> RungeKutta:
-    """Dormand-Prince 5(4). Order 5, 6 evaluations a step (the last is the next step's first), error estimate of order 4."""
+    """Dormand-Prince 5(4). Order 5, 6 evaluations a step (the last is the next step's first), error estimate of order
+    4."""
     return RungeKutta(
         "dopri5",
         5,

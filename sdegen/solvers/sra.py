@@ -19,7 +19,8 @@ class SRA1(Solver):
         k_1 = drift(x, t),    k_2 = drift(x + 3/4 h k_1 + 3/2 g(t') I, t + 3/4 h)
         x'  = x + h (k_1 + 2 k_2)/3 + g(t') (dW - I) + g(t) I
 
-    Strong order 1.5 for additive noise (1 without the area dZ), 2 evaluations a step; without noise Ralston's method of order 2.
+    Strong order 1.5 for additive noise (1 without the area dZ), 2 evaluations a step; without noise Ralston's method of
+    order 2.
 
     Source: Roessler 2010 (SIAM J. Numer. Anal. 48), table 6.3, "SRA1".
     """
