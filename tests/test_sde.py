@@ -299,6 +299,14 @@ def test_times_beyond_the_range_stay_finite_and_in_order(name):
     assert low >= float(sde.time(ends[0])) - 1e-12 and high <= float(sde.time(ends[1])) + 1e-12
 
 
+def test_the_inverse_survives_levels_that_are_equal_to_rounding():
+    sde = PathSDE(lambda t: torch.ones_like(t), lambda t: 1 + 1e-4 * t - 0.4999e-4 * t**2)
+    levels = sde.half_log_snr(torch.tensor([sde.t_min, 0.5, sde.t_max], dtype=F64))
+    # lambda is resolved to 1e-16, its slope is 1e-4 and at the end 2e-8
+    assert sde.time(levels).tolist() == pytest.approx([1e-3, 0.5, 1.0], abs=1e-6)
+    assert sde.time(torch.tensor([1.0, -1.0], dtype=F64)).tolist() == pytest.approx([1e-3, 1.0], abs=1e-6)
+
+
 def test_levels_are_remembered_for_scalars_and_forgotten_by_a_narrowed_process():
     sde = VPSDE()
     t = torch.tensor([0.2, 0.4], dtype=F64)
@@ -307,6 +315,9 @@ def test_levels_are_remembered_for_scalars_and_forgotten_by_a_narrowed_process()
     assert all(isinstance(value, float) for value in first)
     assert first == sde.level(torch.tensor(0.2, dtype=F64))
     assert first.alpha == float(sde.alpha(0.2)) and first.g == float(sde.diffusion(0.2))
+    for u in (0.1, 0.5, 0.9, 0.5, 0.1, 0.2):  # each time has its own values, however often others are asked between
+        level = sde.level(torch.tensor(u, dtype=F64))
+        assert (level.alpha, level.sigma, level.g) == tuple(float(f(u)) for f in (sde.alpha, sde.sigma, sde.diffusion))
     u = t[0].clone().requires_grad_()
     (slope,) = torch.autograd.grad(sde.level(u).alpha, u)
     assert float(slope) == pytest.approx(first.d_alpha, rel=1e-12)
