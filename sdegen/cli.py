@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from . import __version__
 from .errors import SdegenError
@@ -101,7 +102,7 @@ def _sample(args: argparse.Namespace) -> None:
         raise InvalidInputError(f"--out {args.out}: wanted a name that ends in .png (a picture) or .npy (the numbers)")
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = load(args.model, device=device)
-    cond = {} if args.label is None else {"label": torch.full((args.n,), args.label, device=device)}
+    cond: dict[str, Any] = {} if args.label is None else {"label": torch.full((args.n,), args.label, device=device)}
     solution = sample(
         model,
         args.n,
@@ -135,7 +136,7 @@ def _compare(args: argparse.Namespace) -> None:
     from .compare import SOLVERS, compare
 
     model = load(args.model)
-    cond = {} if args.label is None else {"label": torch.full((args.n,), args.label)}
+    cond: dict[str, Any] = {} if args.label is None else {"label": torch.full((args.n,), args.label)}
     names = args.solvers or SOLVERS
     table = compare(model, args.n, solvers=names, steps=args.steps, tolerances=args.tolerances, seed=args.seed, **cond)
     print(table)

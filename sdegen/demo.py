@@ -47,7 +47,7 @@ def demo(
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     begun = time.perf_counter()
-    summary = {"toy": toy(folder, seed, scale, progress), "digits": digits(folder, seed, scale, progress)}
+    summary: dict[str, Any] = {"toy": toy(folder, seed, scale, progress), "digits": digits(folder, seed, scale, progress)}
     summary["seconds"] = round(time.perf_counter() - begun, 1)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     tell(folder, summary)
@@ -65,6 +65,7 @@ def toy(folder: Path, seed: int, scale: float, progress: bool | None) -> dict[st
         mixture.sample(20_000, seed=seed),
         steps=round(max(1, TOY_STEPS * scale)),
         batch_size=512,
+        lr=2e-3,
         seed=seed,
         progress=progress,
     )
@@ -99,7 +100,8 @@ def draw_toy(
     with plot.style():
         axes = panels(None, 4, width=3.4, height=3.5, columns=2)
         for a, x, title in ((axes[0], flow, "probability flow"), (axes[1], reverse, "reverse SDE")):
-            plot.density(x, exact=mixture, ax=a).set_title(title, pad=24)
+            plot.density(x, exact=mixture, ax=a)
+            a.set_title(title, pad=24)
         t, extent = 0.08, (-2.0, 2.0, -2.0, 2.0)
         for a, m, title in ((axes[2], model, "learned"), (axes[3], exact, "exact")):
             plot.score_field(m, t, ax=a, extent=extent).set_title(f"{title} score at t = {t}")
@@ -122,6 +124,7 @@ def digits(folder: Path, seed: int, scale: float, progress: bool | None) -> dict
         label=train.labels,
         steps=round(max(1, DIGIT_STEPS * scale)),
         batch_size=128,
+        lr=2e-3,
         seed=seed,
         progress=progress,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -149,8 +151,8 @@ def interpolate(
     return line + bend * (expand(1 - u, x) * (slope - chord) - expand(u, x) * (slope_next - chord))
 
 
-def _value(slope) -> Tensor | None:
-    return slope() if callable(slope) else slope
+def _value(slope: Any) -> Tensor | None:
+    return slope() if callable(slope) else slope  # pyright: ignore
 
 
 def _same(s: float, t: Tensor) -> bool:

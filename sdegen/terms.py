@@ -26,6 +26,7 @@ class Term(ABC):
         upward, downward: the directions it may be integrated in (t growing, t falling).
         stochastic: whether `diffusion` is not zero.
         event_shape: the shape of one sample, None: any.
+        model, sde, eta: what the term is made of, where it is made of them.
     """
 
     t_min: float = 0.0
@@ -34,6 +35,9 @@ class Term(ABC):
     downward: bool = True
     stochastic: bool = False
     event_shape: tuple[int, ...] | None = None
+    model: Any = None
+    sde: Any = None
+    eta: Any = None
 
     @abstractmethod
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
@@ -186,11 +190,8 @@ class Counted(Term):
 
     def __init__(self, term: Term) -> None:
         self.term, self.calls = term, 0
-        for name in ("t_min", "t_max", "upward", "downward", "stochastic", "event_shape"):
+        for name in ("t_min", "t_max", "upward", "downward", "stochastic", "event_shape", "model", "sde", "eta"):
             setattr(self, name, getattr(term, name))
-
-    def __getattr__(self, name: str) -> Any:  # model, sde, eta, ... of the term itself
-        return getattr(self.__dict__["term"], name)
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         self.calls += 1

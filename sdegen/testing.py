@@ -535,7 +535,7 @@ def _smooth() -> tuple[MixtureModel, dict[str, tuple[Tensor, tuple[float, float]
     model = MixtureModel(mixture, _ROUND)
     x0, z = mixture.sample(37, seed=1, dtype=torch.float64), _draw((37, 2), _LAW_NOISE)
     problems = {}
-    for name, span in (("down", _SMOOTH_SPAN), ("up", _SMOOTH_SPAN[::-1])):
+    for name, span in (("down", _SMOOTH_SPAN), ("up", (_SMOOTH_SPAN[1], _SMOOTH_SPAN[0]))):
         x = _ROUND.perturb(x0, span[0], z)
         exact = solve(ProbabilityFlow(model), x, solver=dopri5(), steps=_uneven(span, 400, (1.0,)))
         problems[name] = (x, span, exact.x)
@@ -649,7 +649,8 @@ def _order(solver: Solver) -> None:
 
 
 def _gaussian_flow(solver: Solver) -> None:
-    """x' = alpha' mu + sqrt((alpha'^2 c + sigma'^2)/(alpha^2 c + sigma^2)) (x - alpha mu), c the variance along an axis."""
+    """x' = alpha' mu + sqrt((alpha'^2 c + sigma'^2)/(alpha^2 c + sigma^2)) (x - alpha mu), c the variance along an
+    axis."""
     sde = VPSDE()
     mu, c = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64), torch.tensor([0.3, 1.0, 4.0], dtype=torch.float64)
     model = MixtureModel(GaussianMixture([mu.tolist()], covariances=torch.diag(c)), sde)

@@ -194,7 +194,8 @@ class _Fixed:
                 for row, i in zip(w.tolist(), rows, strict=True):
                     table[i] = row
             tables.append(table)
-        return cls(max(predictor, corrector) - 1, *tables)
+        ahead, back = tables
+        return cls(max(predictor, corrector) - 1, ahead, back)
 
 
 def _summed(x: Tensor, weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
