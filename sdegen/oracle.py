@@ -27,7 +27,8 @@ class MixtureModel(ScoreModel):
 
     def __init__(self, mixture: GaussianMixture, sde: SDE) -> None:
         std = mixture.covariance.diagonal().mean().sqrt()
-        super().__init__(sde, data_mean=mixture.mean, data_std=std, event_shape=(mixture.dim,))
+        known = {"data_mean": mixture.mean, "data_std": std if std > 0 else None}  # a single point has no scale
+        super().__init__(sde, **known, event_shape=(mixture.dim,))
         self.data_covariance = mixture.covariance
         self.mixture = mixture
 

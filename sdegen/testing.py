@@ -537,7 +537,7 @@ def _smooth() -> tuple[MixtureModel, dict[str, tuple[Tensor, tuple[float, float]
     problems = {}
     for name, span in (("down", _SMOOTH_SPAN), ("up", (_SMOOTH_SPAN[1], _SMOOTH_SPAN[0]))):
         x = _ROUND.perturb(x0, span[0], z)
-        exact = solve(ProbabilityFlow(model), x, solver=dopri5(), steps=_uneven(span, 400, (1.0,)))
+        exact = solve(ProbabilityFlow(model), x, solver=dopri5(), steps=_uneven(span, 160, (1.0,)))
         problems[name] = (x, span, exact.x)
     return model, problems
 
@@ -547,7 +547,7 @@ def _wide() -> tuple[MixtureModel, Tensor, Tensor]:
     """A model, states at t_max and the exact ones at t_min, over the whole range of noise."""
     model, _ = _smooth()
     x = float(_ROUND.sigma(_ROUND.t_max)) * _draw((37, 2), _LAW_STATES)
-    ts = torch.linspace(_ROUND.t_max, _ROUND.t_min, 801, dtype=torch.float64)
+    ts = torch.linspace(_ROUND.t_max, _ROUND.t_min, 201, dtype=torch.float64)
     return model, x, solve(ProbabilityFlow(model), x, solver=dopri5(), steps=ts).x
 
 
@@ -624,28 +624,26 @@ def _close(solver: Solver, law: str, came: Tensor, wanted: Tensor, tolerance: fl
 
 def _order(solver: Solver) -> None:
     model, problems = _smooth()
-    for direction, (x, span, exact) in problems.items():
-        for grid, ratios in (("even", (1.0,)), ("uneven", _UNEVEN)):
-            p = solver.order if grid == "even" or solver.uneven_order is None else solver.uneven_order
-            errors: list[float] = []
-            for n in (20, 40, 80, 160) if p < 5 else (10, 20, 40, 80):
-                ts = _uneven(span, n, ratios)
-                came = solve(ProbabilityFlow(model), x, solver=solver, steps=ts).x
-                # the geometric mean: the root mean square is one or two samples that started near a separatrix
-                error = float((came - exact).square().sum(1).clamp_min(1e-36).log().mean().exp().sqrt())
-                if not error > _ROUNDING:
-                    break
-                errors.append(error)
-            law = f"order {p:g} on {grid} grids, {direction}"
-            if len(errors) < 2 or not all(math.isfinite(e) for e in errors):
-                raise _broken(solver, law, f"errors {errors}", "errors that fall step by step, above rounding")
-            slope = math.log2(errors[-2] / errors[-1])
-            more = 0.3 if solver.kind == "ODE" else 0.65  # a strong order may be half a one below that of the flow
-            if not p - 0.15 <= slope <= p + more:
-                shown = " ".join(f"{e:.1e}" for e in errors)
-                raise _broken(
-                    solver, law, f"slope {slope:.2f} (errors by halved steps: {shown})", f"{p:g} - 0.15 .. + {more}"
-                )
+    uneven = solver.order if solver.uneven_order is None else solver.uneven_order
+    for direction, grid, ratios, p in (("down", "uneven", _UNEVEN, uneven), ("up", "even", (1.0,), solver.order)):
+        x, span, exact = problems[direction]
+        errors: list[float] = []
+        for n in (40, 80, 160) if p < 5 else (10, 20, 40, 80):
+            came = solve(ProbabilityFlow(model), x, solver=solver, steps=_uneven(span, n, ratios)).x
+            # the geometric mean: the root mean square is one or two samples that started near a separatrix
+            error = float((came - exact).square().sum(1).clamp_min(1e-36).log().mean().exp().sqrt())
+            if not error > _ROUNDING:
+                break
+            errors.append(error)
+        law = f"order {p:g} on {grid} grids, {direction}"
+        if len(errors) < 2 or not all(math.isfinite(e) for e in errors):
+            raise _broken(solver, law, f"errors {errors}", "errors that fall step by step, above rounding")
+        slope = math.log2(errors[-2] / errors[-1])
+        more = 0.3 if solver.kind == "ODE" else 0.65  # a strong order may be half a one below that of the flow
+        if not p - 0.15 <= slope <= p + more:
+            shown = " ".join(f"{e:.1e}" for e in errors)
+            came = f"slope {slope:.2f} (errors by halved steps: {shown})"
+            raise _broken(solver, law, came, f"{p:g} - 0.15 .. + {more}")
 
 
 def _gaussian_flow(solver: Solver) -> None:
@@ -671,7 +669,7 @@ def _gaussian_flow(solver: Solver) -> None:
 
 def _tolerances(solver: Solver) -> None:
     model, x, exact = _wide()
-    asked, errors, watched = (1e-3, 1e-4, 1e-5, 1e-6), [], _Watched(model)
+    asked, errors = (1e-3, 1e-4, 1e-5), []
     for tol in asked:
         watched = _Watched(model)
         solution = solve(ProbabilityFlow(watched), x, solver=solver, t_span=(_ROUND.t_max, _ROUND.t_min), rtol=tol)
@@ -685,7 +683,7 @@ def _tolerances(solver: Solver) -> None:
     slope = math.log(errors[0] / errors[-1]) / math.log(asked[0] / asked[-1])
     falls = all(b < a for a, b in zip(errors, errors[1:], strict=False))
     if not (falls and 0.7 <= slope <= 1.3 and all(e <= 30 * tol for e, tol in zip(errors, asked, strict=True))):
-        raise _broken(solver, "the error falls with the tolerance (1e-3 .. 1e-6)", shown, "in proportion to it")
+        raise _broken(solver, "the error falls with the tolerance (1e-3 .. 1e-5)", shown, "in proportion to it")
 
 
 def _counts(solver: Solver) -> None:

@@ -1,0 +1,185 @@
+"""Orders of convergence: `check_solver` on every solver of the table, the tableaus' own conditions, strong orders.
+
+Errors are measured in float64 against mixtures. Where the flow has no closed form the reference is Dormand-Prince at
+1/160 of the span, itself checked here against SciPy's method of order 8 and against the quantiles of a line.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import solve_ivp
+
+import sdegen as sg
+from sdegen import testing
+from sdegen.brownian import BrownianTree
+from sdegen.solvers.runge_kutta import RungeKutta, bosh3, dopri5, euler, heun, rk4
+
+OWN = [row.name for row in sg.solvers() if ":" not in row.name]
+RUNGE_KUTTA = {make().name: make() for make in (euler, heun, rk4, bosh3, dopri5)}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_every_solver_keeps_its_laws(name):
+    testing.check_solver(sg.make_solver(name))
+
+
+def test_the_reference_is_that_of_an_independent_method():
+    model, problems = testing._smooth()
+    x, span, exact = problems["down"]
+    flow = sg.ProbabilityFlow(model)
+
+    def right(t: float, y: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return (
+                flow.drift(torch.from_numpy(y).reshape(x.shape), torch.tensor(t, dtype=torch.float64)).numpy().ravel()
+            )
+
+    other = solve_ivp(right, span, x.numpy().ravel(), method="DOP853", rtol=1e-13, atol=1e-14).y[:, -1]
+    # 1e-12: the tolerance asked of DOP853 and what neighbours of a separatrix make of it
+    torch.testing.assert_close(exact.flatten(), torch.from_numpy(other), rtol=0, atol=1e-12)
+
+
+# ---- Runge-Kutta
+
+
+def _tableau(method: RungeKutta) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+    s = len(method.b)
+    a = np.zeros((s, s))
+    for i, row in enumerate(method.a, 1):
+        a[i, : len(row)] = row
+    b_hat = None if method.error_weights is None else np.array(method.b) - np.array(method.error_weights)
+    return a, np.array(method.b), np.array(method.c), b_hat
+
+
+def _conditions(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> dict[int, list[float]]:
+    """What the conditions of each order miss by: one per rooted tree (Hairer, Norsett & Wanner, table II.2.2)."""
+    ac, acc, accc = a @ c, a @ c**2, a @ c**3
+    return {
+        1: [b.sum() - 1],
+        2: [b @ c - 1 / 2],
+        3: [b @ c**2 - 1 / 3, b @ ac - 1 / 6],
+        4: [b @ c**3 - 1 / 4, b @ (c * ac) - 1 / 8, b @ acc - 1 / 12, b @ (a @ ac) - 1 / 24],
+        5: [
+            b @ c**4 - 1 / 5,
+            b @ (c**2 * ac) - 1 / 10,
+            b @ (c * acc) - 1 / 15,
+            b @ (c * (a @ ac)) - 1 / 30,
+            b @ ac**2 - 1 / 20,
+            b @ accc - 1 / 20,
+            b @ (a @ (c * ac)) - 1 / 40,
+            b @ (a @ acc) - 1 / 60,
+            b @ (a @ (a @ ac)) - 1 / 120,
+        ],
+    }
+
+
+@pytest.mark.parametrize("name", RUNGE_KUTTA)
+def test_tableaus_meet_the_conditions_of_their_order_and_no_more(name):
+    method = RUNGE_KUTTA[name]
+    a, b, c, b_hat = _tableau(method)
+    np.testing.assert_allclose(a.sum(1), c, atol=1e-15)
+    for weights, order in ((b, method.order), (b_hat, method.order - 1)):
+        if weights is None:
+            continue
+        missed = _conditions(a, weights, c)
+        for p in range(1, order + 1):
+            np.testing.assert_allclose(missed[p], 0, atol=1e-15, err_msg=f"{name}, order {p}")
+        if order < 5:
+            assert np.abs(missed[order + 1]).max() > 1e-4
+    if method.fsal:
+        np.testing.assert_array_equal(a[-1], b)
+
+
+@pytest.mark.parametrize("direction", ["down", "up"])
+@pytest.mark.parametrize("name", [*RUNGE_KUTTA, "ddim", "reverse-diffusion", "euler-maruyama"])
+def test_orders_hold_on_any_steps_with_ratios_up_to_two(name, direction):
+    """Lengths in a pattern without symmetry; check_solver has even and alternating ones."""
+    model, problems = testing._smooth()
+    x, span, exact = problems[direction]
+    solver, errors = sg.make_solver(name), []
+    for n in (40, 80) if solver.order >= 4 else (80, 160):
+        ts = testing._uneven(span, n, (1.0, 2.0, 1.5, 0.75, 1.0))
+        came = sg.solve(sg.ProbabilityFlow(model), x, solver=solver, steps=ts).x
+        errors.append(float((came - exact).square().sum(1).log().mean().exp().sqrt()))
+    assert solver.order - 0.15 <= math.log2(errors[0] / errors[1]) <= solver.order + 0.3
+
+
+def test_ancestral_at_eta_0_and_1_has_order_1_in_the_mean():
+    """The mean of the output, exactly: on Gaussian data the solver is affine."""
+    sde = sg.VPSDE()
+    model = testing._Normal(sde, 0.7, 0.5)
+    for eta in (0.0, 0.5, 1.0):
+        misses = []
+        for n in (100, 200):
+            ts = sg.grid(sde, n, kind="lambda", t_span=(0.8, 0.05))
+            mean, variance = float(sde.alpha(0.8)) * 0.7, _variance(sde, 0.8, 0.5)
+            term = sg.ReverseSDE(model, eta=eta)
+            law = testing.affine_law(sg.make_solver("ancestral"), term, ts, mean, variance)
+            misses.append(abs(law[1] / _variance(sde, 0.05, 0.5) - 1))
+        assert 0.85 <= math.log2(misses[0] / misses[1]) <= 1.3
+
+
+def _variance(sde: sg.SDE, t: float, std: float) -> float:
+    return float(sde.alpha(t) ** 2 * std**2 + sde.sigma(t) ** 2)
+
+
+# ---- strong orders, on one Brownian path
+
+
+class _Path(sg.Noise):
+    """Brownian paths as sums of fine increments: every interval between nodes of the fine grid."""
+
+    def __init__(self, batch: int, event: int, span: tuple[float, float], n: int) -> None:
+        super().__init__(0)
+        self.low, self.cell = min(span), abs(span[1] - span[0]) / n
+        draws = sg.Noise(23).normal((batch, n, event), 5, dtype=torch.float64, device="cpu")
+        self.w = torch.cat([draws.new_zeros(batch, 1, event), draws.cumsum(1)], 1) * math.sqrt(self.cell)
+
+    def increment(self, t, t_next, x, *, purpose=1):
+        here, there = (round((float(u) - self.low) / self.cell) for u in (t, t_next))
+        return (self.w[:, there] - self.w[:, here]).reshape(x.shape)
+
+    def standard(self, t, t_next, x, *, purpose=1):
+        return self.increment(t, t_next, x) / math.sqrt(abs(float(t_next) - float(t)))
+
+
+def _strong_slopes(name: str, noise: sg.Noise, counts: tuple[int, ...], fine: int) -> list[float]:
+    sde, span = sg.VPSDE(), (0.5, 0.1)
+    mixture = sg.GaussianMixture([[1.0, 0.4], [-0.8, 0.9]], std=[0.5, 0.7])
+    term = sg.ReverseSDE(sg.MixtureModel(mixture, sde))
+    z = sg.Noise(1).normal((32, 2), 9, dtype=torch.float64, device="cpu")
+    x = sde.perturb(mixture.sample(32, seed=2, dtype=torch.float64), span[0], z)
+
+    def run(n: int) -> torch.Tensor:
+        steps = torch.linspace(*span, n + 1, dtype=torch.float64)
+        return sg.solve(term, x, solver=name, steps=steps, noise=noise).x
+
+    exact = run(fine)
+    errors = [float((run(n) - exact).square().mean().sqrt()) for n in counts]
+    return [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
+
+
+def test_euler_maruyama_has_strong_order_1():
+    """Additive noise. The reference, 16 times finer, is off by a sixteenth: it moves the slope by 0.1 at most."""
+    path = _Path(32, 2, (0.5, 0.1), 1024)
+    for slope in _strong_slopes("euler-maruyama", path, (16, 32, 64), 1024):
+        assert 0.85 <= slope <= 1.25
+
+
+def test_a_brownian_tree_is_such_a_path():
+    tree = BrownianTree(7, 0.5, 0.1, depth=10)
+    assert 0.85 <= _strong_slopes("euler-maruyama", tree, (32, 64), 1024)[0] <= 1.25
+
+
+def test_sra1_has_strong_order_one_and_a_half():
+    tree = BrownianTree(7, 0.5, 0.1, depth=9)
+    assert 1.35 <= _strong_slopes("sra1", tree, (16, 32), 512)[0] <= 1.8
+
+
+def test_independent_increments_are_no_path():
+    """The tests above can fail: noise drawn anew on every grid has no strong order at all."""
+    assert abs(_strong_slopes("euler-maruyama", sg.Noise(3), (32, 64), 512)[0]) < 0.3
