@@ -85,8 +85,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _demo(args: argparse.Namespace) -> None:
+    import torch
+
     from .demo import demo
 
+    torch.set_num_threads(1)  # networks this small gain little from a second thread, and lose much where cores are busy
     demo(args.out, seed=args.seed, scale=args.scale)
 
 
