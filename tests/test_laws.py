@@ -181,7 +181,7 @@ def test_law_of_ddim_with_the_papers_eta(sde, eta):
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_law_of_euler_maruyama(eta):
-    """Along VP, with h = t - t', k = (1 + eta^2)/2: A = 1 + beta h/2 - k beta h/P, B = k beta h alpha mu/P, C = eta^2 beta h."""
+    """Along VP, b = beta (t - t'), k = (1 + eta^2)/2: A = 1 + b/2 - k b/P, B = k b alpha mu/P, C = eta^2 b."""
     sde = sg.VPSDE()
     ts = sg.grid(sde, 60, kind="theta", t_span=(sde.t_max, sde.t_min))
 

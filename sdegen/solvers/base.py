@@ -46,6 +46,7 @@ class Solver(ABC):
         name: as in the table of solvers.
         order: the global order of convergence (strong order for SDE solvers).
         uneven_order: the order where neighbouring steps differ in length; None: the same.
+        start_order: the order that a whole run has, where a start of low order caps it; None: the same.
         evaluations: network evaluations a step.
         kind: "ODE" (deterministic terms), "SDE" (takes noise), "any".
         adaptive: whether `step` returns an error estimate, so that rtol and atol can be used.
@@ -65,6 +66,7 @@ class Solver(ABC):
     name: str = "solver"
     order: float = 1
     uneven_order: float | None = None
+    start_order: float | None = None
     evaluations: int = 1
     kind: str = "ODE"
     adaptive: bool = False

@@ -172,6 +172,8 @@ class Multistep(Solver):
         self.kind = "any" if gauge == "data" else "ODE"
         self._eta = 1.0 if stochastic else 0.0
         self.order = declared if declared is not None else self._order()
+        self.start_order = min(self.order, 3 if corrector else 2)  # one Euler step at the start, two with a corrector
+        self.uneven_order = min(self.order, 1) if rule == "constant" else None
 
     def _order(self) -> float:
         two = {"half-curvature": 2, "constant": 2}.get(self.rule, self.values)
