@@ -95,7 +95,7 @@ class Scipy(External):
         if tolerance is None:
             raise InvalidInputError(f"{self.name!r} needs rtol or atol")
         size = x[0].numel()
-        limit = max_steps * (20 + 2 * size) if self.implicit else None
+        limit = max_steps * (20 + 2 * size if self.implicit else self.evaluations) + 2
         field = Field(term, ts, strict=True, limit=limit)
 
         def function(t: float, y: np.ndarray) -> np.ndarray:
@@ -112,12 +112,13 @@ class Scipy(External):
                 while solver.status == "running":
                     course.attempt()
                     evaluations = solver.nfev
-                    solver.step()
-                    if solver.status == "failed":
-                        raise Stopped(StepSizeUnderflowError)
-                    course.accepted += 1
-                    if not self.implicit:
-                        course.rejected += (solver.nfev - evaluations) // solver.n_stages - 1
+                    try:
+                        solver.step()
+                        if solver.status == "failed":
+                            raise Stopped(StepSizeUnderflowError)
+                        course.accepted, course.rejected = course.accepted + 1, course.rejected - 1
+                    finally:  # the attempts of a step are told by its evaluations
+                        course.rejected += 1 if self.implicit else (solver.nfev - evaluations) // self.evaluations
                     nodes = [*nodes[-3:], (solver.t, solver.y, getattr(solver, "f", None))]
                     while len(xs) < len(ts) and solver.direction * (solver.t - float(ts[len(xs)])) >= 0:
                         xs.append(_state(self._between(solver, nodes, float(ts[len(xs)])), x))

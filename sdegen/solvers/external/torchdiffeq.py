@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,11 +59,12 @@ class Torchdiffeq(External):
     With steps: one step of the method between neighbouring times, also by the adaptive ones, whose error estimate is
     then not looked at. With rtol/atol: torchdiffeq's own control, one step size for the whole batch with the error's
     root mean square over all of it, so that samples depend on their batch mates within the tolerance. It lands on the
-    last time instead of stepping past it.
+    last time instead of stepping past it. Gradients pass through the states, not through the sizes of steps.
 
-    The Adams methods have the weights of equal steps and refuse others. Theirs is the one implicit iteration: it is
-    stopped after one correction here, since the library's test of convergence looks at the whole batch; the options
-    rtol, atol and max_iters bring it back.
+    The Adams methods have the weights of equal steps and refuse others. They use up to 4 earlier slopes here; the
+    library's own 11, which are unstable at nearly every step size, come back with max_order=12. The implicit one makes
+    one correction, since the library's test of convergence looks at the whole batch; rtol, atol and max_iters bring
+    that back.
 
     Args:
         method: one of METHODS.
@@ -117,7 +119,9 @@ class Torchdiffeq(External):
         options = dict(self._options)
         if self.loop == "adaptive":
             options = self._forced(ts, x) if tolerance is None else self._landing(ts, x)
-        elif self.method in _CORRECTED:
+            options["norm"] = _constant(self._options.get("norm", _root_mean_square))
+        elif self.loop == "adams":
+            options.setdefault("max_order", 5)
             how = {name: options.pop(name, 1e30) for name in ("rtol", "atol")}
         elif self.loop == "scipy":
             sign = 1.0 if ts[-1] > ts[0] else -1.0
@@ -139,6 +143,15 @@ class Torchdiffeq(External):
         """Steps below the least step are accepted whatever their error, and end at the next time to step on."""
         least = 2 * float(ts.diff().abs().max())
         return {"first_step": least, "min_step": least, "step_t": ts[1:].to(x.device)}
+
+
+def _root_mean_square(x: Tensor) -> Tensor:
+    return x.abs().square().mean().sqrt()
+
+
+def _constant(norm: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A norm whose value is a constant, so that gradients do not pass through the sizes of steps."""
+    return lambda x: norm(x.detach())
 
 
 class _Function:
