@@ -47,7 +47,8 @@ def demo(
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     begun = time.perf_counter()
-    summary: dict[str, Any] = {"toy": toy(folder, seed, scale, progress), "digits": digits(folder, seed, scale, progress)}
+    summary: dict[str, Any] = {"toy": toy(folder, seed, scale, progress)}
+    summary["digits"] = digits(folder, seed, scale, progress)
     summary["seconds"] = round(time.perf_counter() - begun, 1)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     tell(folder, summary)
