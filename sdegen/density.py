@@ -25,7 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .divergence import divergence
+from .divergence import Probes, divergence
+from .errors import InvalidInputError
 from .model import ScoreModel
 from .prediction import Prediction
 from .shapes import as_time, flat
@@ -128,10 +129,11 @@ class DensityFlow(Term):
         flow: the flow of x.
         q: the Gaussian to measure from.
         event: one sample's shape.
-        probes: (B, n, *event), or None for the exact divergence.
+        probes: of the divergence; None: the exact one.
         unit: of the columns.
         scaled: whether they are unit sigma l.
         differentiable: whether gradients are to flow through.
+        denoise_at: the time of the final denoising, None: there is none.
     """
 
     def __init__(
@@ -139,14 +141,16 @@ class DensityFlow(Term):
         flow: ProbabilityFlow,
         q: Gaussian,
         event: tuple[int, ...],
-        probes: Tensor | None,
+        probes: Probes | None,
         *,
         unit: float,
         scaled: bool,
         differentiable: bool,
+        denoise_at: float | None = None,
     ) -> None:
         self.flow, self.q, self.event, self.probes = flow, q, event, probes
         self.unit, self.scaled, self.differentiable = unit, scaled, differentiable
+        self.denoise_at = denoise_at
         self.model, self.sde, self.eta = flow.model, flow.sde, 0.0
         self.t_min, self.t_max = flow.t_min, flow.t_max
         self.dim, self.s2 = math.prod(event), flow.model.sigma_data**2
@@ -202,26 +206,34 @@ class DensityFlow(Term):
         return torch.cat([velocity, self.unit * column(kappa, x) * rate], 1)
 
     def predict(self, x: Tensor, t: Tensor) -> Prediction:
-        """The belief of (x, l), for solvers that work on it, and for the final denoising.
+        """The belief of (x, l) for solvers that work on it; for those of plain drifts, the final denoising.
 
-        For a solver of plain drifts it is the final denoising: beside the denoised x it leaves the columns as they are
-            at the end.
+        The final denoising leaves beside the denoised x the columns as they are at the end.
+
+        Raises:
+            InvalidInputError: a solver that is said to work on drifts asks for beliefs on its way.
         """
         data, numbers = x[:, : self.dim], x[:, self.dim :]
+        if self.denoise_at is not None:
+            self.left = self.at_the_end(x, t)
+        if not self.scaled:
+            if self.left is None or float(t) != self.denoise_at:
+                raise InvalidInputError(
+                    "this solver asks for predictions on its way: its class must say needs_model = True"
+                )
+            prediction = self.flow.predict(data.reshape(-1, *self.event), t)
+            return self._beside(prediction, self.left, torch.zeros_like(numbers), t)
         level = self.sde.level(as_time(t))
         alpha, sigma = column(level.alpha, x), column(level.sigma, x)
-        if not self.scaled:
-            prediction = self.flow.predict(data.reshape(-1, *self.event), t)
-            ends = self.at_the_end(x, t), torch.zeros_like(numbers)
-        else:
-            self.left = self.at_the_end(x, t)
-            prediction, rate, _ = self.change(data, t)
-            rate = self.unit * rate / column(self.total(level), x)
-            ends = -(sigma**2) * rate, numbers / sigma + alpha * sigma * rate
-        x0, noise = (
-            torch.cat([flat(part), end], 1) for part, end in zip((prediction.x0, prediction.noise), ends, strict=True)
+        prediction, rate, _ = self.change(data, t)
+        rate = self.unit * rate / column(self.total(level), x)
+        return self._beside(prediction, -(sigma**2) * rate, numbers / sigma + alpha * sigma * rate, t)
+
+    def _beside(self, prediction: Prediction, x0: Tensor, noise: Tensor, t: Tensor) -> Prediction:
+        """A prediction with more columns."""
+        return Prediction(
+            torch.cat([flat(prediction.x0), x0], 1), torch.cat([flat(prediction.noise), noise], 1), self.sde, t
         )
-        return Prediction(x0, noise, self.sde, t)
 
     def at_the_end(self, x: Tensor, t: Tensor) -> Tensor:
         """unit (l - log q(x)), (B, m): going down, the log-density is minus this plus a constant of the start."""
@@ -235,7 +247,7 @@ class DensityFlow(Term):
     def select(self, keep: Tensor) -> DensityFlow:
         chosen = copy.copy(self)
         chosen.flow = self.flow.select(keep)  # type: ignore[assignment]
-        chosen.probes = None if self.probes is None else self.probes[keep.to(self.probes.device)]
+        chosen.probes = None if self.probes is None else self.probes.select(keep)
         return chosen
 
     def warm(self, ts: Tensor) -> None:

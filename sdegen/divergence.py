@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from .errors import InvalidInputError
 from .noise import PROBE, Noise
 from .shapes import flat
 
-DIVERGENCES = ("auto", "exact", "rademacher", "gaussian")
+DIVERGENCES = ("auto", "exact", "rademacher", "gaussian", "hutch++")
 EXACT_UP_TO = 64  # dimensions: "auto" is exact up to here
 _MOST = 2**22  # numbers in one batch of one-hot vectors or probes
 _WORTH_BATCHING = 4  # below, one product after the other is faster
@@ -30,73 +30,138 @@ def choose_divergence(kind: str, dim: int, probes: int) -> str:
         raise InvalidInputError(f"divergence={kind!r}: wanted one of {', '.join(map(repr, DIVERGENCES))}")
     if isinstance(probes, bool) or not isinstance(probes, int) or probes < 1:
         raise InvalidInputError(f"probes={probes!r}: wanted a number of random vectors, at least 1")
+    if kind == "hutch++" and probes < 3:
+        raise InvalidInputError(f"probes={probes}: 'hutch++' needs at least 3 of them, or use 'rademacher'")
     if kind == "auto":
         return "exact" if dim <= EXACT_UP_TO else "rademacher"
     return kind
 
 
-def draw_probes(kind: str, x: Tensor, probes: int, noise: Noise) -> Tensor | None:
-    """(B, n, *event) random vectors of mean 0 and covariance I, one set per sample; None where `kind` is "exact".
+@dataclass(frozen=True)
+class Probes:
+    """Random vectors of mean 0 and covariance I, those of one sample in one row.
 
-    Those of sample i depend on the seed and its number alone, the first k of n probes on nothing else either.
+    Args:
+        vectors: (B, n, *event).
+        sketch: the first so many span the subspace in which the trace is taken exactly ("hutch++").
+    """
+
+    vectors: Tensor
+    sketch: int = 0
+
+    @property
+    def columns(self) -> int:
+        """How many estimates they make."""
+        return self.vectors.shape[1] - self.sketch
+
+    def select(self, keep: Tensor) -> Probes:
+        """Those of some of the samples."""
+        return Probes(self.vectors[keep.to(self.vectors.device)], self.sketch)
+
+
+def draw_probes(kind: str, x: Tensor, probes: int, noise: Noise) -> Probes | None:
+    """The random vectors of `kind` for `probes` products with the Jacobian an evaluation; None where it is "exact".
+
+    Those of sample i depend on the seed and its number alone.
     """
     if kind == "exact":
         return None
-    drawn = torch.stack([noise.normal(x.shape, PROBE, k, dtype=x.dtype, device=x.device) for k in range(probes)], 1)
-    return drawn if kind == "gaussian" else torch.where(drawn < 0, -1.0, 1.0).to(x)
+    sketch = probes // 3 if kind == "hutch++" else 0
+    drawn = torch.stack(
+        [noise.normal(x.shape, PROBE, k, dtype=x.dtype, device=x.device) for k in range(probes - sketch)], 1
+    )
+    return Probes(drawn if kind == "gaussian" else torch.where(drawn < 0, -1.0, 1.0).to(x), sketch)
 
 
-def divergence(h: Tensor, x: Tensor, probes: Tensor | None, *, create_graph: bool = False) -> Tensor:
-    """div h = sum_i dh_i/dx_i of each sample, or v'(dh/dx)v of each probe v: their mean over probes is div h.
+def divergence(h: Tensor, x: Tensor, probes: Probes | None = None, *, create_graph: bool = False) -> Tensor:
+    """div h = sum_i dh_i/dx_i of each sample, or estimates whose mean is div h.
 
-    With A the symmetric part of dh/dx, v'Av has the variance 2 (|A|^2 - sum_i A_ii^2) for Rademacher probes and 2 |A|^2
-    for Gaussian ones, |A| the Frobenius norm.
+    Exactly, by d products of the Jacobian J = dh/dx with one-hot vectors; or v'Jv for each probe v. With A the
+    symmetric part of J, v'Av has the variance 2 (|A|^2 - sum_i A_ii^2) for Rademacher probes and 2 |A|^2 for Gaussian
+    ones, |A| the Frobenius norm. With a sketch S, c = tr(S'JS)/|S|^2 and Q an orthonormal basis of (J - c)'S,
+
+        c d + tr(Q'(J - c)Q) + w'(J - c)w,    w = (1 - QQ')v:
+
+    the trace inside the subspace exactly, outside by the other probes, and the common level c left out of both, since
+    for images J is near a multiple of 1 plus a matrix of low rank.
 
     Args:
         h: (B, *event), a function of x whose samples do not mix.
         x: (B, *event), part of h's graph.
-        probes: (B, n, *event), or None: exactly, by d products with one-hot vectors.
-        create_graph: whether the result can be differentiated.
+        probes: None: exactly.
+        create_graph: whether the result can be differentiated (a sketch counts as a constant).
 
     Returns:
-        (B, 1) exactly, else (B, n).
+        (B, 1) exactly, else (B, columns).
 
-    Source: Hutchinson 1989; Grathwohl et al. 2019 (arXiv 1810.01367); Song et al. 2021 (arXiv 2011.13456) section D.2.
+    Source: Hutchinson 1989; Grathwohl et al. 2019 (arXiv 1810.01367); Meyer et al. 2021 (arXiv 2010.09649) algorithm 1.
     """
     if not h.requires_grad:
-        return x.new_zeros(x.shape[0], 1 if probes is None else probes.shape[1])
-    b, d = flat(x).shape
-    size = max(1, _MOST // max(b * d, 1))
-    parts = []
-    for vectors in _one_hots(x, size) if probes is None else probes.transpose(0, 1).split(size):
-        products = _products(h, x, vectors.contiguous(), create_graph)
-        parts.append((vectors * products).reshape(len(vectors), b, d).sum(2))
-    values = torch.cat(parts).T
-    return values.sum(1, keepdim=True) if probes is None else values
+        return x.new_zeros(x.shape[0], 1 if probes is None else probes.columns)
+    jacobian = _Jacobian(h, x, create_graph)
+    if probes is None:
+        return jacobian.trace()
+    vectors = flat(probes.vectors.transpose(0, 1).flatten(0, 1)).reshape(-1, *flat(x).shape)  # (n, B, d)
+    if not probes.sketch:
+        return jacobian.forms(vectors).T
+    s, v = vectors[: probes.sketch], vectors[probes.sketch :]
+    image = jacobian.products(s, False).detach()
+    c = (s * image).sum((0, 2)) / (s * s).sum((0, 2))  # (B,)
+    q = torch.linalg.qr((image - c[:, None] * s).permute(1, 2, 0))[0].permute(2, 0, 1)  # (m, B, d)
+    w = v - torch.einsum("mbd,mbe,kbe->kbd", q, q, v)
+    inside, outside = (jacobian.forms(u) - c * (u * u).sum(2) for u in (q, w))  # (m, B), (k, B)
+    return (c * x[0].numel() + inside.sum(0) + outside).T
 
 
-def _one_hots(x: Tensor, size: int) -> Iterator[Tensor]:
-    """All d one-hot vectors for every sample, `size` at a time: (k, B, *event)."""
-    b, d = flat(x).shape
-    for rows in torch.arange(d, device=x.device).split(size):
-        eye = torch.nn.functional.one_hot(rows, d).to(x)
-        yield eye[:, None].expand(-1, b, -1).reshape(len(rows), *x.shape)
+class _Jacobian:
+    """J = dh/dx of each sample, known by its products with vectors of the flattened event, (k, B, d).
 
+    Args:
+        h, x, create_graph: as in `divergence`.
+    """
 
-def _products(h: Tensor, x: Tensor, vectors: Tensor, create_graph: bool) -> Tensor:
-    """v' dh/dx of every v in `vectors` (k, B, *event), in one batch unless they are few or it cannot be batched."""
+    def __init__(self, h: Tensor, x: Tensor, create_graph: bool) -> None:
+        self.h, self.x, self.create_graph = h, x, create_graph
+        self.size = max(1, _MOST // max(x.numel(), 1))  # vectors in one batch
 
-    def product(v: Tensor, batched: bool) -> Tensor:
-        (g,) = torch.autograd.grad(
-            h, x, v, retain_graph=True, create_graph=create_graph, is_grads_batched=batched, materialize_grads=True
-        )
-        return g
+    def trace(self) -> Tensor:
+        """(B, 1), by one-hot vectors."""
+        b, d = flat(self.x).shape
+        total = self.x.new_zeros(b)
+        for rows in torch.arange(d, device=self.x.device).split(self.size):
+            e = torch.nn.functional.one_hot(rows, d).to(self.x)[:, None].expand(-1, b, -1)
+            total = total + self.forms(e).sum(0)
+        return total[:, None]
 
-    if len(vectors) >= _WORTH_BATCHING:
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message=".*batching rule.*")
-                return product(vectors, True)
-        except (RuntimeError, NotImplementedError):  # once more, in the way that asks nothing of the network
-            pass
-    return torch.stack([product(v, False) for v in vectors])
+    def forms(self, vectors: Tensor) -> Tensor:
+        """v'Jv, (k, B)."""
+        return (vectors * self.products(vectors, self.create_graph)).sum(2)
+
+    def products(self, vectors: Tensor, create_graph: bool) -> Tensor:
+        """J'v, (k, B, d)."""
+        parts = [self._batch(v.reshape(-1, *self.x.shape), create_graph) for v in vectors.split(self.size)]
+        return torch.cat(parts).reshape(vectors.shape)
+
+    def _batch(self, vectors: Tensor, create_graph: bool) -> Tensor:
+        """J'v of (k, B, *event), in one go unless they are few or the network has no batched backward pass."""
+
+        def product(v: Tensor, batched: bool) -> Tensor:
+            (g,) = torch.autograd.grad(
+                self.h,
+                self.x,
+                v,
+                retain_graph=True,
+                create_graph=create_graph,
+                is_grads_batched=batched,
+                materialize_grads=True,
+            )
+            return g
+
+        if len(vectors) >= _WORTH_BATCHING:
+            try:
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", message=".*batching rule.*")
+                    return product(vectors, True)
+            except (RuntimeError, NotImplementedError):  # once more, in the way that asks nothing of the network
+                pass
+        return torch.stack([product(v, False) for v in vectors])

@@ -27,18 +27,17 @@ Seed = int | Noise | None
 
 _TIME, _PERTURBATION = 21, 22  # what a draw is for
 _NEAR = 1e-6  # times are checked up to this, relative to t_max
-_TINY = 1e-140  # stands for alpha = 0: its square is still a float64
 _P_MEAN, _P_STD = -1.2 - math.log(0.5), 1.2  # of log sigma for data of std 1: Karras' -1.2 belongs to his std 0.5
 
 _LAWS = ("uniform", "log-normal", "importance")
 
-# Weights w on ||s_theta - s||^2, from (sde, t, alpha(t), sigma(t), the data's std).
-_WEIGHTS: dict[str, Callable[[SDE, Tensor, Tensor, Tensor, float], Tensor]] = {
-    "simple": lambda sde, t, alpha, sigma, std: sigma**2,
-    "likelihood": lambda sde, t, alpha, sigma, std: sde.diffusion(t) ** 2,
-    "edm": lambda sde, t, alpha, sigma, std: (sigma / (std * alpha)) ** 2 * _variance(alpha, sigma, std),
-    "min-snr": lambda sde, t, alpha, sigma, std: sigma**2 * (5 * (sigma / alpha) ** 2).clamp_max(1),
-    "one": lambda sde, t, alpha, sigma, std: torch.ones_like(t),
+# The named weights as weights of F's error, w (c/sigma)^2 with c = alpha s/m, from (sde, t, alpha(t), sigma(t), c).
+_WEIGHTS: dict[str, Callable[[SDE, Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+    "simple": lambda sde, t, alpha, sigma, c: c**2,
+    "likelihood": lambda sde, t, alpha, sigma, c: (sde.diffusion(t) / sigma * c) ** 2,
+    "edm": lambda sde, t, alpha, sigma, c: torch.ones_like(c),
+    "min-snr": lambda sde, t, alpha, sigma, c: c**2 * (5 * (sigma / alpha) ** 2).clamp_max(1),
+    "one": lambda sde, t, alpha, sigma, c: (c / sigma) ** 2,
 }
 
 # What suits a parametrisation: (law, weight).
@@ -69,7 +68,7 @@ def dsm_loss(
     At each t its expectation is that of w ||s_theta - grad log p_t||^2 / d plus a constant. The error is measured where
     it is well conditioned at every noise level, in the raw network of Karras' parametrisation, s being the data's std:
 
-        F = (sigma x0/s - alpha s noise)/m,  m^2 = sigma^2 + alpha^2 s^2,  score error = -alpha s/(sigma m) F error
+        F = (sigma x0/s - alpha s noise)/m,  m^2 = sigma^2 + alpha^2 s^2,  score error = alpha s/(sigma m) F error
 
     Weights w(t), of the score's error:
         "simple": sigma^2, the plain error of the noise
@@ -111,11 +110,9 @@ def dsm_loss(
     (arXiv 2303.09556) for min-SNR.
     """
     at = _draw(model, x0, t, noise, weight, seed, cond)
-    m = _variance(at.alpha, at.sigma, at.std).sqrt()
-    of_x0, of_noise = at.sigma / (at.std * m), -at.std * at.alpha / m
-    truth = expand(of_x0, x0) * x0 + expand(of_noise, x0) * at.noise
-    error = model(at.x, at.t, **cond).combine(of_x0, of_noise) - truth
-    return event_mean(error**2) * (at.weight * (of_noise / at.sigma) ** 2).to(x0.dtype)
+    truth = expand(at.of_x0, x0) * x0 + expand(at.of_noise, x0) * at.noise
+    error = model(at.x, at.t, **cond).combine(at.of_x0, at.of_noise) - truth
+    return event_mean(error**2) * at.weight.to(x0.dtype)
 
 
 def implicit_loss(
@@ -184,15 +181,15 @@ def sliced_loss(
 
 
 class _Draw(NamedTuple):
-    """Noisy samples and what they were made of: x and noise (B, *event), the others (B,) in float64, but for std."""
+    """Noisy samples and what they were made of: x and noise (B, *event), the others (B,) in float64."""
 
     x: Tensor
     noise: Tensor
     t: Tensor
-    alpha: Tensor
     sigma: Tensor
-    weight: Tensor  # w(t), over the density of t where the law asks for that
-    std: float  # the data's
+    of_x0: Tensor  # F = of_x0 x0 + of_noise noise
+    of_noise: Tensor
+    weight: Tensor  # of F's error, over the density of t where the law asks for that
 
 
 def _draw(
@@ -215,9 +212,13 @@ def _draw(
     law, weight = _chosen(model, t, weight)
     times, correction = _times(law, sde, std, x0, seed)
     noise = _normal(seed, x0, _PERTURBATION) if noise is None else noise
-    alpha, sigma = sde.alpha(times).clamp_min(_TINY), sde.sigma(times)
-    w = correction * _weight(weight, sde, times, alpha, sigma, std)
-    return _Draw(sde.perturb(x0, times, noise), noise, times, alpha, sigma, w, std)
+    alpha, sigma = sde.alpha(times), sde.sigma(times)
+    signal = std * alpha
+    m = torch.hypot(sigma, signal)
+    c = signal / m
+    w = _weight(weight, sde, times, alpha, sigma, c)
+    w = w if correction is None else w * correction
+    return _Draw(sde.perturb(x0, times, noise), noise, times, sigma, sigma / (std * m), -c, w)
 
 
 def _chosen(model: ScoreModel, t: Times | None, weight: Weight | None) -> tuple[Times, Weight]:
@@ -238,20 +239,20 @@ def _listed(names: Any) -> str:
     return ", ".join(map(repr, names))
 
 
-def _times(law: Times, sde: SDE, std: float, x0: Tensor, seed: Seed) -> tuple[Tensor, Tensor | float]:
-    """Times (B,) in float64, and what to multiply the loss with."""
+def _times(law: Times, sde: SDE, std: float, x0: Tensor, seed: Seed) -> tuple[Tensor, Tensor | None]:
+    """Times (B,) in float64, and what to multiply the loss with (None: nothing)."""
     if not isinstance(law, str):
-        return _given_times(law, sde, x0), 1.0
+        return _given_times(law, sde, x0), None
     u, length = _uniform(seed, x0), sde.t_max - sde.t_min
     if law == "uniform":
-        return sde.t_min + length * u, 1.0
+        return sde.t_min + length * u, None
     high, low = _half_log_snr(sde, sde.t_min), _half_log_snr(sde, sde.t_max)
     if law == "log-normal":
         centre = _P_MEAN + math.log(std)  # of -half_log_snr = log(sigma/alpha)
         first, last = (-high - centre) / _P_STD, (-low - centre) / _P_STD
-        below, above = torch.special.ndtr(torch.tensor([first, last], dtype=torch.float64)).tolist()
+        below, above = (math.erfc(-z / math.sqrt(2)) / 2 for z in (first, last))
         z = torch.special.ndtri(below + (above - below) * u).clamp(first, last)
-        return sde.time(-centre - _P_STD * z).clamp(sde.t_min, sde.t_max), 1.0
+        return sde.time(-centre - _P_STD * z).clamp(sde.t_min, sde.t_max), None
     if math.isinf(low):
         raise InvalidInputError(f"t='importance': the signal-to-noise ratio of {sde} ends at 0: use t='uniform'")
     t = sde.time(high + (low - high) * u).clamp(sde.t_min, sde.t_max)
@@ -276,19 +277,14 @@ def _half_log_snr(sde: SDE, t: float) -> float:
     return math.log(level.alpha / level.sigma) if level.alpha > 0 else -math.inf
 
 
-def _weight(weight: Weight, sde: SDE, t: Tensor, alpha: Tensor, sigma: Tensor, std: float) -> Tensor:
-    """w(t), (B,) in float64."""
+def _weight(weight: Weight, sde: SDE, t: Tensor, alpha: Tensor, sigma: Tensor, c: Tensor) -> Tensor:
+    """The weight of F's error, w (c/sigma)^2: (B,) in float64."""
     if isinstance(weight, str):
-        return _WEIGHTS[weight](sde, t, alpha, sigma, std)
+        return _WEIGHTS[weight](sde, t, alpha, sigma, c)
     w = torch.as_tensor(weight(sde, t), dtype=torch.float64, device=t.device)
     if w.ndim and w.shape != t.shape:
         raise InvalidInputError(f"weight(sde, t) has shape {tuple(w.shape)}: wanted t's, {tuple(t.shape)}")
-    return w.expand(t.shape)
-
-
-def _variance(alpha: Tensor, sigma: Tensor, std: float) -> Tensor:
-    """m^2 = sigma^2 + alpha^2 s^2, the variance of x_t for centred data."""
-    return sigma**2 + (std * alpha) ** 2
+    return w * (c / sigma) ** 2
 
 
 def _uniform(seed: Seed, x0: Tensor) -> Tensor:
@@ -326,4 +322,5 @@ def _gradient(value: Tensor, x: Tensor) -> Tensor:
 
 
 def _per_dimension(value: Tensor, at: _Draw, score: Tensor) -> Tensor:
-    return value / score.shape[1] * at.weight.to(value.dtype)
+    w = at.weight * (at.sigma / at.of_noise) ** 2
+    return value / score.shape[1] * w.to(value.dtype)

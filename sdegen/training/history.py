@@ -17,7 +17,8 @@ from ..sde import SDE
 from ..shapes import numbers as listed
 
 _BINS = 24
-_KEPT = 1 - 1 / 1000  # a step: the loss by level looks back over about a thousand steps
+_EVERY = 8  # steps between those whose losses are sorted by level
+_KEPT = 1 - _EVERY / 1000  # from one of these to the next: the loss by level looks back over about a thousand steps
 _MOST_FAILURES = 10  # in a row
 
 
@@ -28,7 +29,7 @@ class LossByLevel:
     Attributes:
         edges: (K + 1,) half log-SNR, rising: from noise to data.
         loss: (K,) mean loss of the samples between two edges; NaN where there were none.
-        count: (K,) how many samples a mean is made of, older ones counting less.
+        count: (K,) how many samples a mean is made of (of every eighth step), older ones counting less.
     """
 
     edges: Tensor
@@ -106,7 +107,7 @@ class Recorder:
             [torch.stack([s.mean.double(), s.gradient_norm.double(), s.failed.double()]) for s in steps], 1
         ).tolist()
         self.gradient_norm.extend(norms)
-        self._add_levels([step for step, bad in zip(steps, failed, strict=True) if not bad])
+        self._add_levels([s for i, s in enumerate(steps) if not failed[i] and (first + i) % _EVERY == 0])
         for i, bad in enumerate(failed):
             self.loss.append(math.nan if bad else means[i])
             self.failures = self.failures + 1 if bad else 0
