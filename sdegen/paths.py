@@ -141,7 +141,7 @@ def interpolate(
     """
     h = t_next - t
     u = ((s - t) / h).clamp(0, 1)
-    line = x + expand(u, x) * (x_next - x)
+    line = torch.lerp(x, x_next, torch.as_tensor(expand(u, x)).to(x))  # exact at both ends
     if slope is None:
         return line
     chord = (x_next - x) / expand(h, x)

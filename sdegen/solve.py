@@ -415,7 +415,7 @@ class _Adaptive:
         self.path.add(self.rows, accept, self.t, t_next, self.x, step)
         self.x = torch.where(accept.reshape(-1, *(1,) * (self.x.ndim - 1)), step.x, self.x)
         self.t = torch.where(accept, t_next, self.t)
-        self.h = h * torch.where(finite, factor, 0.1)
+        self.h = h * torch.where(finite, factor.nan_to_num(0.1), 0.1)
         self.accepted = self.accepted + accept
         self.rejected = self.rejected + ~accept
         arrived = accept & last

@@ -511,7 +511,7 @@ def check_solver(solver: Solver) -> None:
     if not isinstance(solver, Solver):
         raise InvalidInputError(f"check_solver takes an instance of a Solver, not {solver!r}")
     with torch.no_grad():
-        laws = [_counts, _saving, _again, _companions, _spoiled, _events]
+        laws = [_counts, _again, _saving, _companions, _spoiled, _events]
         if solver.kind != "SDE":
             laws += [_order, _gaussian_flow]
         if solver.kind != "ODE":
@@ -689,8 +689,9 @@ def _tolerances(solver: Solver) -> None:
 def _counts(solver: Solver) -> None:
     model, problems = _smooth()
     x = problems["down"][0]
+    whole = {"steps": _uneven((_ROUND.t_max, _ROUND.t_min), 12)}
     for how in _ways(solver):
-        for run in (how, _to_zero(how)):
+        for run in (how, _to_zero(how), whole):
             watched = _Watched(model)
             solution = solve(_equation(solver, watched), x, solver=solver, noise=3, **run)
             _check_counts(solver, solution, watched)
@@ -812,6 +813,9 @@ def _events(solver: Solver) -> None:
         if empty.shape != (0, *event):
             raise _broken(solver, "an empty batch gives an empty result", tuple(empty.shape), (0, *event))
     _close(solver, "scalar events work as others", run(x[:, 0]), run(x[:, :1])[:, 0])
+    moved = float((run(x + 1e-10) - flat_result).abs().max())
+    if not 0 < moved < 1e-8:
+        raise _broken(solver, "float64 in means float64 throughout: x + 1e-10", f"moved by {moved:.1e}", "about 1e-10")
     low = run(x.float())
     if low.dtype != torch.float32:
         raise _broken(solver, "float32 in, float32 out", low.dtype, torch.float32)

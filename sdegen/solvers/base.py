@@ -123,7 +123,8 @@ class Solver(ABC):
             raise InvalidInputError(f"{self.name!r} has no error estimate")
         ratio = tolerance.ratio(step.error, x, step.x)
         accept, factor = self.controller.propose(ratio, state.get("ratio"), self.error_order)
-        return accept, factor, merge(accept, {**step.state, "ratio": ratio}, state)
+        remembered = torch.where(torch.isfinite(ratio), ratio, 1.0)  # a step that failed says nothing about the next
+        return accept, factor, merge(accept, {**step.state, "ratio": remembered}, state)
 
     def __repr__(self) -> str:
         options = ", ".join(f"{k}={v}" for k, v in self.options().items())
