@@ -51,7 +51,7 @@ from .terms import ForwardSDE, ProbabilityFlow, ReverseSDE, Term
 from .training import History, fit
 
 if TYPE_CHECKING:
-    from . import data, discrete, metrics, plot
+    from . import data, discrete, metrics, plot, testing
 
 __version__ = "0.1.0"
 
