@@ -1,4 +1,4 @@
-"""The loop: where times start and end, what is saved and counted, how it fails. The laws of solvers are `check_solver`'s."""
+"""The loop: where times start and end, what is saved and counted, how it fails (laws of solvers: test_orders)."""
 
 from __future__ import annotations
 
@@ -438,7 +438,7 @@ def test_a_sound_solver_passes():
         (Loud(), "variance"),
         (NoiseByTime(), "variance"),
         (SameNoise(), "variance"),
-        (GlobalNoise(), "the one before"),
+        (GlobalNoise(), r"\(seed, i\) alone"),
         (Coupled(), "batch mates"),
         (Remembering(), "the one before"),
         (Wandering(), r"inside \[t_min, t_max\]"),
