@@ -689,7 +689,7 @@ def _tolerances(solver: Solver) -> None:
 def _counts(solver: Solver) -> None:
     model, problems = _smooth()
     x = problems["down"][0]
-    whole = {"steps": _uneven((_ROUND.t_max, _ROUND.t_min), 12)}
+    whole: dict[str, Any] = {"steps": _uneven((_ROUND.t_max, _ROUND.t_min), 12)}
     for how in _ways(solver):
         for run in (how, _to_zero(how), whole):
             watched = _Watched(model)
