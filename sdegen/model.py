@@ -72,6 +72,8 @@ class ScoreModel(nn.Module):
         Raises:
             InvalidInputError: the two processes share no noise levels.
         """
+        if not isinstance(sde, SDE):
+            raise InvalidInputError(f"on() takes a process such as EDMSDE(), not {sde!r}")
         return self if sde is self.sde else _OnPath(self, sde)
 
     def set_statistics(self, mean: float | Tensor | None, std: float | Tensor | None) -> None:
@@ -80,7 +82,10 @@ class ScoreModel(nn.Module):
             if value is None:
                 tensor = None
             else:
-                tensor = torch.as_tensor(value, dtype=torch.float64).detach().clone()
+                try:
+                    tensor = torch.as_tensor(value, dtype=torch.float64).detach().clone()
+                except (TypeError, ValueError, RuntimeError) as error:
+                    raise InvalidInputError(f"{name} = {value!r}: wanted a number or a tensor") from error
                 if not bool(torch.isfinite(tensor).all()) or (
                     name == "data_std" and not bool((tensor >= 0).all() and tensor.max() > 0)
                 ):

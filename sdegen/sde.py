@@ -25,7 +25,7 @@ from .errors import InvalidInputError
 from .memo import Memo
 from .noise import PRIOR, Noise, check_seed
 from .quadrature import Antiderivative
-from .shapes import as_time, check_time, event_sum, expand
+from .shapes import as_number, as_time, check_time, event_sum, expand
 
 
 class Level(NamedTuple):
@@ -103,7 +103,7 @@ class SDE(ABC):
         """The standard deviation of x_t given x_0."""
 
     def _set_range(self, t_min: float, t_max: float) -> None:
-        t_min, t_max = float(t_min), float(t_max)
+        t_min, t_max = as_number(t_min, "t_min"), as_number(t_max, "t_max")
         if not 0 < t_min < t_max < math.inf:
             raise InvalidInputError(f"time range [{t_min:g}, {t_max:g}]: wanted 0 < t_min < t_max, both finite")
         self.t_min, self.t_max = t_min, t_max
@@ -345,11 +345,12 @@ class _LinearBeta(_FromIntegral):
     def __init__(
         self, beta_min: float = 0.1, beta_max: float = 20.0, *, t_min: float = 1e-3, t_max: float = 1.0
     ) -> None:
+        beta_min, beta_max = as_number(beta_min, "beta_min"), as_number(beta_max, "beta_max")
         if not 0 <= beta_min < beta_max < math.inf:
             raise InvalidInputError(
                 f"beta_min={beta_min}, beta_max={beta_max}: wanted 0 <= beta_min < beta_max, both finite"
             )
-        self.beta_min, self.beta_max = float(beta_min), float(beta_max)
+        self.beta_min, self.beta_max = beta_min, beta_max
         self._set_range(t_min, t_max)
         self.config = {"beta_min": self.beta_min, "beta_max": self.beta_max, "t_min": self.t_min, "t_max": self.t_max}
 
@@ -414,13 +415,14 @@ class CosineSDE(_VariancePreserving):
     """
 
     def __init__(self, s: float = 0.008, *, t_min: float = 1e-3, t_max: float = 0.9946) -> None:
+        s = as_number(s, "s")
         if not 0 < s < math.inf:
             raise InvalidInputError(f"s={s}: wanted a positive offset")
-        if not t_max < 1:
+        if not as_number(t_max, "t_max") < 1:
             raise InvalidInputError(
                 f"t_max={t_max}: the cosine schedule's beta is infinite at t = 1, use t_max < 1 such as 0.9946"
             )
-        self.s = float(s)
+        self.s = s
         self._set_range(t_min, t_max)
         self.config = {"s": self.s, "t_min": self.t_min, "t_max": self.t_max}
 
@@ -459,7 +461,7 @@ class LinearPathSDE(SDE):
     """
 
     def __init__(self, *, t_min: float = 1e-3, t_max: float = 0.999) -> None:
-        if not t_max <= 1:
+        if not as_number(t_max, "t_max") <= 1:
             raise InvalidInputError(
                 f"t_max={t_max}: alpha = 1 - t is negative after t = 1, use t_max <= 1 such as 0.999"
             )
@@ -577,11 +579,12 @@ class TrigSDE(SDE):
     """
 
     def __init__(self, sigma_data: float, *, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:
+        sigma_data = as_number(sigma_data, "sigma_data")
         if not 0 < sigma_data < math.inf:
             raise InvalidInputError(
                 f"sigma_data={sigma_data}: wanted the data's standard deviation, positive and finite"
             )
-        self.sigma_data = float(sigma_data)
+        self.sigma_data = sigma_data
         low, high = _check_sigmas(sigma_min, sigma_max, endless=True)
         self._set_range(math.atan(low / self.sigma_data), math.atan(high / self.sigma_data))
         self.config = {"sigma_data": self.sigma_data, "sigma_min": low, "sigma_max": high}
@@ -820,9 +823,10 @@ class CoefficientSDE(SDE):
         t_max: float = 1.0,
     ) -> None:
         self._set_range(t_min, t_max)
+        sigma_0 = as_number(sigma_0, "sigma_0")
         if not 0 <= sigma_0 < math.inf:
             raise InvalidInputError(f"sigma_0={sigma_0}: wanted the noise at t = 0, finite and at least 0")
-        self._sigma_0 = float(sigma_0)
+        self._sigma_0 = sigma_0
         self._f, self._g = _torch_function(drift, "drift", self), _torch_function(diffusion, "diffusion", self)
         t = self._bracket_times()
         for name, value in (("drift", self._f(t)), ("diffusion", self._g(t))):
@@ -922,8 +926,9 @@ def _table(values: Sequence[float] | Tensor, name: str) -> Tensor:
 
 
 def _check_sigmas(sigma_min: float, sigma_max: float, *, endless: bool = False) -> tuple[float, float]:
+    sigma_min, sigma_max = as_number(sigma_min, "sigma_min"), as_number(sigma_max, "sigma_max")
     if not 0 < sigma_min < sigma_max or (sigma_max == math.inf and not endless):
         raise InvalidInputError(
             f"sigma_min={sigma_min}, sigma_max={sigma_max}: wanted 0 < sigma_min < sigma_max, both finite"
         )
-    return float(sigma_min), float(sigma_max)
+    return sigma_min, sigma_max

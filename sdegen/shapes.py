@@ -23,6 +23,16 @@ def as_time(t: float | Tensor) -> Tensor:
     return torch.tensor(t, dtype=torch.float64)
 
 
+def as_number(value: Any, name: str) -> float:
+    """An argument that must be one number, as a float."""
+    try:
+        if isinstance(value, bool | str):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise InvalidInputError(f"{name}={value!r}: wanted a number") from None
+
+
 def expand(coefficient: Any, x: Tensor) -> Any:
     """A coefficient, a number or of shape () or (B,), shaped and typed to multiply x of shape (B, *event).
 
@@ -40,7 +50,9 @@ def per_sample(t: Tensor, x: Tensor) -> Tensor:
 
 
 def check_time(t: Tensor, x: Tensor) -> None:
-    """Raise unless t is a scalar or one time per sample of x."""
+    """Raise unless x is a batch and t a scalar or one time per sample of it."""
+    if not isinstance(x, Tensor) or x.ndim == 0:
+        check_state(x, finite=False)
     if t.ndim > 1 or (t.ndim == 1 and t.shape[0] != x.shape[0]):
         raise InvalidInputError(
             f"t has shape {tuple(t.shape)}, but x has {x.shape[0]} samples: pass a scalar or a tensor of shape "

@@ -154,7 +154,7 @@ def _tolerance(
         return Tolerance(default, default)
     if not solver.adaptive:
         raise InvalidInputError(
-            f"rtol/atol need a solver with an error estimate, {solver.name!r} has none: use 'dopri5' or 'bosh3', or "
+            f"rtol/atol need a solver with an error estimate, {solver.name!r} has none: use 'adams' or 'dopri5', or "
             "pass steps=50"
         )
     tolerance = check_tolerances(rtol, atol)

@@ -104,7 +104,13 @@ class _OfModel(Term):
         self.event_shape = model.event_shape
 
     def predict(self, x: Tensor, t: Tensor) -> Prediction:
-        return self.model(x, t, **self.cond)
+        prediction = self.model(x, t, **self.cond)
+        if not isinstance(prediction, Prediction):
+            raise InvalidInputError(
+                f"{type(self.model).__name__} returned a {type(prediction).__name__}: wanted a Prediction, such as "
+                "Prediction.from_x0(x, x0, self.sde, t)"
+            )
+        return prediction
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         level = self.sde.level(as_time(t))

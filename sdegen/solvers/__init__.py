@@ -120,9 +120,9 @@ def make_solver(name: str, **options: Any) -> Solver:
     Raises:
         InvalidInputError: an unknown name (the message lists the known ones), or an option it does not take.
     """
-    if name not in _TABLE:
+    if not isinstance(name, str) or name not in _TABLE:
         close = difflib.get_close_matches(str(name), _TABLE, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = f"; did you mean {close[0]!r}?" if close else "."
         raise InvalidInputError(f"solver {name!r} is unknown{hint} Known: {', '.join(_TABLE)}")
     try:
         return _TABLE[name](**options)

@@ -1,0 +1,268 @@
+"""More wrong calls, over the whole front door: each raises before the network is called and says what would be right.
+
+`test_refusals` has the calls people make most; these are the corners: numbers that are words, tensors that are lists,
+shapes off by one, times that turn, devices that differ.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import sdegen as sg
+
+F64 = torch.float64
+
+
+class Net(torch.nn.Module):
+    """A network of points in the plane that counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.calls = torch.nn.Parameter(torch.tensor(0.1)), 0
+
+    def forward(self, x, t, label=None):
+        self.calls += 1
+        return self.scale * x
+
+
+class NoPrediction(sg.ScoreModel):
+    def forward(self, x, t):
+        return x
+
+
+class Endless(sg.Term):
+    def drift(self, x, t):
+        return -x
+
+
+NET, VP = Net(), sg.VPSDE()
+MODEL = sg.Denoiser(NET, VP, data_mean=0.0, data_std=1.0)
+MODEL.event_shape = (2,)
+SHAPELESS = sg.Denoiser(NET, VP, data_std=1.0)
+ELSEWHERE = sg.Denoiser(Net().to("meta"), VP, data_std=1.0)  # the only other device there always is
+POINT = sg.GaussianMixture([[0.0, 1.0]], std=0.5)
+EXACT = sg.MixtureModel(POINT, VP)
+X = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
+FLOW, REVERSE = sg.ProbabilityFlow(MODEL), sg.ReverseSDE(MODEL)
+NAN, INF = math.nan, math.inf
+
+
+def draw(**how: Any) -> Callable[[], Any]:
+    return lambda: sg.sample(MODEL, 4, **{"solver": "heun", **how})
+
+
+def mix(means: Any, **how: Any) -> Callable[[], Any]:
+    return lambda: sg.GaussianMixture(means, **how)
+
+
+# the call, and what its message must say
+CALLS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
+    # processes
+    "beta of words": (lambda: sg.VPSDE("a", 2.0), ("beta_min='a'", "number")),
+    "beta of nan": (lambda: sg.VPSDE(NAN, 2.0), ("beta_min=nan", "0 <= beta_min")),
+    "t_max without end": (lambda: sg.VPSDE(t_max=INF), ("inf", "finite")),
+    "t_min above t_max": (lambda: sg.VPSDE(t_min=2.0), ("[2, 1]", "t_min < t_max")),
+    "t_min of words": (lambda: sg.EDMSDE(sigma_min="small"), ("sigma_min='small'", "number")),
+    "cosine offset": (lambda: sg.CosineSDE(s=-1.0), ("s=-1", "positive")),
+    "cosine of words": (lambda: sg.CosineSDE(s="a"), ("s='a'", "number")),
+    "straight path of words": (lambda: sg.LinearPathSDE(t_max="one"), ("t_max='one'", "number")),
+    "no smallest noise": (lambda: sg.VESDE(0.0, 1.0), ("sigma_min=0", "0 < sigma_min")),
+    "scale of none": (lambda: sg.TrigSDE(None), ("sigma_data=None", "number")),
+    "a table of words": (lambda: sg.TabulatedVPSDE("abc"), ("betas", "numbers")),
+    "a table of tables": (lambda: sg.TabulatedVPSDE([[0.1, 0.2]]), ("(1, 2)", "(N,)")),
+    "a table with nan": (lambda: sg.TabulatedVPSDE([0.1, NAN]), ("NaN", "finite")),
+    "signal lost too early": (lambda: sg.TabulatedVPSDE([0.1, 1.0, 0.2]), ("beta < 1", "last may be 1")),
+    "negative sigmas": (lambda: sg.TabulatedVESDE([-1.0, 1.0]), ("positive", "flipped")),
+    "a path of another shape": (
+        lambda: sg.PathSDE(lambda t: torch.ones(3), lambda t: t),
+        ("alpha(t)", "(3,)", "one value per time"),
+    ),
+    "a path of numpy": (lambda: sg.PathSDE(lambda t: np.cos(t), lambda t: t), ("alpha(t) failed", "torch functions")),
+    "a negative path": (lambda: sg.PathSDE(lambda t: 0.5 - t, lambda t: t), ("alpha(0.5", "positive", "narrow")),
+    "drift that is infinite": (lambda: sg.CoefficientSDE(lambda t: t / 0, lambda t: 1 + 0 * t), ("drift(", "finite")),
+    "no diffusion": (lambda: sg.CoefficientSDE(lambda t: -t, lambda t: 0 * t), ("sigma(", "positive")),
+    "times for other samples": (lambda: VP.perturb(X, torch.ones(3), X), ("(3,)", "4 samples", "(4,)")),
+    "noise for other samples": (lambda: VP.perturb(X, 0.5, X[:2]), ("(2, 2)", "(4, 2)")),
+    "a transition backward": (lambda: VP.transition(X, 0.5, 0.2, X), ("0.5", "0.2", "t <= t_next")),
+    "half a sample of the prior": (lambda: VP.prior(4.5), ("4.5", "(B, *event)")),
+    "a negative event": (lambda: VP.prior((4, -1)), ("(4, -1)", "at least 0")),
+    # mixtures and models
+    "means in one row": (mix([1.0, 2.0], std=1.0), ("(2,)", "(K, d)")),
+    "ragged means": (mix([[1.0], [1.0, 2.0]], std=1.0), ("means", "numbers")),
+    "means of nan": (mix([[NAN]], std=1.0), ("means", "NaN")),
+    "two kinds of width": (mix([[1.0]], std=1.0, covariances=[[1.0]]), ("exactly one", "std=", "covariances=")),
+    "negative width": (mix([[1.0]], std=-1.0), ("std", "not negative")),
+    "covariance of another size": (mix([[1.0, 2.0]], covariances=[[1.0]]), ("(1, 1)", "(2, 2)")),
+    "a covariance that is none": (mix([[1.0, 2.0]], covariances=[[1.0, 2.0], [2.0, 1.0]]), ("negative eigenvalue",)),
+    "weights for other parts": (mix([[1.0]], std=1.0, weights=[1, 2]), ("(2,)", "(1,)")),
+    "density of another dimension": (lambda: POINT.log_prob(torch.zeros(3, 3)), ("(3, 3)", "(B, 2)")),
+    "a negative count": (lambda: POINT.sample(-1), ("-1", "at least 0")),
+    "a mixture of lists": (lambda: sg.MixtureModel([[1.0]], VP), ("[[1.0]]", "GaussianMixture")),
+    "a mixture and a process swapped": (lambda: sg.MixtureModel(VP, POINT), ("VPSDE", "GaussianMixture", "then")),
+    "data as a list": (lambda: sg.EmpiricalModel([[1.0]], VP), ("list", "torch.Tensor")),
+    "no data": (lambda: sg.EmpiricalModel(torch.zeros(0, 2), VP), ("empty", "at least one")),
+    "data with nan": (lambda: sg.EmpiricalModel(X * NAN, VP), ("NaN", "4 samples", "clean")),
+    "integer data": (lambda: sg.EmpiricalModel(X.long(), VP), ("int64", "data.float()")),
+    "a network that is a number": (lambda: sg.Denoiser(3, VP), ("net is 3", "net(x, t, **cond)")),
+    "no spread": (lambda: sg.Denoiser(NET, VP, data_std=0.0), ("data_std = 0", "not all 0")),
+    "negative spread": (lambda: sg.Denoiser(NET, VP, data_std=-1.0), ("data_std = -1", "not negative")),
+    "a mean of nan": (lambda: sg.Denoiser(NET, VP, data_mean=NAN), ("data_mean = nan", "finite")),
+    "a spread of words": (lambda: sg.Denoiser(NET, VP, data_std="one"), ("data_std = 'one'", "number")),
+    "a belief at times of others": (lambda: EXACT(X, torch.ones(3)), ("(3,)", "4 samples")),
+    "a belief about a list": (lambda: EXACT([[1.0, 2.0]], 0.5), ("list", "torch.Tensor")),
+    "a belief in another dimension": (lambda: EXACT(torch.zeros(4, 3), 0.5), ("(4, 3)", "(B, 2)")),
+    "along a word": (lambda: EXACT.on("edm"), ("'edm'", "EDMSDE()")),
+    "a model that makes no prediction": (
+        lambda: sg.sample(NoPrediction(VP), (3, 2), steps=3, solver="ddim"),
+        ("NoPrediction", "Tensor", "Prediction"),
+    ),
+    # terms and noise
+    "a model as a process": (lambda: sg.ForwardSDE(EXACT), ("MixtureModel", "VPSDE()")),
+    "a process as a model": (lambda: sg.ReverseSDE(VP), ("VPSDE", "ScoreModel", "Denoiser")),
+    "a network as a model": (lambda: sg.ProbabilityFlow(NET), ("Net", "ScoreModel", "Denoiser")),
+    "a noise level of nan": (lambda: sg.ReverseSDE(EXACT, eta=NAN), ("eta=nan", "at least 0")),
+    "a noise level of words": (lambda: sg.ReverseSDE(EXACT, eta="half"), ("eta=", "half", "at least 0")),
+    "a word the model does not know": (lambda: sg.solve(sg.ReverseSDE(EXACT, colour=1), X), ("'colour'", "none")),
+    "a seed that is true": (lambda: sg.Noise(True), ("True", "integer")),
+    "numbers that are words": (lambda: sg.Noise(0, index="ab"), ("index", "integers")),
+    # solve
+    "a state of lists": (lambda: sg.solve(FLOW, [[1.0, 2.0]]), ("list", "torch.Tensor")),
+    "a state without a batch": (lambda: sg.solve(FLOW, torch.tensor(1.0)), ("batch axis", "x[None]")),
+    "a state of integers": (lambda: sg.solve(FLOW, X.int()), ("int32", "x.float()")),
+    "an infinite state": (lambda: sg.solve(FLOW, X * INF), ("infinity", "4 samples")),
+    "a model on another device": (lambda: sg.solve(sg.ProbabilityFlow(ELSEWHERE), X), ("cpu", "meta", ".to()")),
+    "a term without an end": (lambda: sg.solve(Endless(), X), ("Endless", "t_span=(from, to)")),
+    "times and a span": (lambda: sg.solve(FLOW, X, steps=[1.0, 0.5], t_span=(1.0, 0.5)), ("t_span=", "give one")),
+    "noise for other samples of a solve": (
+        lambda: sg.solve(REVERSE, X, steps=3, noise=sg.Noise(0, index=[1])),
+        ("1 samples", "4", "one number per sample"),
+    ),
+    "noise of words": (lambda: sg.solve(REVERSE, X, steps=3, noise="a"), ("'a'", "integer")),
+    "on_failure of true": (lambda: sg.solve(FLOW, X, on_failure=True), ("on_failure=True", "'mark'")),
+    "a grid solver by tolerance": (lambda: sg.solve(FLOW, X, solver="dpm++2m", rtol=1e-3), ("'dpm++2m'", "steps=50")),
+    "noise without a solver for it": (lambda: sg.solve(sg.ForwardSDE(VP), X, solver="heun"), ("'heun'", "noise")),
+    "a reverse step of a forward term": (
+        lambda: sg.solve(sg.ForwardSDE(VP), X, solver="reverse-diffusion"),
+        ("'reverse-diffusion'", "no model"),
+    ),
+    # sample
+    "times and a span to sample": (draw(steps=[1.0, 0.5], t_span=(1.0, 0.5)), ("t_span=", "give one")),
+    "three ends": (draw(t_span=(1.0, 0.5, 0.1)), ("(1.0, 0.5, 0.1)", "two times")),
+    "one end": (draw(t_span=(1.0,)), ("(1.0,)", "two times")),
+    "an end of none": (draw(t_span=(1.0, None)), ("None", "two times")),
+    "an end that is nan": (draw(t_span=(NAN, 0.5)), ("nan", "finite")),
+    "a span that is a time": (draw(t_span=1.0), ("t_span=1.0", "two times")),
+    "a span of nothing": (draw(t_span=(0.5, 0.5)), ("[0.5, 0.5]", "without repeats")),
+    "a span beyond the process": (draw(t_span=(5.0, 0.0)), ("time 5", "[0.001, 1]")),
+    "a span upward": (draw(t_span=(0.1, 1.0)), ("rise", "encode")),
+    "a time of nan": (draw(steps=[1.0, NAN, 0.1]), ("NaN", "steps")),
+    "times that turn": (draw(steps=[1.0, 0.2, 0.5]), ("rise or fall", "0.2")),
+    "zero in the middle": (draw(steps=[1.0, 0.0, 0.5]), ("time 0", "exactly 0")),
+    "steps that are a dict": (draw(steps={"a": 1}), ("steps={'a': 1}", "number of steps")),
+    "steps of words": (draw(steps="many"), ("steps='many'", "number of steps")),
+    "steps that are true": (draw(steps=True), ("steps=True", "number of steps")),
+    "one time": (draw(steps=[1.0]), ("1 times", "at least 2")),
+    "fewer than no steps": (draw(steps=-5), ("steps=-5", "at least 1")),
+    "steps of each sample": (draw(steps=torch.rand(4, 3)), ("(4, 3)", "shared")),
+    "a tolerance of words": (draw(solver="dopri5", rtol="tight"), ("rtol='tight'", "1e-3")),
+    "a tolerance of nan": (draw(solver="dopri5", rtol=NAN), ("rtol=nan", "at least 0")),
+    "an imaginary tolerance": (draw(solver="dopri5", rtol=1j), ("rtol=1j", "at least 0")),
+    "a negative absolute one": (draw(solver="dopri5", rtol=1e-3, atol=-1.0), ("atol=-1", "at least 0")),
+    "no step at all": (draw(max_steps=0), ("max_steps=0", "positive")),
+    "half a most": (draw(max_steps=10.5), ("max_steps=10.5", "positive integer")),
+    "to save nothing": (draw(steps=4, save=[]), ("save=[]", "inside the span")),
+    "to save outside": (draw(steps=4, save=[3.0]), ("save=[3.0]", "between 1 and 0")),
+    "to save below the span": (draw(steps=4, t_span=(1.0, 0.5), save=[0.2]), ("[0.2]", "between 1 and 0.5")),
+    "to save words": (draw(steps=4, save=["a"]), ("save=['a']", "'last'")),
+    "to save none": (draw(steps=4, save=None), ("save=None", "'last'")),
+    "to save nan": (draw(steps=4, save=[NAN]), ("nan", "inside the span")),
+    "an event nobody knows": (lambda: sg.sample(SHAPELESS, 4, steps=3), ("event shape", "(4, 2)")),
+    "a shape of halves": (lambda: sg.sample(MODEL, (4.5, 2)), ("(4.5, 2)", "integers")),
+    "a shape of none": (lambda: sg.sample(MODEL, None), ("shape=None", "(B, *event)")),
+    "a shape without a batch": (lambda: sg.sample(MODEL, ()), ("shape=()", "(B, *event)")),
+    "a shape that is true": (lambda: sg.sample(MODEL, True), ("shape=True", "(B, *event)")),
+    "a start of integers": (draw(x_init=X.long()), ("x_init", "int64")),
+    "a start with nan": (draw(x_init=X * NAN), ("x_init", "NaN")),
+    "a start of another event": (draw(x_init=torch.ones(4, 3)), ("x_init", "(3,)", "(2,)")),
+    "a start that is a list": (draw(x_init=[[1.0, 2.0]] * 4), ("x_init", "list")),
+    "a dtype of words": (draw(dtype="float32"), ("'float32'", "torch.float32")),
+    "a complex dtype": (draw(dtype=torch.complex64), ("complex64", "torch.float32")),
+    "numbers that are halves": (draw(index=[0.5, 1, 2, 3]), ("float32", "integers")),
+    "numbers in a table": (draw(index=[[1], [2], [3], [4]]), ("(4, 1)", "(B,)")),
+    "one number for all": (draw(index=3), ("index", "(B,)")),
+    "half a seed": (draw(seed=1.5), ("1.5", "integer")),
+    "eta of words": (draw(eta="half"), ("eta='half'", "at least 0")),
+    "eta of nan": (draw(eta=NAN), ("eta=nan", "at least 0")),
+    "more noise than ddim has": (draw(solver="ddim", eta=1.5, steps=3), ("eta=1.5", "[0, 1]", "'ancestral'")),
+    "eta for langevin": (draw(solver="langevin", eta=0.5, steps=3), ("'langevin'", "eta=None")),
+    "eta for churn": (draw(solver="karras-sde", eta=0.5, steps=3), ("'karras-sde'", "churn")),
+    "half a chunk": (draw(batch_size=1.5), ("batch_size=1.5", "positive integer")),
+    "a negative chunk": (draw(batch_size=-1), ("batch_size=-1", "positive integer")),
+    "a condition elsewhere": (draw(label=torch.zeros(4, device="meta")), ("'label'", "meta", ".to()")),
+    "a condition without a batch": (draw(label=torch.tensor(1.0)), ("'label'", "()", "Python number")),
+    "a solver that is a number": (draw(solver=3), ("solver=3", "solvers()")),
+    "a solver that is a class": (draw(solver=sg.Solver), ("Solver", "'auto'")),
+    "a solver in a list": (draw(solver=["heun"]), ("['heun']", "'auto'")),
+    # encode, grid, make_solver
+    "a process to encode with": (lambda: sg.encode(VP, X), ("VPSDE", "Denoiser")),
+    "encoding with both": (lambda: sg.encode(MODEL, X, steps=3, rtol=0.1), ("both", "give one")),
+    "encoding from zero": (lambda: sg.encode(MODEL, X, steps=3, t_span=(0.0, 1.0)), ("time 0", "[0.001, 1]")),
+    "encoding of an unknown word": (lambda: sg.encode(MODEL, X, colour=1), ("'colour'", "label")),
+    "encoding of one number": (lambda: sg.encode(MODEL, torch.tensor(0.0)), ("batch axis", "x[None]")),
+    "a grid of none": (lambda: sg.grid(MODEL, 5, kind=None), ("None", "'karras'")),
+    "half a grid": (lambda: sg.grid(MODEL, 5.5, kind="karras"), ("5.5", "at least 1")),
+    "a grid beyond": (lambda: sg.grid(MODEL, 5, kind="karras", t_span=(3.0, 0.0)), ("time 3", "[0.001, 1]")),
+    "a grid from zero": (lambda: sg.grid(MODEL, 5, kind="lambda", t_span=(0.0, 1.0)), ("time 0", "[0.001, 1]")),
+    "a grid of a network": (lambda: sg.grid(NET, 5, kind="karras"), ("Net", "ScoreModel")),
+    "a solver of none": (lambda: sg.make_solver(None), ("None", "Known: euler")),
+    "a list of solvers": (lambda: sg.make_solver(["heun"]), ("['heun']", "Known: euler")),
+    "an order of 99": (lambda: sg.make_solver("dpm++2m", order=99), ("order=99", "1 to 8")),
+    "a gauge that is none": (lambda: sg.make_solver("dpm++2m", gauge="x"), ("gauge='x'", "'data'")),
+    "a rule that is none": (lambda: sg.make_solver("predictor-corrector", rule="x"), ("rule='x'", "'level'")),
+    "half a correction": (lambda: sg.make_solver("predictor-corrector", corrections=1.5), ("1.5", "whole number")),
+    "corrections of words": (lambda: sg.make_solver("langevin", corrections="many"), ("'langevin'", "options")),
+    "a step of nothing": (lambda: sg.make_solver("langevin", epsilon=0.0), ("epsilon=0", "> 0")),
+    "orders beyond": (lambda: sg.make_solver("adams", max_order=20), ("max_order=20", "1 to 8")),
+    "to aim above what is accepted": (lambda: sg.make_solver("adams", aim=10.0), ("aim=10", "aim < accept")),
+    "negative churn": (lambda: sg.make_solver("karras-sde", churn=-1.0), ("churn=-1", "churn >= 0")),
+    "an outside method that is none": (lambda: sg.make_solver("torchdiffeq:nothing"), ("'torchdiffeq:nothing'", "mean")),
+}
+
+
+@pytest.mark.parametrize("what", CALLS)
+def test_a_wrong_call_says_what_would_be_right_before_any_work(what):
+    call, words = CALLS[what]
+    NET.calls = 0
+    with pytest.raises(sg.InvalidInputError) as caught:
+        call()
+    message = str(caught.value)
+    missing = [word for word in words if word not in message]
+    assert not missing, f"{message!r} does not say {missing}"
+    assert isinstance(caught.value, ValueError)
+    assert NET.calls == 0, "the network had been called"
+
+
+def test_wrong_calls_leave_the_model_as_it_was():
+    MODEL.train()
+    for what in ("times that turn", "to save words", "a condition elsewhere", "more noise than ddim has"):
+        with pytest.raises(sg.InvalidInputError):
+            CALLS[what][0]()
+        assert MODEL.training and NET.training
+
+
+def test_what_may_be_said_in_several_ways_is_not_wrong():
+    """Numbers from NumPy, times as lists, arrays or tensors, shapes as torch.Size."""
+    came = sg.sample(EXACT, torch.Size([3, 2]), steps=np.int64(4), seed=np.int64(7), rtol=None, solver="ddim")
+    same = sg.sample(EXACT, (np.int32(3), 2), steps=4, seed=7, solver="ddim")
+    assert torch.equal(came.x, same.x)
+    by_list = sg.sample(EXACT, [3, 2], steps=[1.0, 0.5, 0], seed=7, solver="ddim")
+    for times in (np.array([1.0, 0.5, 0.0]), torch.tensor([1.0, 0.5, 0.0]), (1, 0.5, 0)):
+        assert torch.equal(sg.sample(EXACT, 3, steps=times, seed=7, solver="ddim").x, by_list.x)
+    sg.sample(EXACT, 3, rtol=np.float32(1e-3), seed=7)
+    sg.sample(EXACT, 3, steps=3, t_span=np.array([1.0, 0.0]), seed=7, index=np.arange(3))
