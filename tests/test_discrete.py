@@ -302,6 +302,18 @@ def test_a_tables_nodes_are_exact():
         close(std**2, table[i + 1], 1e-12)
 
 
+def test_alpha_falls_linearly_where_the_last_beta_is_1():
+    """No constant rate takes alpha to 0; all but the rate of noise stays finite there, and time has its inverse."""
+    sde = sg.TabulatedVPSDE(discrete.betas("linear", 50, zero_snr=True))
+    u = torch.linspace(0, 0.99, 11, dtype=F64)  # 1 is the node before
+    t = 1 - u / 50
+    close(sde.alpha(t), u * sde.alpha(sde.nodes[-2]), 1e-12)
+    close(sde.rates(t)[0], (-50 * sde.alpha(sde.nodes[-2])).expand(11), 1e-9)
+    close(sde.rates(t)[1], -sde.alpha(t) * sde.rates(t)[0] / sde.sigma(t), 1e-12)
+    close(sde.time(sde.half_log_snr(t)), t, 1e-14)
+    assert sde.diffusion(1.0) == math.inf
+
+
 # ---- objectives
 
 

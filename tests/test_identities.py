@@ -581,6 +581,35 @@ def test_sa_solver_is_diffusers(diffusers, grid, monkeypatch, predictor, correct
     close(grid.ours("sa-solver3", tau, {"order": predictor, "corrector": corrector - 1}), theirs, 1e-11)
 
 
+def test_er_sde_2_is_the_papers(grid):
+    """Cui et al. 2023, ER-SDE-Solver-2 with the function 5, its integral of 1/phi by a fine sum."""
+
+    def phi(s):
+        return s * (torch.exp(s**0.3) + 10)
+
+    sh, last = grid.sigma / grid.alpha, []
+
+    def update(x, k):
+        d = grid.x0(x, k)
+        r = phi(sh[k + 1]) / phi(sh[k])
+        hat = r * x / grid.alpha[k] + (1 - r) * d
+        if k:
+            s = torch.logspace(float(sh[k + 1].log10()), float(sh[k].log10()), 20001, dtype=F64)
+            integral = torch.trapezoid(phi(sh[k + 1]) / phi(s), s)
+            hat = hat + (sh[k + 1] - sh[k] + integral) * (d - last[-1]) / (sh[k] - sh[k - 1])
+        last.append(d)
+        return grid.alpha[k + 1] * (hat + torch.sqrt(sh[k + 1] ** 2 - r**2 * sh[k] ** 2) * grid.z(k))
+
+    close(grid.ours("er-sde2", 1.0, {}), grid.states(update), 1e-7)  # the sum's error
+
+
+def test_er_sde_is_for_eta_1_and_without_noise_dpm_plus_plus(grid):
+    ours = grid.ours("er-sde2", 0.0, {"variable": "lambda"})
+    close(ours, grid.ours("dpm++2m", 0.0, {"rule": "exact"}), 1e-12)
+    with pytest.raises(sg.InvalidInputError, match="eta=1"):
+        grid.ours("er-sde2", 0.5, {})
+
+
 # ---- the reverse claims
 
 
@@ -707,10 +736,24 @@ def test_adaptive_solvers_start_where_there_is_no_signal(name):
     for how in ({"solver": "adams", "rtol": 1e-5}, {"solver": "dopri5", "rtol": 1e-6}):
         close(sg.sample(truth, x.shape, x_init=x, dtype=F64, **how).x, fine, 1e-3)
     close(sg.sample(truth, x.shape, solver="ddim", steps=500, x_init=x, dtype=F64).x, fine, 1e-2)
+    down = torch.cat([torch.arange(60, 1, -1, dtype=F64) / 60, torch.tensor([truth.sde.t_min])])
+    for solver in ("unipc3", "deis3", "v-adams3"):  # up to infinite sigma/alpha, too
+        low = sg.sample(truth, x.shape, solver=solver, steps=down, x_init=x).x
+        close(sg.encode(truth, low, solver=solver, steps=down.flip(0)).x, x, 0.05)
     back = sg.encode(
         truth, sg.sample(truth, x.shape, rtol=1e-9, t_span=(1.0, truth.sde.t_min), x_init=x).x, rtol=1e-9
     ).x
     close(back, x, 1e-6)
+
+
+def test_noisy_solvers_of_higher_order_start_where_there_is_no_signal():
+    """From pure noise nothing of the state is kept: every one of them returns the data's law."""
+    mixture = sg.GaussianMixture([[1.0, 0.5], [-1.0, 0.0]], std=0.5)
+    for solver in ("dpm++2m-sde", "sa-solver3", "er-sde2", "er-sde3", "d-adams2-sde"):
+        truth = sg.MixtureModel(mixture, ENDLESS["table"])
+        x = sg.sample(truth, 2000, solver=solver, steps=40, seed=1, dtype=F64).x
+        close(x.mean(0), mixture.mean, 4 * 2000**-0.5)
+        close(x.T.cov(), mixture.covariance, 0.15)
 
 
 def test_noise_that_is_infinite_says_so():

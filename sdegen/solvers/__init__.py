@@ -57,6 +57,12 @@ _TABLE: dict[str, Callable[..., Solver]] = {
         "dpm++2m-sde", order=2, rule="mean", stochastic=True, source="arXiv 2211.01095; k-diffusion"
     ),
     "sa-solver3": _setting("sa-solver3", order=3, corrector=3, rule="end", stochastic=True, source="arXiv 2309.05019"),
+    "er-sde2": _setting(
+        "er-sde2", variable="sigma", order=2, noise="er", stochastic=True, source="arXiv 2309.06169 (ER-SDE-5)"
+    ),
+    "er-sde3": _setting(
+        "er-sde3", variable="sigma", order=3, noise="er", stochastic=True, source="arXiv 2309.06169, exact weights"
+    ),
     "d-adams2-sde": _setting(
         "d-adams2-sde",
         variable="theta",

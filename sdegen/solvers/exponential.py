@@ -19,6 +19,7 @@ into the polynomial that led there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -103,7 +104,30 @@ VARIABLES: dict[str, Callable[[SDE, Tensor, float], Tensor]] = {
 }
 
 
-NOISES = ("sde", "ddim", "ddpm-large", "ddpm-learned")
+def _log_phi(l: Tensor) -> Tensor:
+    """log phi(sh), phi(s) = s (exp(s^0.3) + 10)."""
+    return -l + torch.logaddexp(torch.exp(-0.3 * l), torch.tensor(math.log(10.0), dtype=l.dtype))
+
+
+def _er_weight(l: Tensor, l_next: Tensor, e: float, s: float) -> Tensor:
+    """d/dl of phi(sh')/phi(exp(-l))."""
+    power = torch.exp(-0.3 * l)
+    slope = 1 + 0.3 * power * torch.sigmoid(power - math.log(10.0))  # d log(phi)/d log(sh)
+    return slope * torch.exp(_log_phi(l_next) - _log_phi(l))
+
+
+# Gauge "data" with more noise at high noise levels, after Cui et al. 2023.
+_ER = _Gauge(
+    carry=lambda l, l_next, e, s: (
+        torch.exp(_log_phi(l_next) - _log_phi(l)),
+        torch.exp(_log_phi(l_next) - _log_phi(l) - l),
+    ),
+    weight=_er_weight,
+    value=_GAUGES["data"].value,
+    total=lambda l, l_next, e, s: -torch.expm1(_log_phi(l_next) - _log_phi(l)),
+)
+
+NOISES = ("sde", "ddim", "ddpm-large", "ddpm-learned", "er")
 
 
 class Multistep(Solver):
@@ -126,13 +150,14 @@ class Multistep(Solver):
             nodes: the trapezoidal one), "half-curvature" ("mean", and at three nodes half the second derivative),
                 "constant" (Adams-Bashforth's, as if
             steps were equal in sh).
-        noise: how eta makes noise: "sde" (the reverse SDE with D held); at order 1 also "ddim" (the DDIM paper's eta)
-            and, at
-            eta = 1, "ddpm-large" (the posterior's mean with the forward kernel's variance sigma^2 - (alpha
-            sigma'/alpha')^2,
-            which is beta_i between a table's nodes) and "ddpm-learned" (log variance between the posterior's and that
-            one
-            by the `fraction` of a prediction that has one).
+        noise: how eta makes noise:
+            "sde": the reverse SDE with D held
+            "ddim": the DDIM paper's eta (order 1)
+            "ddpm-large": the posterior's mean with the forward kernel's variance sigma^2 - (alpha sigma'/alpha')^2,
+                beta_i between a table's nodes (order 1, eta = 1)
+            "ddpm-learned": log variance between the posterior's and that one, by the `fraction` of a prediction that
+                has one (order 1, eta = 1)
+            "er": r = phi(sh')/phi(sh), phi(s) = s (exp(s^0.3) + 10), for (sh'/sh)^(1 + e) (gauge "data", eta = 1)
         sigma_data: s of the gauge "v" and the variable "theta"; None: the model's.
     """
 
@@ -198,6 +223,8 @@ class Multistep(Solver):
             raise InvalidInputError(
                 f"noise={self.noise!r} is DDPM's own: wanted eta=1 and order=1 without corrector, came eta={eta}"
             )
+        if self.noise == "er" and (eta not in (0, 1) or self.gauge != "data"):
+            raise InvalidInputError(f"noise='er' wants eta=1 (or 0) and gauge='data': came {eta} and {self.gauge!r}")
 
     # ---- the plan of a grid
 
@@ -214,7 +241,7 @@ class Multistep(Solver):
         s = self.sigma_data or term.model.sigma_data
         l, alpha, sigma = sde.half_log_snr(ts), sde.alpha(ts), sde.sigma(ts)
         p = VARIABLES[self.variable](sde, l, s)
-        gauge, e = _GAUGES[self.gauge], eta**2
+        gauge, e = _ER if self.noise == "er" and eta else _GAUGES[self.gauge], eta**2
         n = len(ts) - 1
         endless = torch.isinf(l[:-1]) | torch.isinf(l[1:])  # steps from or to alpha = 0
         a, b = gauge.value(l, s)
@@ -226,6 +253,10 @@ class Multistep(Solver):
             held, std = torch.sqrt(1 - lost), sigma[1:] * torch.sqrt(lost)
             carry_sh = torch.exp(-l[1:]) * held
             carry = carry_sh * torch.exp(l[:-1])
+        if eta and self.noise == "er":
+            log_held = _log_phi(l[1:]) + l[1:] - _log_phi(l[:-1]) - l[:-1]
+            log_held = torch.where(endless, -math.inf, log_held)
+            held, std = torch.exp(log_held), sigma[1:] * torch.sqrt(-torch.expm1(2 * log_held))
         widest = std * sigma[:-1] / sigma[1:]  # the forward kernel's, at eta = 1
         if self.noise == "ddpm-large":
             std = widest
