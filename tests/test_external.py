@@ -224,6 +224,8 @@ def test_gaussian_flow_is_exact_and_every_evaluation_is_inside_and_counted(name,
         assert own.calls == spy.calls and min(spy.times) >= sde.t_min and max(spy.times) <= sde.t_max
         assert rms(own.x - wanted) < PROMISE.get(name, 40.0) * 1e-5 * max(1.0, rms(x))
         assert own.status.tolist() == [0] * 5 and bool((own.t == sde.t_min).all())
+        if name not in ("scipy:Radau", "scipy:BDF", "scipy:LSODA", "torchdiffeq:scipy_solver"):
+            assert own.calls == 2 + ROWS[name].evaluations * int(own.accepted[0] + own.rejected[0])
 
 
 def curved(x, t):
@@ -248,6 +250,25 @@ def test_orders_on_a_fixed_grid(name, curve_end):
     errors = [rms(sg.solve(Field(curved), normals(4, 2), steps=n, **how).x - curve_end) for n in grids]
     slope = math.log2(errors[0] / errors[1])
     assert ROWS[name].order - 0.15 < slope < ROWS[name].order + 0.35, (slope, errors)
+
+
+@pytest.mark.parametrize("name", ["scipy:Radau", "scipy:BDF", "scipy:LSODA"])
+def test_implicit_methods_solve_stiff_fields_with_a_block_for_each_sample(name):
+    """Rates 1 and 3000, mixed: an explicit method needs some thousand evaluations, a wrong Jacobian many more steps."""
+    turn = torch.tensor([[0.8, -0.6], [0.6, 0.8]], dtype=D)
+    rate = turn @ torch.diag(torch.tensor([-1.0, -3000.0], dtype=D)) @ turn.T
+    term, x = Field(lambda x, t: x @ rate), normals(5, 2)
+    end = sg.solve(term, x, solver=name, rtol=1e-4, t_span=(0.0, 2.0))
+    assert rms(end.x - x @ torch.linalg.matrix_exp(2 * rate)) < 1e-3
+    assert end.calls == len(term.times) < 700
+
+
+@pytest.mark.parametrize("name", [n for n in STEPPED if n in ADAPTIVE])
+def test_steps_are_taken_whatever_their_error(name):
+    term, ts = Field(lambda x, t: 50 * torch.sin(50 * t) + 0 * x), [0.0, 0.3, 0.35, 1.1, 2.0]
+    end = sg.solve(term, normals(3, 2), solver=name, steps=ts, save="all")
+    assert end.ts.tolist() == ts and end.accepted.tolist() == [4] * 3 and end.rejected.tolist() == [0] * 3
+    assert len(term.times) == 4 * ROWS[name].evaluations + 1
 
 
 # ---- the same as by hand
@@ -643,6 +664,13 @@ def test_hopeless_fields_end_in_our_errors_and_imports_are_lazy():
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "done 1", done.stdout
+
+
+@pytest.mark.parametrize("name", [n for n in ADAPTIVE if n.startswith("torchdiffeq:") and n not in SCIPY])
+def test_steps_below_the_resolution_of_time_are_our_error(name):
+    """The library looks for them in an assert."""
+    with pytest.raises(sg.StepSizeUnderflowError):
+        sg.solve(Field(lambda x, t: x * 1e300), normals(2, 1), solver=name, rtol=1e-3, t_span=(0.0, 2.0))
 
 
 @pytest.mark.parametrize("name", ROWS)
