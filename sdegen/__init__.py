@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from . import nets
 from .checkpoint import load, save
 from .compare import compare
+from .dequantisation import BitsPerDim, bits_per_dim
 from .errors import (
     CheckpointError,
     CorruptCheckpointError,
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "BitsPerDim",
     "CheckpointError",
     "CoefficientSDE",
     "CorruptCheckpointError",
@@ -94,6 +96,7 @@ __all__ = [
     "TrigSDE",
     "VESDE",
     "VPSDE",
+    "bits_per_dim",
     "compare",
     "data",
     "discrete",

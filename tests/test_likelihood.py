@@ -356,6 +356,28 @@ def test_conditions_follow_their_samples():
         log_prob(Shifted(sde), x, centre=centre, label=centre)
 
 
+@pytest.mark.parametrize("solver", ["adams", "dopri5"])
+def test_the_data_keep_their_own_tolerance(solver):
+    """Gaussian data have nothing to integrate beside the state: the steps are those of encode, for any number of probes."""
+    model = MixtureModel(GAUSSIAN, VPSDE())
+    x = at_t_min(model, 4)
+    alone = sg.encode(model, x, solver=solver, rtol=1e-5)
+    for probes in (1, 9):
+        found = log_prob(model, x, solver=solver, rtol=1e-5, divergence="rademacher", probes=probes, seed=0)
+        assert torch.equal(found.nfe, alone.nfe + 1)
+        torch.testing.assert_close(found.latent, alone.x, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "how", [{"rtol": 1e-3}, {"solver": "heun", "steps": 7}, {"solver": "ddim", "steps": 7}], ids=str
+)
+def test_evaluations_are_counted(how, monkeypatch):
+    model, x, _ = known(2, VPSDE(), 1)
+    calls, forward = [], MixtureModel.forward
+    monkeypatch.setattr(MixtureModel, "forward", lambda self, *args: (calls.append(1), forward(self, *args))[1])
+    assert int(log_prob(model, x, **how).nfe) == len(calls)
+
+
 # ---- there and back
 
 
