@@ -428,6 +428,24 @@ def test_a_known_density_is_drawn_at_its_time(kind):
     assert len(line.get_xdata()) > 500
 
 
+@pytest.mark.parametrize("kind", ["density", "log_prob", "contour"])
+@pytest.mark.parametrize("t", [None, 0.2])
+def test_a_learned_density_is_drawn_along_its_flow(kind, t):
+    """A mixture's model that hides its density: what is drawn is the exact one, to the tolerance."""
+    model = ring()
+    ax = plot.density(_Hidden(model), kind=kind, t=t)
+    if kind == "contour":
+        assert any(hasattr(c, "levels") for c in ax.collections)
+        return
+    (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
+    x, y = torch.meshgrid(torch.linspace(left, right, 101).double(), torch.linspace(low, high, 101).double(), indexing="xy")
+    wanted = model.log_prob(torch.stack([x, y], 2).reshape(-1, 2), t or model.sde.t_min).reshape(101, 101).numpy()
+    values = np.asarray(ax.images[0].get_array())
+    wrong = np.abs(values - (np.exp(wanted) if kind == "density" else wanted))
+    seen = wanted > wanted.max() - 6
+    assert np.median(wrong[seen]) < 0.05
+
+
 # ---- schedules
 
 
@@ -728,7 +746,8 @@ WRONG = {
     "exact of other dimension": (lambda: plot.density(POINTS, exact=LINE), "over 1 dimensions, the samples over 2"),
     "a mixture at a time": (lambda: plot.density(RING, t=0.5), "has no time: pass MixtureModel"),
     "a density of points": (lambda: plot.density(sg.GaussianMixture([[0.0, 0.0]], std=0.0)), "deviation of 0"),
-    "a learned density": (lambda: plot.density(_Hidden(ring())), "wanted a GaussianMixture or a MixtureModel"),
+    "a learned density as exact": (lambda: plot.density(POINTS, exact=_Hidden(ring())), "or a MixtureModel"),
+    "a learned density of images": (lambda: plot.density(_images_model(), kind="log_prob"), "for images use image_grid"),
     "no process": (lambda: plot.schedule("vp"), "takes a process such as VPSDE"),
     "no processes": (lambda: plot.schedule([]), "no processes"),
     "a quantity": (lambda: plot.schedule(sg.VPSDE(), quantities="beta"), "wanted some of 'alpha'"),

@@ -27,6 +27,7 @@ from .densities import (
     box_of,
     check_time_of,
     event_dim,
+    flow_density,
     marginal,
     noised,
     on_grid,
@@ -175,8 +176,8 @@ def density(
     samples in any dimension.
 
     Args:
-        what: samples (B,), (B, 1) or (B, 2), or a Solution, whose end is drawn; or a GaussianMixture; or a MixtureModel
-            (or another model with log_prob(x, t)).
+        what: samples (B,), (B, 1) or (B, 2), or a Solution, whose end is drawn; or a GaussianMixture; or a ScoreModel,
+            by its own log_prob(x, t) if it has one (MixtureModel), else by `sdegen.log_prob` along its flow.
         exact: a GaussianMixture or MixtureModel, drawn over samples.
         t: the time of a model, None: t_min.
         ax: Axes to draw on (one per coordinate for "marginals"); None: a new figure.
@@ -205,11 +206,12 @@ def _of_density(what: Any, t: float | None, ax: Any, kind: str, extent: Sequence
         raise InvalidInputError(
             f"kind={kind!r}: of a known density wanted 'density', 'log_prob' or 'contour'; {kind!r} may go with samples"
         )
-    known = as_density(what, t=t, name="what")
+    by_flow = isinstance(what, ScoreModel) and not hasattr(what, "log_prob")
+    known = flow_density(what, t) if by_flow else as_density(what, t=t, name="what")
     box = _limits(known, extent)
     if known.dim == 1:
         (a,) = panels(ax, 1, width=3.8, height=2.8)
-        (x,), log_p = on_grid(known.log_prob, box, 1001)
+        (x,), log_p = on_grid(known.log_prob, box, known.side)
         y = array(log_p if kind == "log_prob" else log_p.exp())
         a.plot(x, y, color=EXACT)
         if kind != "log_prob":
@@ -218,10 +220,10 @@ def _of_density(what: Any, t: float | None, ax: Any, kind: str, extent: Sequence
         a.set(xlim=box[0], xlabel="$x$", ylabel=r"$\log p(x)$" if kind == "log_prob" else "$p(x)$")
         return a
     (a,) = panels(ax, 1, width=4.2, height=3.6)
-    (x, y), log_p = on_grid(known.log_prob, box, 301)
     if kind == "contour":
         contour_lines(a, known, box)
     else:
+        _, log_p = on_grid(known.log_prob, box, known.side)
         values = array(log_p if kind == "log_prob" else log_p.exp())
         low = max(float(values.min()), float(values.max()) - 12) if kind == "log_prob" else 0.0
         over: tuple[float, float, float, float] = (*box[0], *box[1])

@@ -40,7 +40,7 @@ def fill(a: Axes, x: np.ndarray, y: np.ndarray, log_p: np.ndarray) -> None:
 
 def contour_lines(a: Axes, known: Density, box: Box, color: str = INK) -> None:
     """Lines around the smallest regions that hold given shares of the mass."""
-    (x, y), log_p = on_grid(known.log_prob, box, 301)
+    (x, y), log_p = on_grid(known.log_prob, box, known.side)
     p = array(log_p.exp())
     a.contour(x, y, p, levels=mass_levels(p, LINES), colors=color, linewidths=0.8, alpha=0.9, zorder=2)
 
