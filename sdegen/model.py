@@ -190,6 +190,8 @@ class Denoiser(ScoreModel):
             raise InvalidInputError(f"net is {net!r}: pass a torch.nn.Module called as net(x, t, **cond)")
         self.net = net
         self.parametrization = parametrization
+        self._time_dtype: torch.dtype | None = getattr(net, "time_dtype", None)
+        self._first: tuple[Any, Tensor | None] = (None, None)  # the network and its first floating parameter
         self.coefficients()
 
     def coefficients(self) -> Parametrization:
@@ -210,20 +212,28 @@ class Denoiser(ScoreModel):
             raise InvalidInputError(
                 f"the network returned {came} for an input of shape {tuple(x.shape)}: wanted the input's shape"
             )
-        return Prediction.spanned(x, output.to(x.dtype), (c_skip, c_out), (n_skip, n_out), self.sde, t)
+        output = output if output.dtype == x.dtype else output.to(x.dtype)
+        return Prediction.spanned(x, output, (c_skip, c_out), (n_skip, n_out), self.sde, t)
 
     def _output(self, x: Tensor, c_in: Any, c_noise: Any, cond: Mapping[str, Any]) -> Any:
         """net(c_in x, c_noise), called in the network's own dtype (and that of its `time_dtype`, if it has one)."""
-        parameters = self.net.parameters() if isinstance(self.net, nn.Module) else ()
-        dtype = next((p.dtype for p in parameters if p.is_floating_point()), x.dtype)
-        time_dtype = getattr(self.net, "time_dtype", dtype)
+        dtype = self._dtype(x)
+        time_dtype = self._time_dtype or dtype
         if isinstance(c_in, Tensor):
             x_in = x * expand(c_in, x)
             t_in = per_sample(c_noise, x).to(time_dtype)
         else:
             x_in = x if c_in == 1.0 else x * c_in
             t_in = torch.full((x.shape[0],), c_noise, dtype=time_dtype, device=x.device)
-        return self.net(x_in.to(dtype), t_in, **cond)
+        return self.net(x_in if x_in.dtype == dtype else x_in.to(dtype), t_in, **cond)
+
+    def _dtype(self, x: Tensor) -> torch.dtype:
+        net, first = self._first
+        if net is not self.net:  # the search costs more than many a small network's layer: made once
+            parameters = self.net.parameters() if isinstance(self.net, nn.Module) else ()
+            first = next((p for p in parameters if p.is_floating_point()), None)
+            self._first = (self.net, first)
+        return x.dtype if first is None else first.dtype
 
     def warm(self, ts):
         super().warm(ts)

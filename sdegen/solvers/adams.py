@@ -166,7 +166,7 @@ def default_order(steps: int) -> tuple[int, int]:
     return next((order for most, order in table if steps <= most), (6, 7))
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)
 class _Fixed:
     """Where a run over a fixed grid stands: weights of all steps, the corrected state before, past slopes (newest
     first)."""

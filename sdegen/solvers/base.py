@@ -18,7 +18,7 @@ from ..terms import Term
 State = dict[str, Any]  # what a solver carries from step to step; under error control tensors with the batch first
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)
 class Step:
     """One step's outcome.
 

@@ -269,6 +269,7 @@ class Multistep(Solver):
             return self._weights(gauge, sde, l[k], l[k + 1], l[nodes], p[nodes], e, s, carry[k])
 
         table: list[_Planned] = [_Planned() for _ in range(n)]
+        finite = torch.isfinite(p).tolist()
         for first, most, name in ((0, self.values, "ahead"), (1, self.corrector + 1, "back")):
             if name == "back" and not self.corrector:
                 break
@@ -278,28 +279,26 @@ class Multistep(Solver):
                     continue
                 # order rises by one a step; a node where the variable is infinite (alpha = 0) is not used
                 count = min(most, k + 1 + first)
-                while count > 1 and not bool(torch.isfinite(p[k + first - count + 1])):
+                while count > 1 and not finite[k + first - count + 1]:
                     count -= 1
                 groups.setdefault(count, []).append(k)
             for count, rows in groups.items():
                 w = weights(first, count, rows) * alpha[1:][rows][:, None]
                 for row, k in zip(w.tolist(), rows, strict=True):
                     setattr(table[k], name, row)
-        ratio = alpha[1:] * carry / alpha[:-1]
-        for k in range(n):
+        spread = torch.log(widest / std) if self.noise == "ddpm-learned" else torch.zeros(n, dtype=l.dtype)
+        columns = (alpha[1:] * carry / alpha[:-1], std, spread, a[:-1], b[:-1], alpha[1:] * carry, alpha[1:] * carry_sh)
+        by_step = zip(*(c.tolist() for c in columns), strict=True)
+        held, endless = (sigma[1:] * held).tolist(), endless.tolist()
+        for k, (ratio, std_k, spread_k, a_k, b_k, p_x0, p_noise) in enumerate(by_step):
             step = table[k]
-            step.std = float(std[k])
-            step.spread = float(torch.log(widest[k] / std[k])) if self.noise == "ddpm-learned" else 0.0
-            step.value = (float(a[k]), float(b[k]))
+            step.std, step.spread, step.value = std_k, spread_k, (a_k, b_k)
             if endless[k]:
-                step.fused = float(alpha[k + 1]), float(sigma[k + 1] * held[k])
+                step.fused = float(alpha[k + 1]), held[k]
                 table[k - 1].back = []  # what leads up to such a step, or is one, is not corrected
                 continue
-            step.ratio, w0 = float(ratio[k]), step.ahead[0]
-            step.fused = (
-                float(alpha[k + 1] * carry[k]) + w0 * step.value[0],
-                float(alpha[k + 1] * carry_sh[k]) + w0 * step.value[1],
-            )
+            w0 = step.ahead[0]
+            step.ratio, step.fused = ratio, (p_x0 + w0 * a_k, p_noise + w0 * b_k)
         return table
 
     def _weights(self, gauge: _Gauge, sde: SDE, l, l_next, l_nodes, p_nodes, e, s, carry) -> Tensor:
@@ -348,7 +347,7 @@ class Multistep(Solver):
         return Step(x_next, {"run": after}, slope=lambda: prediction.velocity)
 
 
-@dataclass
+@dataclass(slots=True, eq=False)
 class _Planned:
     """The coefficients of one step: x' = fused (D, eps) + ahead[1:] past values, or ratio x + ahead values; then std
     noise.
@@ -365,7 +364,7 @@ class _Planned:
     back: list[float] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)
 class _Run:
     """Where a run over a grid stands: the plan, the step, past values (newest first), the corrected state and the noise
     that led on from it."""

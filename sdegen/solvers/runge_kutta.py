@@ -54,13 +54,19 @@ class RungeKutta(Solver):
         width = float(h) if h.ndim == 0 else expand(h, x)
         k = [state["k"] if self.fsal else term.drift(x, t)]
         for row, node in zip(self.a, self.c[1:], strict=True):
-            stage = x + width * _weighted(row, k)
+            stage = _moved(x, width, row, k)
             k.append(term.drift(stage, t_next if node == 1 else t + node * h))
-        x_next = stage if self.fsal else x + width * _weighted(self.b, k)
+        x_next = stage if self.fsal else _moved(x, width, self.b, k)
         error = None if self.error_weights is None else width * _weighted(self.error_weights, k)
         return Step(
             x_next, {"k": k[-1]} if self.fsal else {}, error, slope=k[0], slope_next=k[-1] if self.fsal else None
         )
+
+
+def _moved(x: Tensor, width: float | Tensor, weights: Sequence[float], k: Sequence[Tensor]) -> Tensor:
+    """x + h sum_i w_i k_i."""
+    slope = _weighted(weights, k)
+    return torch.addcmul(x, width, slope) if isinstance(width, Tensor) else torch.add(x, slope, alpha=width)
 
 
 def _weighted(weights: Sequence[float], k: Sequence[Tensor]) -> Tensor:

@@ -1,0 +1,94 @@
+"""Loop overhead: microseconds that a solver adds to each network call, with a network that does nothing.
+
+Two runs that differ in their number of steps are timed in turns and the median difference is divided by the difference
+in calls, so what a call of `sample` costs once is not counted; the network is the identity. One thread.
+
+    python benchmarks/overhead.py [--repeats 15]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+import sdegen as sg
+
+SHAPES = ((4096, 2), (16, 3, 32, 32))
+FIXED = ("euler", "ddim", "heun", "dpm++2m", "dpm++3m", "unipc3", "deis3", "adams", "ancestral", "dpm++2m-sde", "sra1")
+TOLERANT = ("adams", "dopri5", "bosh3")
+
+
+class Nothing(torch.nn.Module):
+    def forward(self, x, t):
+        return x
+
+
+def per_call(run: Callable[[int], int], few: int, many: int, repeats: int) -> float:
+    """Median microseconds for each call that `run(many)` makes beyond `run(few)`."""
+    run(few), run(many)
+    costs = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        a = run(few)
+        middle = time.perf_counter()
+        b = run(many)
+        costs.append((time.perf_counter() - middle - (middle - start)) / (b - a))
+    return 1e6 * statistics.median(costs)
+
+
+def fixed(name: str, shape: tuple[int, ...], repeats: int) -> float:
+    model = sg.Denoiser(Nothing(), sg.VPSDE(), parametrization="noise")
+    return per_call(lambda n: sg.sample(model, shape, solver=name, steps=n, seed=0).calls, 20, 120, repeats)
+
+
+def tolerant(name: str, shape: tuple[int, ...], repeats: int) -> float:
+    """On a mixture-like field that keeps every sample busy: the tolerance is what changes the number of calls."""
+    model = sg.Denoiser(Nothing(), sg.VPSDE(), parametrization="x0")
+
+    def run(n: int) -> int:
+        return sg.sample(model, shape, solver=name, rtol=1e-3 if n == 0 else 1e-6, seed=0).calls
+
+    return per_call(run, 0, 1, repeats)
+
+
+def peers(shape: tuple[int, ...], repeats: int) -> dict[str, float]:
+    """The loops of diffusers' schedulers, where it is installed."""
+    try:
+        import diffusers
+    except ImportError:
+        return {}
+    found = {}
+    for name in ("DDIMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "EulerDiscreteScheduler"):
+
+        def run(n: int, name: str = name) -> int:
+            scheduler = getattr(diffusers, name)(num_train_timesteps=1000)
+            scheduler.set_timesteps(n)
+            x = torch.randn(shape)
+            for t in scheduler.timesteps:
+                x = scheduler.step(scheduler.scale_model_input(x, t), t, x).prev_sample
+            return n
+
+        found[f"diffusers {name}"] = per_call(run, 20, 120, repeats)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=15)
+    repeats = parser.parse_args().repeats
+    torch.set_num_threads(1)
+    print(f"{'microseconds per network call':34}" + "".join(f"{shape!s:>20}" for shape in SHAPES))
+    rows = {f"{n}, steps=": [fixed(n, s, repeats) for s in SHAPES] for n in FIXED}
+    rows |= {f"{n}, rtol=": [tolerant(n, s, repeats) for s in SHAPES] for n in TOLERANT}
+    by_shape = [peers(s, repeats) for s in SHAPES]
+    rows |= {n: [found[n] for found in by_shape] for n in by_shape[0]}
+    for name, costs in rows.items():
+        print(f"{name:34}" + "".join(f"{c:20.0f}" for c in costs))
+
+
+if __name__ == "__main__":
+    main()
