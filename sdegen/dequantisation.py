@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .divergence import choose_divergence
 from .errors import InvalidInputError
 from .likelihood import LogProb, check_levels, log_prob
 from .model import ScoreModel
@@ -69,7 +70,7 @@ def bits_per_dim(
         x: (B, *event), clean data, on the L levels.
         levels: L, such as 256 or, for the digits, 17.
         draws: k. More than one needs the exact divergence: the exponential of a noisy logarithm is too large on
-            average, and the bound then fails.
+            average, and the bound would fail.
         dequantisation: "truncated-normal" or "uniform".
         seed: sample i's draws depend on (seed, its number) alone. None: a fresh one, told in `.seed`.
         index: the samples' numbers, default 0..B-1.
@@ -79,8 +80,8 @@ def bits_per_dim(
         BitsPerDim.
 
     Raises:
-        InvalidInputError: before the first evaluation: data off the levels, an unknown dequantisation, what `log_prob`
-            would refuse.
+        InvalidInputError: before the first evaluation: data off the levels, an unknown dequantisation, several draws
+            with random probes, what `log_prob` would refuse.
 
     Source: Burda et al. 2016 (arXiv 1509.00519) eq. 8; Ho et al. 2019 (arXiv 1902.00275) for dequantisation; Zheng et
     al. 2023 (arXiv 2305.03935) section 4.2 for the truncated normal.
@@ -136,6 +137,12 @@ def _check(x: Tensor, levels: int, draws: int, dequantisation: str, how: dict[st
         raise InvalidInputError(f"dequantisation={dequantisation!r}: wanted {wanted}")
     if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
         raise InvalidInputError(f"draws={draws!r}: wanted a number of draws, at least 1")
+    kind = choose_divergence(how.get("divergence", "auto"), flat(x).shape[1], how.get("probes", 1))
+    if draws > 1 and kind != "exact":
+        raise InvalidInputError(
+            f"draws={draws} with random probes: the exponential of a noisy logarithm is too large on average, and the "
+            "bound fails; pass divergence='exact', or draws=1"
+        )
     if how.get("grad") or "t_span" in how:
         raise InvalidInputError("grad= and t_span= have no meaning for a bound in bits; use log_prob")
     u = (x.double() + 1) * (check_levels(levels) - 1) / 2

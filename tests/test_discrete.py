@@ -15,6 +15,7 @@ from sdegen.losses import dsm_loss
 
 F64 = torch.float64
 LINE = sg.GaussianMixture([[-1.0], [0.5], [2.0]], std=[0.2, 0.1, 0.5], weights=[1.0, 2.0, 3.0])
+PAIR = sg.MixtureModel(LINE, sg.TabulatedVPSDE([0.1, 0.2]))
 PLANE = sg.GaussianMixture([[1.0, 0.5], [-1.0, 0.0]], std=0.5)
 
 
@@ -115,6 +116,29 @@ def test_leading_takes_an_offset():
         (lambda: discrete.ddim(sg.MixtureModel(LINE, sg.TabulatedVPSDE([0.1, 0.2])), 3, eta=1.5), "eta"),
         (lambda: discrete.annealed_langevin(sg.MixtureModel(LINE, sg.VESDE()), 3), "no table"),
         (lambda: discrete.counting("noise").c_noise(sg.VPSDE(), torch.tensor(0.5)), "no nodes"),
+        (lambda: discrete.betas("linear", 10, first="a"), "first='a'"),
+        (lambda: discrete.betas("cosine", 10, most=1.5), "most in"),
+        (lambda: discrete.betas("cosine", 10, offset=-2.0), "offset >= 0"),
+        (lambda: discrete.ddpm(PAIR, 3, eta=0.5), "eta= is ddpm's own"),
+        (lambda: discrete.ddim(PAIR, 3, solver="adams"), "solver= is ddim's own"),
+        (lambda: discrete.ddim(PAIR, 3, steps=[2, 1]), "node i of 2 is at i/2"),
+        (lambda: discrete.ddim(PAIR, 3, steps=torch.tensor([2, 1])), "node numbers"),
+        (lambda: discrete.ddim_encode(PAIR, torch.zeros(3, 1), eta=1.0), "eta= is ddim_encode's"),
+        (lambda: discrete.annealed_langevin(PAIR, 3, steps=5), "steps= is annealed_langevin's"),
+        (lambda: discrete.langevin(PAIR, 3, t=0.0, step=0.1, n=2), r"one time in \[0.5, 1\]"),
+        (lambda: discrete.langevin(PAIR, 3, t=0.5, step="a", n=2), "step='a'"),
+        (lambda: discrete.langevin(PAIR, 3, t=0.5, step=0.0, n=2), "positive number"),
+        (lambda: discrete.langevin(3, 3, t=0.5, step=0.1, n=2), "model is int"),
+        (lambda: discrete.ddpm_loss(PAIR, torch.zeros(3, 1), t=3), "wanted 1 to 2 as integers"),
+        (lambda: discrete.ddpm_loss(PAIR, torch.zeros(3, 1), t="uniform"), "t='uniform'"),
+        (lambda: discrete.ddpm_loss(PAIR, torch.zeros(3, 1), t=torch.ones(3, dtype=torch.bool)), "node numbers 1 to 2"),
+        (lambda: discrete.ddpm_loss(PAIR, torch.zeros(3, 1), t=torch.ones(2, dtype=torch.long)), r"wanted one node for each sample, \(3,\)"),
+        (lambda: discrete.ddpm_loss(PAIR, torch.zeros(3, 1), t=0.7), "not nodes"),
+        (lambda: discrete.vlb(PAIR, torch.zeros(3, 1), variance="learned", levels=3), "LearnedVariance"),
+        (lambda: discrete.hybrid_loss(PAIR, torch.zeros(3, 1), levels=3), "LearnedVariance"),
+        (lambda: discrete.LossAware(discrete.ddpm_loss, 5)(PAIR, torch.zeros(3, 1)), "5 nodes, the model's table has 2"),
+        (lambda: discrete.LossAware(discrete.ddpm_loss, 2.5), "n=2.5"),
+        (lambda: discrete.LossAware(None, 2), "loss is NoneType"),
     ],
 )  # fmt: skip
 def test_wrong_calls_say_what_was_wanted(call, message):
@@ -341,6 +365,9 @@ def test_ddpms_loss_is_the_papers_and_dsm_loss():
     paper = (noise - model.net(x, i - 1.0)).square().mean(1)
     close(discrete.ddpm_loss(model, x0, t=i, noise=noise), paper, 1e-10)
     close(discrete.ddpm_loss(model, x0, t=i / 20, noise=noise), paper, 1e-6)  # float32 times
+    for node in (1, 9, 20):  # one for all: an integer is a node, a float its time
+        by_number, by_time = (discrete.ddpm_loss(model, x0, t=t, noise=noise) for t in (node, node / 20))
+        assert torch.equal(by_number, by_time)
     close(dsm_loss(model, x0, t=i.double() / 20, noise=noise, weight="simple"), paper, 1e-10)
 
 

@@ -6,7 +6,9 @@ in the papers, nothing is drawn in the last step, to clean data.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from ..errors import InvalidInputError
 from ..model import ScoreModel
+from ..running import check_model
 from ..sampling import encode, sample
 from ..solution import Solution
 from ..solvers import make_solver
@@ -54,6 +57,7 @@ def ddpm(
     """
     if variance not in _VARIANCES:
         raise InvalidInputError(f"variance={variance!r}: wanted {', '.join(map(repr, _VARIANCES))}")
+    _check_words("ddpm", how, "solver", "eta")
     solver = make_solver("ancestral", noise=_VARIANCES[variance])
     return sample(model, shape, solver=solver, steps=_times(model, steps, spacing), **how)
 
@@ -81,6 +85,7 @@ def ddim(
 
     Source: Song et al. 2020 (arXiv 2010.02502) eq. 12 and 16.
     """
+    _check_words("ddim", how, "solver")
     return sample(model, shape, solver="ddim", eta=eta, steps=_times(model, steps, spacing), **how)
 
 
@@ -96,9 +101,11 @@ def ddim_encode(model: ScoreModel, x: Tensor, *, steps: Steps = None, spacing: s
 
     Source: Song et al. 2020 (arXiv 2010.02502) section 4.3.
     """
+    _check_words("ddim_encode", how, "solver", "eta")
     if steps is None or isinstance(steps, int):
         down = _times(model, steps, spacing)[:-1]  # without the step to clean data
         steps = torch.unique(torch.cat([nodes(model)[:1], down]))
+    steps = _times(model, steps, spacing)
     return encode(model, x, solver="ddim", steps=steps, **how)
 
 
@@ -126,6 +133,7 @@ def annealed_langevin(
     Source: Song & Ermon 2019 (arXiv 1907.05600) algorithm 1; 2020 (arXiv 2006.09011) for this convention of the step
     and for the denoising.
     """
+    _check_words("annealed_langevin", how, "solver", "eta", "steps")
     solver = make_solver("langevin", epsilon=epsilon, corrections=steps_per_level)
     down = _times(model, None, "leading")
     return sample(model, shape, solver=solver, steps=down if denoise else down[:-1], **how)
@@ -147,6 +155,12 @@ def langevin(
 
     Source: Song & Ermon 2019 (arXiv 1907.05600) section 2.2 (there a/2 and sqrt(a)).
     """
+    _check_words("langevin", how, "solver", "eta", "steps")
+    check_model(model)
+    if isinstance(step, bool) or not isinstance(step, Real) or not 0 < step < math.inf:
+        raise InvalidInputError(f"step={step!r}: wanted a positive number")
+    if isinstance(t, bool) or not isinstance(t, Real | Tensor) or not model.sde.t_min <= float(t) <= model.sde.t_max:
+        raise InvalidInputError(f"t={t!r}: wanted one time in [{model.sde.t_min:g}, {model.sde.t_max:g}]")
     least = model.sde.level(torch.tensor(model.sde.t_min, dtype=torch.float64))
     at = model.sde.level(torch.tensor(float(t), dtype=torch.float64))
     epsilon = step * (least.sigma / least.alpha / at.sigma) ** 2
@@ -155,4 +169,20 @@ def langevin(
 
 
 def _times(model: ScoreModel, steps: Steps, spacing: str) -> Any:
-    return spaced(model, steps, spacing=spacing) if steps is None or isinstance(steps, int) else steps
+    """Times for `steps=`: of so many nodes, or those given."""
+    n = len(nodes(model))
+    if steps is None or isinstance(steps, int):
+        return spaced(model, steps, spacing=spacing)
+    times = torch.as_tensor(steps, dtype=torch.float64) if isinstance(steps, Sequence | Tensor) else torch.zeros(0)
+    if len(times) and float(times.max()) > 1 and bool((times == times.round()).all()):
+        raise InvalidInputError(
+            f"steps: {times.tolist()[:3]}... are node numbers or a network's timesteps; wanted times: node i of {n} is "
+            f"at i/{n}, and clean data at 0"
+        )
+    return steps
+
+
+def _check_words(recipe: str, how: dict[str, Any], *taken: str) -> None:
+    for word in taken:
+        if word in how:
+            raise InvalidInputError(f"{word}= is {recipe}'s own to choose: for another, use sample() or encode()")

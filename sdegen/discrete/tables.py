@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -49,7 +50,12 @@ def betas(
     Xu et al. 2022 (arXiv 2203.02923) for "sigmoid"; Nichol & Dhariwal 2021 (arXiv 2102.09672) eq. 17 for "cosine".
     """
     n = _count(n, "n")
+    for word, value in (("first", first), ("last", last), ("offset", offset), ("most", most)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
+            raise InvalidInputError(f"{word}={value!r}: wanted a number")
     if name == "cosine":
+        if not (0 <= offset < math.inf and 0 < most <= 1):
+            raise InvalidInputError(f"offset={offset}, most={most}: wanted offset >= 0 and most in (0, 1]")
         phase = (torch.arange(n + 1, dtype=torch.float64) / n + offset) * (math.pi / 2 / (1 + offset))
         c = torch.cos(phase) ** 2
         table = (1 - c[1:] / c[:-1]).clamp_max(most)

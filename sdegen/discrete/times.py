@@ -12,6 +12,11 @@ from torch import Tensor
 from ..errors import InvalidInputError
 from ..model import ScoreModel
 from .objectives import NODE, Seed, noise_of
+from .tables import nodes
+
+
+def _counts(n: Any) -> bool:
+    return isinstance(n, int) and not isinstance(n, bool) and n >= 1
 
 
 class LossAware:
@@ -33,8 +38,13 @@ class LossAware:
     """
 
     def __init__(self, loss: Callable[..., Tensor], n: int, *, history: int = 10, uniform: float = 1e-3) -> None:
-        if not callable(loss) or n < 1 or history < 1 or not 0 <= uniform <= 1:
-            raise InvalidInputError(f"n={n}, history={history}, uniform={uniform}: wanted n, history >= 1, 0..1")
+        if not callable(loss):
+            raise InvalidInputError(f"loss is {type(loss).__name__}: wanted a function such as discrete.vlb_term")
+        if not (_counts(n) and _counts(history) and 0 <= uniform <= 1):
+            raise InvalidInputError(
+                f"n={n!r}, history={history!r}, uniform={uniform!r}: wanted whole numbers of at least 1, and a share "
+                "from 0 to 1"
+            )
         self.loss, self.n, self.history, self.uniform = loss, int(n), int(history), float(uniform)
         self._last = torch.zeros(self.n, self.history, dtype=torch.float64)
         self._seen = torch.zeros(self.n, dtype=torch.int64)
@@ -54,6 +64,8 @@ class LossAware:
         words = cond if weight is None else {**cond, "weight": weight}
         if t is not None:
             return self.loss(model, x0, t=t, noise=noise, seed=seed, **words)
+        if isinstance(model, ScoreModel) and len(nodes(model)) != self.n:
+            raise InvalidInputError(f"this LossAware is of {self.n} nodes, the model's table has {len(nodes(model))}")
         p = self.probabilities
         at = self.draw(len(x0), seed=seed)
         values = self.loss(model, x0, t=at.to(x0.device), noise=noise, seed=seed, **words)

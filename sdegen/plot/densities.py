@@ -63,7 +63,7 @@ def as_density(what: Any, *, t: float | None = None, sde: SDE | None = None, nam
             "are known exactly"
         )
     at = check_time_of(what, what.sde.t_min if t is None else t)
-    return Density(lambda x: exact(x, at), box_of(what, at))
+    return Density(lambda x: exact(x, at), box_of(what, at))  # type: ignore[arg-type, return-value]
 
 
 def flow_density(model: ScoreModel, t: float | None = None) -> Density:
