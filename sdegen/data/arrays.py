@@ -62,12 +62,12 @@ def from_array(
         raise InvalidInputError(f"{name} is {values.dtype}: wanted whole or floating numbers")
     if value_range is not None:
         raise InvalidInputError(f"{name} is {values.dtype}, levels from 0: value_range is for floating numbers")
-    known = _LEVELS.get(values.dtype.name)
-    if levels is None and known is None:
-        raise InvalidInputError(f"{name} is {values.dtype}: pass levels=, one more than the largest value it may have")
+    known = _LEVELS.get(values.dtype.name, 0)
     levels = known if levels is None else levels
+    if not levels:
+        raise InvalidInputError(f"{name} is {values.dtype}: pass levels=, one more than the largest value it may have")
     check_levels(levels)
-    if known is None or levels < known:
+    if not known or levels < known:
         low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
         if low < 0 or high >= levels:
             raise InvalidInputError(f"{name} has values from {low} to {high}: levels={levels} means 0 to {levels - 1}")
