@@ -194,6 +194,7 @@ def test_fit_is_the_plain_loop_it_says_it_is():
 def test_schedules_and_warm_up():
     words = dict.fromkeys(Options.__dataclass_fields__)
     words |= dict(batch_size=1, loss=dsm_loss, resume="auto", weight_decay=0.0, lr=2.0)
+    words |= dict(accumulate=1, precision="full", tensorboard=False)
     cosine = Options(**{**words, "steps": 100, "schedule": "cosine", "warmup": 0})
     assert [round(cosine.rate(n), 6) for n in (0, 50, 100)] == [2.0, 1.0, 0.0]
     constant = Options(**{**words, "steps": 10_000, "schedule": "constant"})

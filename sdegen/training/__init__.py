@@ -2,5 +2,6 @@
 
 from .history import History, LossByLevel
 from .loop import fit
+from .posthoc import averaged
 
-__all__ = ["History", "LossByLevel", "fit"]
+__all__ = ["History", "LossByLevel", "averaged", "fit"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -22,11 +22,40 @@ _CHUNK = 256  # samples measured at a time
 
 
 class Batch(NamedTuple):
-    """Clean samples (B, *event), their conditions, and their numbers in the data (None where those are iterated)."""
+    """Some rows of a step's batch.
+
+    Attributes:
+        x0: clean samples (B, *event).
+        cond: their conditions; tensors have B rows.
+        numbers: (total,) those of the whole batch in the data, None where data are iterated.
+        start: which row of the whole batch the first one is.
+        total: how many the whole batch has.
+    """
 
     x0: Tensor
     cond: dict[str, Any]
     numbers: Tensor | None
+    start: int
+    total: int
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """Rows start .. stop of these."""
+        if (start, stop) == (0, len(self.x0)):
+            return self
+        cond = {k: v[start:stop] if isinstance(v, Tensor) else v for k, v in self.cond.items()}
+        return Batch(self.x0[start:stop], cond, self.numbers, self.start + start, self.total)
+
+    def parts(self, n: int) -> list[Batch]:
+        """These rows in n parts, about equal."""
+        ends = [i * len(self.x0) // n for i in range(n + 1)]
+        return [self.rows(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+
+
+Share = Callable[[int], tuple[int, int]]  # of a batch of so many rows the first, and the one after the last, to load
+
+
+def _whole(total: int) -> tuple[int, int]:
+    return 0, total
 
 
 class Batches(ABC):
@@ -39,8 +68,8 @@ class Batches(ABC):
     first: Batch
 
     @abstractmethod
-    def from_step(self, step: int, seed: int) -> Iterator[Batch]:
-        """The batches of step, step + 1, ..."""
+    def from_step(self, step: int, seed: int, share: Share = _whole) -> Iterator[Batch]:
+        """This process's rows of the batches of step, step + 1, ..."""
 
     @abstractmethod
     def measured(self) -> Iterable[Tensor]:
@@ -105,19 +134,19 @@ class _Indexed(Batches):
                 )
         self.length = len(data) * -(-batch_size // len(data))  # of a pass: whole copies of the data, a batch at least
         self._passes: dict[tuple[int, int], Tensor] = {}
-        self.first = self._batch(torch.arange(min(len(data), batch_size)))
+        self.first = self._batch(torch.arange(min(len(data), batch_size)), _whole)
         check_state(self.first.x0, name="data")
 
-    def from_step(self, step: int, seed: int) -> Iterator[Batch]:
+    def from_step(self, step: int, seed: int, share: Share = _whole) -> Iterator[Batch]:
         while True:
-            yield self._batch(self._numbers(step, seed))
+            yield self._batch(self._numbers(step, seed), share)
             step += 1
 
     def measured(self) -> Iterable[Tensor]:
         if isinstance(self.data, Tensor):
             return self.data.split(_CHUNK)
         spread = torch.linspace(0, len(self.data) - 1, min(len(self.data), _MEASURED)).round().long()
-        return (self._batch(part).x0 for part in spread.split(_CHUNK))
+        return (self._batch(part, _whole).x0 for part in spread.split(_CHUNK))
 
     def _numbers(self, step: int, seed: int) -> Tensor:
         e, start = divmod(step * self.batch_size, self.length)
@@ -133,19 +162,21 @@ class _Indexed(Batches):
             self._passes[e, seed] = torch.randperm(self.length, generator=generator) % len(self.data)
         return self._passes[e, seed]
 
-    def _batch(self, numbers: Tensor) -> Batch:
-        cond = {k: v[numbers.to(v.device)] if isinstance(v, Tensor) else v for k, v in self.cond.items()}
+    def _batch(self, numbers: Tensor, share: Share) -> Batch:
+        start, stop = share(len(numbers))
+        own = numbers[start:stop]
+        cond = {k: v[own.to(v.device)] if isinstance(v, Tensor) else v for k, v in self.cond.items()}
         if isinstance(self.data, Tensor):
-            return Batch(self.data[numbers.to(self.data.device)], cond, numbers)
+            return Batch(self.data[own.to(self.data.device)], cond, numbers, start, len(numbers))
         if isinstance(self.data, Images):
-            x0, own = self.data.batch(numbers)
-            return Batch(x0, {**own, **cond}, numbers)
-        items = [_parted(self.data[i]) for i in numbers.tolist()]
+            x0, theirs = self.data.batch(own)
+            return Batch(x0, {**theirs, **cond}, numbers, start, len(numbers))
+        items = [_parted(self.data[i]) for i in own.tolist()]
         try:
-            x0, own = default_collate(items)
+            x0, theirs = default_collate(items)
         except (RuntimeError, TypeError, KeyError) as error:
-            raise InvalidInputError(f"samples {numbers[:4].tolist()}, ... do not make a batch: {error}") from error
-        return Batch(x0, {**own, **cond}, numbers)
+            raise InvalidInputError(f"samples {own[:4].tolist()}, ... do not make a batch: {error}") from error
+        return Batch(x0, {**theirs, **cond}, numbers, start, len(numbers))
 
 
 class _Stream(Batches):
@@ -171,7 +202,10 @@ class _Stream(Batches):
         self.first = first
         check_state(first.x0, name="data")
 
-    def from_step(self, step: int, seed: int) -> Iterator[Batch]:
+    def from_step(self, step: int, seed: int, share: Share = _whole) -> Iterator[Batch]:
+        return (batch.rows(*share(batch.total)) for batch in self._from_step(step, seed))
+
+    def _from_step(self, step: int, seed: int) -> Iterator[Batch]:
         if self._once is not None:
             yield from islice([self.first], max(0, 1 - step))
             yield from islice(self._pass(0, seed), max(0, step - 1), None)
@@ -207,7 +241,8 @@ class _Stream(Batches):
 
     def _batch(self, item: Any) -> Batch:
         x0, own = _parted(item)
-        return Batch(torch.as_tensor(x0), {**own, **self.cond}, None)
+        x0 = torch.as_tensor(x0)
+        return Batch(x0, {**own, **self.cond}, None, 0, len(x0) if x0.ndim else 0)
 
 
 def _parted(item: Any) -> tuple[Any, Mapping[str, Any]]:

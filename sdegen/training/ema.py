@@ -1,36 +1,36 @@
-"""The running average of the weights: what a model samples best with."""
+"""Running averages of the weights: what a model samples best with."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
+LARGEST_WIDTH = 12**-0.5  # of a power-function profile: that of the plain mean of all steps
+
 
 class Average:
-    """Exponential average of parameters: a <- d a + (1 - d) p after step n = 0, 1, ..., d = min(decay, (1+n)/(10+n)).
-
-    The warm-up of d forgets the first weights soon: after n steps the average looks back over about n/9 of them, in the
-    end over 1/(1 - decay).
+    """Running average of parameters: a <- d_n a + (1 - d_n) p after step n = 0, 1, ...
 
     Args:
         parameters: what is averaged.
-        decay: in [0, 1); 0 keeps the last weights.
-
-    Source: Polyak & Juditsky 1992; the warm-up as in TensorFlow's ExponentialMovingAverage.
+        decay: d, a number in [0, 1) for the exponential average with its warm-up (`exponential`; 0 keeps the last
+            weights), or a function of n.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], decay: float) -> None:
+    def __init__(self, parameters: Sequence[Tensor], decay: float | Callable[[int], float]) -> None:
         self.parameters: list[Tensor] = list(parameters)
-        self.decay = decay
+        self.decay = decay if callable(decay) else partial(exponential, decay)
         self.values: list[Tensor] = [p.detach().clone() for p in self.parameters]
 
     @torch.no_grad()
     def update(self, n: int) -> None:
         """Take in the parameters after step n."""
-        torch._foreach_lerp_(self.values, self.parameters, 1 - min(self.decay, (1 + n) / (10 + n)))
+        torch._foreach_lerp_(self.values, self.parameters, 1 - self.decay(n))
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -49,3 +49,59 @@ class Average:
     def _exchange(self) -> None:
         for i, p in enumerate(self.parameters):
             p.data, self.values[i] = self.values[i], p.data
+
+
+def exponential(decay: float, n: int) -> float:
+    """d_n = min(decay, (1 + n)/(10 + n)).
+
+    The warm-up forgets the first weights soon: after n steps the average looks back over about n/9 of them, in the end
+    over 1/(1 - decay).
+
+    Source: Polyak & Juditsky 1992; the warm-up as in TensorFlow's ExponentialMovingAverage.
+    """
+    return min(decay, (1 + n) / (10 + n))
+
+
+def power_function(width: float, n: int) -> float:
+    """d_n = (1 - 1/t)^(gamma + 1) at t = n + 1: the average weighs the weights after step s with (s/t)^gamma.
+
+    Args:
+        width: the profile's standard deviation in units of t, below 12^(-1/2); it decides gamma.
+        n: the step, from 0.
+
+    Source: Karras et al. 2024 (arXiv 2312.02696) eq. 127 and section 3.1.
+    """
+    return (1 - 1 / (n + 1)) ** (gamma(width) + 1)
+
+
+def gamma(width: float) -> float:
+    """The exponent of a profile of that width: width^2 = (gamma + 1)/((gamma + 2)^2 (gamma + 3)).
+
+    Source: Karras et al. 2024 (arXiv 2312.02696) algorithm 2.
+    """
+    w = width**-2
+    return float(np.roots([1, 7, 16 - w, 12 - w]).real.max())
+
+
+def mixture_of(steps: Sequence[float], widths: Sequence[float], step: float, width: float) -> np.ndarray:
+    """The weights that make the average of `width` at `step` out of others, best in the mean square of the profiles.
+
+    Args:
+        steps, widths: (K,) of the averages there are.
+        step, width: of the one that is wanted.
+
+    Returns:
+        (K,) weights; they need not be positive.
+
+    Source: Karras et al. 2024 (arXiv 2312.02696) algorithm 3.
+    """
+    t, g = np.asarray(steps, float), np.array([gamma(w) for w in widths])
+    gram = _overlap(t[:, None], g[:, None], t[None], g[None])
+    wanted = _overlap(t, g, np.float64(step), np.float64(gamma(width)))
+    return np.linalg.lstsq(gram, wanted, rcond=1e-14)[0]
+
+
+def _overlap(t_a: np.ndarray, g_a: np.ndarray, t_b: np.ndarray, g_b: np.ndarray) -> np.ndarray:
+    """int p_a p_b of two profiles p(s) = (g + 1) s^g/t^(g + 1) on [0, t]."""
+    ratio = (t_a / t_b) ** np.where(t_a < t_b, g_b, -g_a)
+    return (g_a + 1) * (g_b + 1) * ratio / ((g_a + g_b + 1) * np.maximum(t_a, t_b))

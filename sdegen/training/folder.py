@@ -1,13 +1,14 @@
-"""The run folder: one owner, checkpoints that are never lost, metrics as CSV, and an orderly end on a signal."""
+"""The run folder: one owner, checkpoints that are never lost, and an orderly end on a signal."""
 
 from __future__ import annotations
 
-import csv
 import os
 import shutil
 import signal
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -15,22 +16,23 @@ from typing import Any, Self
 from torch import Tensor
 
 from .. import checkpoint
-from ..errors import InvalidInputError, RunLockedError
+from ..errors import CheckpointError, InvalidInputError, RunLockedError
 
 _KEPT = 2  # checkpoints
-_LOCK, _OWNER, _METRICS = ".lock", ".owner", "metrics.csv"
+_LOCK, _OWNER, _SNAPSHOTS = ".lock", ".owner", "averages"
 
 Found = tuple[dict[str, dict[str, Tensor]], dict[str, Any]]  # what a checkpoint holds: tensors and state
 
 
 class RunFolder:
-    """A folder with the checkpoints `step-<n>` of a run, the newest two, and its `metrics.csv`.
+    """A folder with the checkpoints `step-<n>` of a run, the newest two, and snapshots of its averages.
 
     Use it in a `with` statement, which holds the lock.
 
     Raises:
         RunLockedError: another process holds it.
         InvalidInputError: the path is no folder and cannot become one.
+        CheckpointError: the disk is full, or the folder's rights do not allow what is asked.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
@@ -50,14 +52,26 @@ class RunFolder:
             raise RunLockedError(
                 f"{self.path} is in use by process {self._owner()}: wait for it, stop it, or pass another out="
             ) from None
-        (self.path / _OWNER).write_text(str(os.getpid()))
-        for left in self.path.glob(".step-*"):  # by a crash: nobody else writes here
-            shutil.rmtree(left)
+        except OSError as error:
+            raise CheckpointError(f"{self.path} cannot be locked: {error}") from error
+        try:
+            with writing(self.path):
+                (self.path / _OWNER).write_text(str(os.getpid()))
+                for folder in (self.path, self.path / _SNAPSHOTS):
+                    for left in folder.glob(".step-*"):  # by a crash: nobody else writes here
+                        shutil.rmtree(left)
+        except BaseException:
+            self._lock.release()
+            raise
         return self
 
     def __exit__(self, *_: Any) -> None:
-        (self.path / _OWNER).unlink(missing_ok=True)
-        self._lock.release()
+        try:
+            (self.path / _OWNER).unlink(missing_ok=True)
+        except OSError:
+            pass  # the number of a process that is no more does no harm
+        finally:
+            self._lock.release()
 
     def _owner(self) -> str:
         try:
@@ -74,47 +88,61 @@ class RunFolder:
             raise InvalidInputError(f"{self.path} has no checkpoint and resume=True: pass resume='auto' to begin one")
         return checkpoint.newest(self.path, ["model", "training"])
 
+    def rewind(self, step: int) -> None:
+        """Drop the snapshots after a step."""
+        with writing(self.path):
+            for later in checkpoint.steps(self.path / _SNAPSHOTS):
+                if later.name > _name(step):
+                    shutil.rmtree(later)
+
     def save(self, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
         """Write the checkpoint of a step; drop all but the newest two, and later ones: they were too damaged to use."""
-        mine = self.path / f"step-{step:08d}"
-        for damaged in checkpoint.steps(self.path):
-            if damaged.name >= mine.name:
-                shutil.rmtree(damaged)
-        checkpoint.write(mine, tensors, state)
+        with writing(self.path):
+            for damaged in checkpoint.steps(self.path):
+                if damaged.name >= _name(step):
+                    shutil.rmtree(damaged)
+        checkpoint.write(self.path / _name(step), tensors, state)
         for old in checkpoint.steps(self.path)[:-_KEPT]:
             shutil.rmtree(old, ignore_errors=True)
 
-    def log(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Append rows to the metrics."""
-        if not rows:
-            return
-        file = self.path / _METRICS
-        begins = not file.exists()
-        with open(file, "a", newline="") as stream:
-            writer = csv.DictWriter(stream, list(rows[0]))
-            if begins:
-                writer.writeheader()
-            writer.writerows(rows)
+    def keep_averages(self, step: int, averages: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Write a snapshot of the averages, to be mixed later."""
+        checkpoint.write(self.path / _SNAPSHOTS / _name(step), {"averages": averages}, state)
 
-    def rewind(self, step: int) -> None:
-        """Forget the metrics after a step."""
-        file = self.path / _METRICS
-        if not file.exists():
-            return
-        head, *rows = file.read_text().splitlines(keepends=True) or [""]
-        kept = [row for row in rows if row.endswith("\n") and int(row.split(",")[0]) <= step]
-        fresh = file.with_suffix(".tmp")
-        fresh.write_text(head + "".join(kept))
-        os.replace(fresh, file)
+
+def snapshots(run: str | os.PathLike) -> list[Path]:
+    """The snapshots of a run's averages, oldest first."""
+    return checkpoint.steps(Path(run) / _SNAPSHOTS)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """An error of the disk becomes one that says what was being written."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"could not write to {path}: {error}. Make room or see to the folder's rights, and run again: the run goes "
+            "on from its last checkpoint"
+        ) from error
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 class Interrupts:
     """Notes SIGTERM and SIGINT instead of dying of them, so that a step can be finished; the second one acts at once.
 
-    Only in the main thread, where Python handles signals. `number` is the signal that came, None if none did.
+    Only in the main thread, where Python handles signals. `number` is the signal that came, 0 if none did.
+
+    Args:
+        patience: seconds in which a second signal is the first one once more, as where both a terminal and torchrun
+            pass on what the user pressed.
     """
 
-    number: int | None = None
+    def __init__(self, patience: float = 0.0) -> None:
+        self.number, self._patience, self._first = 0, patience, 0.0
 
     def __enter__(self) -> Self:
         self._previous: dict[int, Any] = {}
@@ -128,5 +156,9 @@ class Interrupts:
         self._previous = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.number = number
-        self.__exit__()
+        now = time.monotonic()
+        if not self.number:
+            self.number, self._first = number, now
+        elif now >= self._first + self._patience:
+            self.__exit__()
+            signal.raise_signal(number)  # to whoever handled it before

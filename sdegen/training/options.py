@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import InvalidInputError
+from .ema import LARGEST_WIDTH
 
 # Factors on the learning rate, of the part of the run that is done.
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -17,7 +19,11 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
 }
 
+# What networks compute in, under torch.autocast; weights, gradients and the optimiser stay as they are.
+PRECISIONS: dict[str, torch.dtype | None] = {"full": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 _SAVE_SECONDS = 120.0  # between checkpoints where no number of steps is given
+_SNAPSHOTS = 32  # of the averages, in a run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +37,7 @@ class Options:
     steps: int
     batch_size: int
     lr: float
-    ema: float | None
+    ema: float | Sequence[float] | None
     loss: Callable[..., Tensor]
     resume: str | bool
     progress: bool | None
@@ -42,20 +48,30 @@ class Options:
     weight_decay: float
     callback_every: int | None
     save_every: int | None
+    accumulate: int
+    precision: str
+    tensorboard: bool
 
     def __post_init__(self) -> None:
-        self._check(_is_count, "a whole number, at least 1", "steps", "batch_size")
+        self._check(_is_count, "a whole number, at least 1", "steps", "batch_size", "accumulate")
         self._check(_is_count, "a whole number of steps, at least 1", "callback_every", "save_every", none=True)
         self._check(lambda v: _is_count(v + 1), "a whole number of steps", "warmup", none=True)
         self._check(lambda v: v > 0, "a positive number such as 1e-3", "lr")
         self._check(lambda v: v > 0, "a positive norm such as 1.0", "clip", none=True)
-        self._check(lambda v: 0 <= v < 1, "a decay in [0, 1) such as 0.999", "ema", none=True)
+        self._check(
+            lambda v: _are_widths(v) if isinstance(v, tuple | list) else 0 <= v < 1,
+            "a decay in [0, 1) such as 0.999, or widths below 0.288 such as (0.05, 0.1)",
+            "ema",
+            none=True,
+        )
         self._check(lambda v: v >= 0, "a number, at least 0", "weight_decay")
         self._check(callable, "a function like dsm_loss (its options by functools.partial)", "loss")
         self._check(callable, "a function of (step, model, history)", "callback", none=True)
         self._check(lambda v: v in SCHEDULES, " or ".join(map(repr, SCHEDULES)), "schedule")
         self._check(lambda v: v in ("auto", True, False), "'auto', True or False", "resume")
+        self._check(lambda v: v in PRECISIONS, " or ".join(map(repr, PRECISIONS)), "precision")
         self._check(lambda v: v in (True, False), "True or False", "progress", none=True)
+        self._check(lambda v: v in (True, False), "True or False", "tensorboard")
 
     def _check(self, fits: Callable[[Any], bool], wanted: str, *names: str, none: bool = False) -> None:
         for name in names:
@@ -74,10 +90,25 @@ class Options:
         warmup = min(500, self.steps // 10) if self.warmup is None else self.warmup
         return self.lr * min(1.0, (n + 1) / max(warmup, 1)) * SCHEDULES[self.schedule](n / self.steps)
 
+    @property
+    def widths(self) -> tuple[float, ...]:
+        """Of the power-function averages, () where the average is exponential."""
+        return tuple(self.ema) if isinstance(self.ema, Sequence) else ()
+
     def shows(self, n: int) -> bool:
-        """Whether the callback is due after n steps."""
+        """Whether the callback is due after n steps: where nobody said, at first after 1, 2, 4, 8, ... steps."""
         every = self.callback_every or max(1, self.steps // 100)
-        return self.callback is not None and (n % every == 0 or n == self.steps)
+        early = self.callback_every is None and n < every and n.bit_count() == 1
+        return self.callback is not None and (n % every == 0 or n == self.steps or early)
+
+    def keeps_averages(self, n: int) -> bool:
+        """Whether a snapshot of the averages is due after n steps."""
+        every = max(1, self.steps // _SNAPSHOTS)
+        return bool(self.widths) and (n % every == 0 or n == self.steps)
+
+    def acts(self, n: int) -> bool:
+        """Whether anything but a checkpoint is due after n steps."""
+        return n == self.steps or self.shows(n) or self.keeps_averages(n)
 
     def saves(self, n: int, seconds: float) -> bool:
         """Whether a checkpoint is due after n steps, so many seconds after the last."""
@@ -86,3 +117,7 @@ class Options:
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _are_widths(values: Sequence[Any]) -> bool:
+    return len(values) > 0 and all(0 < width < LARGEST_WIDTH for width in values)
