@@ -83,7 +83,7 @@ def gamma(width: float) -> float:
     return float(np.roots([1, 7, 16 - w, 12 - w]).real.max())
 
 
-def mixture_of(steps: Sequence[float], widths: Sequence[float], step: float, width: float) -> np.ndarray:
+def mixture_of(steps: Sequence[float], widths: Sequence[float], step: float, width: float) -> list[float]:
     """The weights that make the average of `width` at `step` out of others, best in the mean square of the profiles.
 
     Args:
@@ -97,8 +97,8 @@ def mixture_of(steps: Sequence[float], widths: Sequence[float], step: float, wid
     """
     t, g = np.asarray(steps, float), np.array([gamma(w) for w in widths])
     gram = _overlap(t[:, None], g[:, None], t[None], g[None])
-    wanted = _overlap(t, g, np.float64(step), np.float64(gamma(width)))
-    return np.linalg.lstsq(gram, wanted, rcond=1e-14)[0]
+    wanted = _overlap(t, g, np.asarray(step, float), np.asarray(gamma(width)))
+    return np.linalg.lstsq(gram, wanted, rcond=1e-14)[0].tolist()
 
 
 def _overlap(t_a: np.ndarray, g_a: np.ndarray, t_b: np.ndarray, g_b: np.ndarray) -> np.ndarray:

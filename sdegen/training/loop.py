@@ -315,7 +315,8 @@ class _Run:
         if self.team.size == 1 and len(parts) == 1:
             return parts[0]
         losses = torch.cat([own for own, _ in parts])
-        t = None if parts[0][1] is None else torch.cat([t.to(losses.device).expand(len(own)) for own, t in parts])
+        asked = [t.to(losses.device).expand(len(own)) for own, t in parts if t is not None]
+        t = torch.cat(asked) if len(asked) == len(parts) else None
         if self.team.size > 1:
             told = torch.zeros(2, batch.total, dtype=torch.float64, device=self.device)
             rows = slice(batch.start, batch.start + len(losses))
