@@ -442,11 +442,12 @@ class _Adaptive:
         self.nfe[rows] = self.p.term.calls
         self.taken[rows], self.refused[rows] = self.accepted[who], self.rejected[who]
         keep = (~who).nonzero().flatten()
+        state = self.p.solver.select(state, keep, self.x)
         self.rows, self.x, self.t, self.h = self.rows[keep], self.x[keep], self.t[keep], self.h[keep]
         self.accepted, self.rejected = self.accepted[keep], self.rejected[keep]
         self.noise = self.noise.select(keep)
         self.p.term.restrict(keep)
-        return {name: value[keep] for name, value in state.items()}
+        return state
 
     def _denoised(self) -> Tensor:
         """The final denoising of the samples that arrived, in one call."""

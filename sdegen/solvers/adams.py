@@ -29,11 +29,13 @@ from torch import Tensor
 
 from ..errors import InvalidInputError
 from ..noise import Noise
-from ..shapes import expand
+from ..shapes import flat
 from ..steps import Tolerance
 from ..terms import Term
 from .base import Solver, State, Step
 from .weights import lagrange_weights
+
+_SMALL = 64  # numbers in an event
 
 
 class Adams(Solver):
@@ -89,67 +91,71 @@ class Adams(Solver):
     def start(self, term: Term, x: Tensor, t: Tensor, grid: Tensor | None = None) -> State:
         if grid is not None:
             return {"run": _Fixed.planned(grid, *(self.values or default_order(len(grid) - 1)))}
-        return {
-            "phi": term.drift(x, t)[:, None],  # phi_1, phi_2, ...
-            "past": t[:, None],  # t_0, t_-1, ...
-            "order": torch.ones(x.shape[0], dtype=torch.int64, device=x.device),
-            "known": torch.ones(x.shape[0], dtype=torch.int64, device=x.device),  # how many of the phi_i are valid
-        }
+        order = torch.ones(x.shape[0], dtype=torch.int64, device=x.device)
+        # orders count the phi_i in use and those that are valid; phi (i, d, B) or (i, B, d), past (i, B): t_0, t_-1, ...
+        return {"phi": _Layout(x).rows(term.drift(x, t))[None], "past": t[None], "order": order, "known": order}
 
     def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: State, noise: Noise) -> Step:
         if "run" in state:
             return self._fixed_step(term, x, t, t_next, state["run"])
         phi, past, k = state["phi"], state["past"], state["order"]
-        width = phi.shape[1]
-        table = (-1, width, *(1,) * (x.ndim - 1))
-        h = (t_next - t)[:, None]
-        psi = t_next[:, None] - past  # psi_i at t', i = 1..width
-        star = phi
+        layout, width, h = _Layout(x), len(phi), t_next - t
+        psi = t_next - past  # psi_i at t', i = 1..width
+        beta = torch.ones_like(psi)
         if width > 1:  # beta_i = prod_{l < i} psi_l(t')/psi_l(t_0)
-            beta = (psi[:, :-1] / (past[:, :1] - past[:, 1:])).cumprod(1)
-            star = phi * torch.cat([torch.ones_like(h), beta], 1).to(x.dtype).reshape(table)
+            beta[1:] = (psi[:-1] / (past[0] - past[1:])).cumprod(0)
         weights = h * _coefficients(h, psi)  # h g_i, i = 1..width + 1
-        ahead = weights[:, :width] * (torch.arange(width, device=x.device) < k[:, None])
-        predicted = x + (star * ahead.to(x.dtype).reshape(table)).sum(1)
+        in_use = (k - torch.arange(width, device=x.device)[:, None]).clamp(0, 1)
+        ahead = layout.spread(weights[:width] * beta * in_use, x)
+        predicted = x + layout.state((phi * ahead).sum(0), x)
         slope = term.drift(predicted, t_next)
-        changes = slope[:, None] - star.cumsum(1)  # phi'_2 ... phi'_(width + 1)
-        rows = torch.arange(len(k), device=x.device)
-        corrected = predicted + expand(weights[rows, k], x) * changes[rows, k - 1]
+        change = layout.rows(slope)
+        table = [change]  # phi'_1, phi'_2 ... phi'_(width + 1)
+        for phi_i, beta_i in zip(phi, layout.spread(beta, x), strict=True):
+            change = torch.addcmul(change, phi_i, beta_i, value=-1)
+            table.append(change)
+        changes = torch.stack(table)
+        last = changes.gather(0, layout.spread(k, None).expand_as(change)[None])[0]
+        corrected = predicted + layout.state(last * layout.spread(weights.gather(0, k[None])[0], x), x)
         carried = {
-            "phi": torch.cat([slope[:, None], changes], 1),
-            "past": torch.cat([t_next[:, None], past], 1),
-            "errors": weights[:, 1:].abs() * _rms_each(changes.detach()),  # of orders 1..width
+            "phi": changes,
+            "past": torch.cat([t_next[None], past]),
+            "errors": weights[1:].abs() * layout.rms(changes[1:].detach()),  # of orders 1..width
         }
-        return Step(corrected, carried, slope=phi[:, 0], slope_next=slope)
+        return Step(corrected, carried, slope=lambda: layout.state(phi[0], x), slope_next=slope)
 
     def judge(self, step: Step, x: Tensor, state: State, tolerance: Tolerance) -> tuple[Tensor, Tensor, State]:
-        k, known = state["order"], state["known"]
-        scale = tolerance.scale(x, step.x)
-        e = (step.state["errors"] / (scale if isinstance(scale, float) else scale[:, None])).clamp_min(1e-14)
-        own = e.gather(1, k[:, None] - 1)[:, 0]
+        k, known, carried = state["order"], state["known"], step.state
+        e = (carried["errors"] / tolerance.scale(x.detach(), step.x.detach())).clamp_min(1e-14)
+        own = e.gather(0, k[None] - 1)[0]
         accept = own <= self.accept
-        orders = torch.arange(1, e.shape[1] + 1, device=x.device)
+        orders = torch.arange(1, len(e) + 1, device=x.device)[:, None]
         gains = (math.log(self.aim) - e.log()) / (orders + 1)  # log of the factor on the step, by order
-        gains = gains.masked_fill(orders > torch.minimum(known, k + 1)[:, None], -math.inf)
-        # to stay is worth 8 %; as long as every step brings an order that has no estimate yet, take it
-        best = torch.where(orders == k[:, None], gains + math.log(1.08), gains).argmax(1) + 1
-        best = torch.where(accept & (best == k) & (k == known), k + 1, best).clamp_max(self.max_order)
+        # an order without an estimate is out; to stay is worth 8 %
+        barred = (orders - torch.minimum(known, k + 1)).clamp_min(0)
+        best = (gains + math.log(1.08) * (orders == k) - 1e3 * barred).max(0).indices + 1
+        # as long as every step brings an order that has no estimate yet, take it
+        best = (best + (accept & (best == k) & (k == known))).clamp_max(self.max_order)
         best = torch.where(accept, best, torch.minimum(best, k))
-        gain = gains.gather(1, torch.minimum(best, k)[:, None] - 1)[:, 0]
+        gain = gains.gather(0, torch.minimum(best, k)[None] - 1)[0]
         before = state.get("ratio")
         memory = 0.0 if before is None else (before / own).log() * (0.2 / (k + 1))
         low, high = math.log(0.3), math.log(2.0)
         factor = torch.where(accept, (gain + memory).clamp(low, high), gain.clamp(low, math.log(0.8))).exp()
-        factor = torch.where(torch.isfinite(own), factor, 0.3)
-        width = min(int(best.max()) + 1, step.state["phi"].shape[1])
-        carried = {
-            "phi": _carried(accept, step.state["phi"], state["phi"], width),
-            "past": _carried(accept, step.state["past"], state["past"], width),
-            "order": best,
-            "known": (known + accept).clamp_max(width),
-            "ratio": torch.where(torch.isfinite(own), own, 1.0),
-        }
-        return accept, factor, carried
+        width = min(int(best.max()) + 1, len(carried["phi"]))
+        phi, past = carried["phi"][:width], carried["past"][:width]
+        refused = (~accept).nonzero().flatten()
+        if len(refused):
+            # what fills a table up is never used, it is beyond `known`; but past times must differ
+            times = state["past"]
+            phi = _reverted(phi, state["phi"], torch.zeros_like(phi[:1]), refused, _Layout(x).batch_axis)
+            past = _reverted(past, times, 2 * times[-1:] - carried["past"][:1], refused, -1)
+        after = {"phi": phi, "past": past, "order": best, "known": (known + accept).clamp_max(width)}
+        return accept, factor.nan_to_num(0.3), {**after, "ratio": own.nan_to_num(1.0)}
+
+    def select(self, state: State, keep: Tensor, x: Tensor) -> State:
+        axes = {"phi": _Layout(x).batch_axis, "past": -1}
+        return {name: value.index_select(axes.get(name, 0), keep) for name, value in state.items()}
 
     def _fixed_step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, run: _Fixed) -> Step:
         slope = term.drift(x, t)
@@ -204,31 +210,49 @@ def _summed(x: Tensor, weights: Sequence[float], values: Sequence[Tensor]) -> Te
     return x
 
 
+class _Layout:
+    """How a table of states is laid out, so that coefficients (i, B) multiply it at full speed.
+
+    Small events, of d numbers, stand before the batch, (i, d, B); large ones after it, (i, B, d).
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self.small = math.prod(x.shape[1:]) <= _SMALL
+        self.event_axis, self.batch_axis = (-2, -1) if self.small else (-1, -2)
+
+    def rows(self, x: Tensor) -> Tensor:
+        return flat(x).t().contiguous() if self.small else flat(x)
+
+    def state(self, rows: Tensor, x: Tensor) -> Tensor:
+        return (rows.t() if self.small else rows).reshape(x.shape)
+
+    def spread(self, c: Tensor, x: Tensor | None) -> Tensor:
+        """Coefficients (..., B), in the dtype of x, to multiply rows with."""
+        return (c if x is None else c.to(x.dtype)).unsqueeze(self.event_axis)
+
+    def rms(self, table: Tensor) -> Tensor:
+        """Root mean square over the event of every entry: (i, B) float64."""
+        return table.square().mean(self.event_axis).sqrt().to(torch.float64)
+
+
 def _coefficients(h: Tensor, psi: Tensor) -> Tensor:
-    """g_1 ... g_(width + 1), (B, width + 1): h g_i phi*_i is the integral of the i-th Newton term over the step.
+    """g_1 ... g_(width + 1), (width + 1, B): h g_i phi*_i is the integral of the i-th Newton term over the step.
 
     c_(1,q) = 1/q, c_(2,q) = 1/(q (q + 1)), c_(i+1,q) = c_(i,q) - (h/psi_i) c_(i,q+1), g_i = c_(i,1).
     """
-    width = psi.shape[1]
+    width = len(psi)
     q = torch.arange(1, width + 1, dtype=torch.float64, device=h.device)
     alpha = h / psi  # alpha_i, i = 1..width, the first 1
-    c = (1 / (q * (q + 1))).expand(len(h), -1)  # c_2
-    g = [torch.ones_like(h), c[:, :1]]
+    c = (1 / (q * (q + 1)))[:, None].expand(-1, len(h))  # c_2
+    g = [torch.ones_like(h), c[0]]
     for i in range(1, width):
-        c = torch.addcmul(c[:, :-1], alpha[:, i : i + 1], c[:, 1:], value=-1)
-        g.append(c[:, :1])
-    return torch.cat(g, 1)
+        c = torch.addcmul(c[:-1], alpha[i], c[1:], value=-1)
+        g.append(c[0])
+    return torch.stack(g)
 
 
-def _carried(accept: Tensor, new: Tensor, old: Tensor, width: int) -> Tensor:
-    """Tables (B, i, ...) of the accepted from `new`, of the others from `old`, cut or filled up to `width` entries."""
-    if old.shape[1] < width:  # what fills it up is never used: it is beyond `known`; past times must differ
-        fill = old[:, -1:] + (old[:, -1:] - new[:, :1]) if old.ndim == 2 else torch.zeros_like(old[:, :1])
-        old = torch.cat([old, fill.expand(-1, width - old.shape[1], *fill.shape[2:])], 1)
-    keep = accept.reshape(-1, *(1,) * (new.ndim - 1))
-    return torch.where(keep, new[:, :width], old[:, :width])
-
-
-def _rms_each(table: Tensor) -> Tensor:
-    """Root mean square over the event of every entry: (B, width, *event) -> (B, width) float64."""
-    return table.reshape(*table.shape[:2], -1).square().mean(2).sqrt().to(torch.float64)
+def _reverted(new: Tensor, old: Tensor, fill: Tensor, refused: Tensor, axis: int) -> Tensor:
+    """A table (i, ...) with the entries of the refused samples as in `old`, filled up to the length of `new`."""
+    missing = max(len(new) - len(old), 0)
+    old = torch.cat([old[: len(new)], fill.expand(missing, *fill.shape[1:])]).index_select(axis, refused)
+    return new.index_copy(axis, refused, old)

@@ -126,6 +126,10 @@ class Solver(ABC):
         remembered = torch.where(torch.isfinite(ratio), ratio, 1.0)  # a step that failed says nothing about the next
         return accept, factor, merge(accept, {**step.state, "ratio": remembered}, state)
 
+    def select(self, state: State, keep: Tensor, x: Tensor) -> State:
+        """The state of the samples at the positions `keep`, under error control; x is the batch's."""
+        return {name: value[keep] for name, value in state.items()}
+
     def __repr__(self) -> str:
         options = ", ".join(f"{k}={v}" for k, v in self.options().items())
         return f"{self.name}({options})" if options else self.name
