@@ -11,14 +11,17 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from sdegen import metrics
 from sdegen.errors import InvalidInputError
+from sdegen.metrics import distances as distances_module
 from sdegen.metrics import (
     energy_distance,
+    frechet_bias,
     frechet_distance,
     frechet_distance_of_moments,
+    kernel_distance,
     median_distance,
     mmd,
+    precision_recall,
     sliced_wasserstein,
 )
 
@@ -28,6 +31,7 @@ DISTANCES = {
     "energy": energy_distance,
     "mmd": lambda x, y: mmd(x, y, bandwidth=1.5),
     "frechet": frechet_distance,
+    "kernel": lambda x, y: kernel_distance(x, y, groups=2).value,
 }
 distances = pytest.mark.parametrize("name", DISTANCES)
 
@@ -39,7 +43,7 @@ def normals(*shape: int, seed: int = 0) -> Tensor:
 # every distance
 
 
-@distances
+@pytest.mark.parametrize("name", [n for n in DISTANCES if n != "kernel"])  # unbiased: its mean is zero
 @pytest.mark.parametrize("d", [1, 3, 20])
 def test_zero_for_the_same_points_in_any_order(name: str, d: int) -> None:
     x = normals(60, d)
@@ -70,13 +74,13 @@ def test_scalars_are_events_too(name: str) -> None:
     assert DISTANCES[name](x, y) == DISTANCES[name](x[:, None], y[:, None])
 
 
-@distances
+@pytest.mark.parametrize("name", [n for n in DISTANCES if n != "kernel"])  # a polynomial knows where 0 is
 def test_blind_to_a_common_shift(name: str) -> None:
     x, y = normals(50, 20), normals(40, 20, seed=1)
     assert DISTANCES[name](x + 1000, y + 1000) == pytest.approx(DISTANCES[name](x, y), rel=1e-7)
 
 
-@pytest.mark.parametrize("name", [n for n in DISTANCES if n != "frechet"])
+@pytest.mark.parametrize("name", ["sliced W1", "sliced W2", "energy", "mmd"])
 def test_repeated_points_are_the_same_distribution(name: str) -> None:
     x, y = normals(30, 3), normals(42, 3, seed=1)
     wanted = DISTANCES[name](x, y)
@@ -88,7 +92,7 @@ def test_repeated_points_are_the_same_distribution(name: str) -> None:
 def test_small_chunks_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = normals(50, 4), normals(70, 4, seed=1)
     wanted = DISTANCES[name](x, y)
-    monkeypatch.setattr(metrics, "CHUNK", 150)
+    monkeypatch.setattr(distances_module, "CHUNK", 150)
     assert DISTANCES[name](x, y) == pytest.approx(wanted, rel=1e-12)
 
 
@@ -101,7 +105,7 @@ def test_pairs_are_taken_in_bounded_portions(monkeypatch: pytest.MonkeyPatch) ->
         return distance
 
     monkeypatch.setattr(torch, "cdist", watched)
-    monkeypatch.setattr(metrics, "CHUNK", 1000)
+    monkeypatch.setattr(distances_module, "CHUNK", 1000)
     energy_distance(normals(300, 2), normals(200, 2, seed=1))
     assert max(sizes) <= 1000 and sum(sizes) == 300 * 200 + 300**2 + 200**2
 
@@ -172,12 +176,12 @@ def test_scaling() -> None:
 def test_directions_are_uniform() -> None:
     """Unit vectors; for any unit e, (theta.e)^2 has the mean 1/d, (theta.e)^4 3/(d (d + 2)) to 5 standard errors."""
     d, n = 4, 40_000
-    theta = metrics._directions(d, n, seed=0)
+    theta = distances_module._directions(d, n, seed=0)
     torch.testing.assert_close(theta.norm(dim=0), torch.ones(n, dtype=torch.float64))
     torch.testing.assert_close(theta @ theta.mT / n, torch.eye(d, dtype=torch.float64) / d)
     for fourth in (theta[0] ** 4, theta.sum(0) ** 4 / d**2):
         assert abs(float(fourth.mean()) - 3 / (d * (d + 2))) < 5 * float(fourth.std()) / (n / d) ** 0.5
-    assert metrics._directions(7, 3, seed=0).shape == (7, 3)
+    assert distances_module._directions(7, 3, seed=0).shape == (7, 3)
 
 
 def test_directions_follow_the_seed() -> None:
@@ -332,3 +336,120 @@ def test_frechet_distance_refuses() -> None:
         frechet_distance_of_moments(m, c * math.nan, m, c)
     with pytest.raises(InvalidInputError, match="eigenvalue -1"):
         frechet_distance_of_moments(m, -c, m, c)
+
+
+@pytest.mark.parametrize("spectrum", ["white", "steep"])
+def test_frechet_bias_is_the_mean_distance_of_equal_laws(spectrum: str) -> None:
+    """Gaussian sets; white features give the closed form d + d(d+1)/4 as well."""
+    n, m, d, runs = 2000, 1200, 6, 60
+    scale = torch.ones(d, dtype=torch.float64) if spectrum == "white" else 2.0 ** -torch.arange(d).double()
+    told = frechet_bias(normals(200_000, d, seed=10_000) * scale, n, m)
+    if spectrum == "white":
+        assert told == pytest.approx((d + d * (d + 1) / 4) * (1 / n + 1 / m), rel=0.01)
+    turn = torch.linalg.qr(normals(d, d)).Q
+    pairs = [(normals(n, d, seed=2 * k), normals(m, d, seed=2 * k + 1)) for k in range(runs)]
+    values = np.array([frechet_distance(x * scale @ turn, y * scale @ turn) for x, y in pairs])
+    assert abs(values.mean() - told) < 5 * values.std() / runs**0.5 + 0.01 * told
+
+
+def test_frechet_bias_of_features_that_are_constant() -> None:
+    assert frechet_bias(torch.ones(10, 3), 5, 5) == 0
+    with pytest.raises(InvalidInputError, match="two samples or more: got 10, n=1"):
+        frechet_bias(normals(10, 3), 1, 5)
+
+
+# kernel distance
+
+
+def test_kernel_distance_pair_by_pair() -> None:
+    x, y = normals(11, 3), normals(14, 3, seed=1) + 0.3
+
+    def k(a: Tensor, b: Tensor) -> float:
+        return float((a @ b / 3 + 1) ** 3)
+
+    xx = np.mean([k(a, b) for i, a in enumerate(x) for j, b in enumerate(x) if i != j])
+    yy = np.mean([k(a, b) for i, a in enumerate(y) for j, b in enumerate(y) if i != j])
+    wanted = xx + yy - 2 * np.mean([k(a, b) for a in x for b in y])
+    assert kernel_distance(x, y, groups=5).value == pytest.approx(wanted, rel=1e-10)
+
+
+def test_kernel_distance_is_unbiased_at_any_size() -> None:
+    """N(0, 1) and N(s, 1) on a line: E (XY + 1)^3 = 1 + 3 E X E Y + 3 E X^2 E Y^2 + E X^3 E Y^3, moments of each."""
+    s, n, m, runs = 0.7, 5, 7, 400
+    one, two, three = (0.0, s), (1.0, 1 + s**2), (0.0, s**3 + 3 * s)
+
+    def expected(i: int, j: int) -> float:
+        return 1 + 3 * one[i] * one[j] + 3 * two[i] * two[j] + three[i] * three[j]
+
+    wanted = expected(0, 0) + expected(1, 1) - 2 * expected(0, 1)
+    x, y = normals(runs, n), normals(runs, m, seed=1) + s
+    values = np.array([kernel_distance(a, b, groups=2).value for a, b in zip(x, y, strict=True)])
+    assert abs(values.mean() - wanted) < 5 * values.std() / runs**0.5
+    same = np.array([kernel_distance(a[:4], a[4:], groups=2).value for a in normals(runs, 9)])
+    assert abs(same.mean()) < 5 * same.std() / runs**0.5 and same.min() < 0
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5])
+def test_kernel_distance_s_standard_error(shift: float) -> None:
+    """It is the spread over sets for different laws (to 20 %, Monte Carlo 7 %), and at least that for equal ones."""
+    found = [kernel_distance(normals(200, 4, seed=2 * k), normals(300, 4, seed=2 * k + 1) + shift) for k in range(100)]
+    told, spread = np.mean([f.stderr for f in found]), np.std([f.value for f in found])
+    assert told > 0.8 * spread
+    assert told < (1.25 if shift else 3) * spread
+
+
+def test_kernel_distance_refuses() -> None:
+    for groups in (1, 2.0, True):
+        with pytest.raises(InvalidInputError, match="at least 2"):
+            kernel_distance(normals(50, 2), normals(50, 2), groups=groups)
+    with pytest.raises(InvalidInputError, match="20 groups need 40 samples or more: got 39 and 50"):
+        kernel_distance(normals(39, 2), normals(50, 2))
+
+
+# precision and recall
+
+
+def test_precision_and_recall_of_overlapping_squares() -> None:
+    """Uniform on [0, 1] x [0, 1] and [1 - a, 2 - a] x [0, 1]: both are the overlap a, and the rim that balls reach."""
+    real, x = torch.special.ndtr(normals(2000, 2)), torch.special.ndtr(normals(2000, 2, seed=1))
+    for a in (1.0, 0.5, 0.2):
+        found = precision_recall(x + torch.tensor([1 - a, 0.0]), real)
+        assert found.precision == pytest.approx(a, abs=0.06) and found.recall == pytest.approx(a, abs=0.06)
+    assert precision_recall(x + 5, real) == (0, 0)
+
+
+def test_precision_and_recall_tell_missing_modes_from_bad_samples() -> None:
+    modes = torch.tensor([[0.0, 0.0], [10.0, 0.0]]).double()
+    real = modes.repeat_interleave(300, 0) + 0.5 * normals(600, 2)
+    one_mode = 0.5 * normals(600, 2, seed=1)
+    assert precision_recall(one_mode, real).precision > 0.9 and 0.4 < precision_recall(one_mode, real).recall < 0.5
+    half_noise = torch.cat([real[::2] + 0.5 * normals(300, 2, seed=2), modes[0] + 100 * normals(300, 2, seed=3)])
+    assert precision_recall(half_noise, real).precision < 0.5
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_precision_and_recall_ball_by_ball(k: int) -> None:
+    x, real = normals(17, 3), normals(23, 3, seed=1) + 0.8
+
+    def share(points: Tensor, centres: Tensor) -> float:
+        inside = 0
+        for p in points:
+            inside += any(
+                float((p - c).norm()) <= sorted(float((c - o).norm()) for o in centres)[k]  # 0 is itself
+                for c in centres
+            )
+        return inside / len(points)
+
+    assert precision_recall(x, real, k=k) == pytest.approx((share(x, real), share(real, x)))
+    distances_module_chunk = distances_module.CHUNK
+    distances_module.CHUNK = 50
+    try:
+        assert precision_recall(x, real, k=k) == pytest.approx((share(x, real), share(real, x)))
+    finally:
+        distances_module.CHUNK = distances_module_chunk
+
+
+def test_precision_and_recall_refuse() -> None:
+    for k in (0, 5, 1.0, True):
+        with pytest.raises(InvalidInputError, match="wanted a whole number from 1 to 4"):
+            precision_recall(normals(5, 2), normals(9, 2), k=k)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .errors import InvalidInputError
+from ..errors import InvalidInputError
 
 CHUNK = 2**22  # numbers in the largest intermediate (32 MB)
 
@@ -37,7 +37,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, *, p: float = 2, projections: int =
 
     Source: Bonneel et al. 2015; orthogonal directions: Rowland et al. 2019; rates: Bobkov & Ledoux 2019.
     """
-    x, y = _samples(x, y)
+    x, y = samples(x, y)
     if not p >= 1 or math.isinf(p):
         raise InvalidInputError(f"p={p!r}: wanted a finite number, at least 1")
     if isinstance(projections, bool) or not isinstance(projections, int) or projections < 1:
@@ -67,8 +67,8 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
 
     Source: Szekely & Rizzo 2013; in one dimension it is scipy.stats.energy_distance.
     """
-    x, y = _samples(x, y)
-    xy, xx, yy = (_mean_over_pairs(a, b, _identity) for a, b in ((x, y), (x, x), (y, y)))
+    x, y = samples(x, y)
+    xy, xx, yy = (mean_over_pairs(a, b, _identity) for a, b in ((x, y), (x, x), (y, y)))
     squared = 2 * xy - xx - yy
     return math.sqrt(max(squared, 0.0))
 
@@ -91,7 +91,7 @@ def mmd(x: Tensor, y: Tensor, *, bandwidth: float | None = None) -> float:
 
     Source: Gretton et al. 2012, eq. 5; median heuristic: their section 8.
     """
-    x, y = _samples(x, y)
+    x, y = samples(x, y)
     h = median_distance(x, y) if bandwidth is None else bandwidth
     if not h > 0 or math.isinf(h):
         cure = "most points coincide, pass bandwidth=" if bandwidth is None else "wanted a positive number"
@@ -100,62 +100,19 @@ def mmd(x: Tensor, y: Tensor, *, bandwidth: float | None = None) -> float:
     def kernel(distance: Tensor) -> Tensor:
         return distance.square_().mul_(-1 / (2 * h**2)).exp_()
 
-    xy, xx, yy = (_mean_over_pairs(a, b, kernel) for a, b in ((x, y), (x, x), (y, y)))
+    xy, xx, yy = (mean_over_pairs(a, b, kernel) for a, b in ((x, y), (x, x), (y, y)))
     squared = xx + yy - 2 * xy
     return math.sqrt(max(squared, 0.0))
 
 
 def median_distance(x: Tensor, y: Tensor, *, rows: int = 1000) -> float:
     """The median distance of two points of both sets together, from at most `rows` evenly spaced rows of each."""
-    x, y = _samples(x, y)
+    x, y = samples(x, y)
     some = (z[torch.linspace(0, len(z) - 1, min(rows, len(z))).round().long().to(z.device)] for z in (x, y))
     return float(torch.pdist(torch.cat(list(some))).median())
 
 
-def frechet_distance(x: Tensor, y: Tensor) -> float:
-    """Frechet distance between Gaussians fitted to two sets of features (squared, as is the custom).
-
-    FD = |m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2)),  C with the divisor N - 1.
-
-    Bias: sets of equal distribution have FD > 0, for white features about (d + d(d+1)/4) (1/N + 1/M): only values at
-    the same sizes compare. N < d is computed all the same. It is called FID only on Inception-v3 features.
-
-    Args:
-        x, y: features, (N, *event) and (M, *event), at least two of each.
-
-    Raises:
-        InvalidInputError: shapes that differ, fewer than two rows, NaN or infinity.
-
-    Source: Dowson & Landau 1982; Heusel et al. 2017. Bias: Chong & Forsyth 2020.
-    """
-    x, y = _samples(x, y)
-    if min(len(x), len(y)) < 2:
-        raise InvalidInputError(f"a covariance needs two samples or more: got {len(x)} and {len(y)}")
-    (m1, c1), (m2, c2) = _moments(x), _moments(y)
-    return frechet_distance_of_moments(m1, c1, m2, c2)
-
-
-def frechet_distance_of_moments(m1: Tensor, c1: Tensor, m2: Tensor, c2: Tensor) -> float:
-    """Frechet distance (squared) between N(m1, C1) and N(m2, C2), of means (d,) and covariances (d, d).
-
-    Tr (C1 C2)^(1/2) is the sum of the singular values of C1^(1/2) C2^(1/2). They are the square roots of the
-    eigenvalues of C1^(1/2) C2 C1^(1/2), without the loss of half the digits that taking those roots is.
-
-    Raises:
-        InvalidInputError: shapes that do not fit, NaN or infinity, a covariance with a negative eigenvalue.
-    """
-    m1, c1, m2, c2 = (torch.as_tensor(a).detach().double() for a in (m1, c1, m2, c2))
-    d = m1.numel()
-    if m1.shape != (d,) or m2.shape != (d,) or c1.shape != (d, d) or c2.shape != (d, d):
-        shapes = ", ".join(str(tuple(a.shape)) for a in (m1, c1, m2, c2))
-        raise InvalidInputError(f"moments have shapes {shapes}: wanted (d,), (d, d), (d,), (d, d)")
-    if not all(bool(torch.isfinite(a).all()) for a in (m1, c1, m2, c2)):
-        raise InvalidInputError("the moments hold NaN or infinity")
-    cross = torch.linalg.svdvals(_root(c1) @ _root(c2)).sum()
-    return max(float((m1 - m2).square().sum() + c1.trace() + c2.trace() - 2 * cross), 0.0)
-
-
-def _samples(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def samples(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Both sets as (N, d) and (M, d) in float64, or the reason why not."""
     x, y = torch.as_tensor(x).detach(), torch.as_tensor(y).detach()
     if not x.ndim or not y.ndim or x.shape[1:] != y.shape[1:]:
@@ -197,7 +154,7 @@ def _identity(distance: Tensor) -> Tensor:
     return distance
 
 
-def _mean_over_pairs(x: Tensor, y: Tensor, function: Callable[[Tensor], Tensor]) -> float:
+def mean_over_pairs(x: Tensor, y: Tensor, function: Callable[[Tensor], Tensor]) -> float:
     """The mean of function(|x_i - y_j|) over all pairs, so many at a time; the function may overwrite its argument."""
     # differences, not |x|^2 + |y|^2 - 2 x.y, while they are cheap: they keep the digits of near points
     mode = "donot_use_mm_for_euclid_dist" if x.shape[1] <= 8 else "use_mm_for_euclid_dist"
@@ -206,17 +163,3 @@ def _mean_over_pairs(x: Tensor, y: Tensor, function: Callable[[Tensor], Tensor])
     chunks = x.split(max(1, CHUNK // len(y)))
     total = sum(float(function(torch.cdist(some, y, compute_mode=mode)).sum()) for some in chunks)
     return total / (len(x) * len(y))
-
-
-def _moments(z: Tensor) -> tuple[Tensor, Tensor]:
-    mean = z.mean(0)
-    centred = z - mean
-    return mean, centred.mT @ centred / (len(z) - 1)
-
-
-def _root(c: Tensor) -> Tensor:
-    """The symmetric square root of a covariance, rounding below 0 cut off."""
-    values, vectors = torch.linalg.eigh((c + c.mT) / 2)
-    if values[0] < -1e-8 * values[-1].abs():
-        raise InvalidInputError(f"a covariance has the eigenvalue {float(values[0]):g}: wanted positive semidefinite")
-    return vectors * values.clamp_min(0).sqrt() @ vectors.mT
