@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .errors import InvalidInputError
 from .model import Denoiser, ScoreModel
-from .parametrization import Parametrization, counting, parametrization
+from .parametrization import Parametrization, parametrization
 from .sde import EDMSDE, SDE, VESDE, LinearPathSDE, TabulatedVPSDE
 from .variance import LearnedVariance
 
@@ -130,15 +130,15 @@ def _process(scheduler: Any) -> tuple[SDE, str | Parametrization, float | None]:
     )
 
 
-def _tabulated(scheduler: Any, config: Any) -> tuple[SDE, Parametrization, None]:
+def _tabulated(scheduler: Any, config: Any) -> tuple[SDE, str | Parametrization, None]:
     betas = scheduler.betas.detach().cpu().double()
     left = scheduler.alphas_cumprod.detach().cpu().double()
     if betas[-1] >= 1 and 0 < left[-1] < left[-2]:  # some keep a little signal at the last node, by hand
         betas[-1] = 1 - left[-1] / left[-2]
-    kind = counting(_prediction(config, ("epsilon", "sample", "v_prediction")))
+    name = _prediction(config, ("epsilon", "sample", "v_prediction"))
     if config.get("timestep_type") == "continuous" and config["prediction_type"] == "v_prediction":
-        kind = dataclasses.replace(kind, c_noise=_quarter_log_sigma)
-    return TabulatedVPSDE(betas), kind, None
+        return TabulatedVPSDE(betas), dataclasses.replace(parametrization(name), c_noise=_quarter_log_sigma), None
+    return TabulatedVPSDE(betas), f"counting-{name}", None
 
 
 def _flow(scheduler: Any, config: Any) -> tuple[SDE, Parametrization, None]:

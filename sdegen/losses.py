@@ -18,6 +18,7 @@ from torch import Tensor
 from .errors import InvalidInputError
 from .model import ScoreModel
 from .noise import PROBE, Noise
+from .parametrization import COUNTING
 from .sde import SDE
 from .shapes import as_time, check_state, check_time, event_mean, expand, flat
 
@@ -229,7 +230,7 @@ def _chosen(model: ScoreModel, t: Times | None, weight: Weight | None) -> tuple[
     if not known:
         raise InvalidInputError(f"weight={weight!r}: wanted {_listed(_WEIGHTS)}, or a function of (sde, t)")
     kind = getattr(model, "parametrization", None)
-    law, suited = _SUITS.get(kind, _SUITS_ANY) if isinstance(kind, str) else _SUITS_ANY
+    law, suited = _SUITS.get(kind.removeprefix(COUNTING), _SUITS_ANY) if isinstance(kind, str) else _SUITS_ANY
     if weight is not None:
         law = _LAW_OF_WEIGHT.get(weight, "uniform") if isinstance(weight, str) else "uniform"
     return law if t is None else t, suited if weight is None else weight

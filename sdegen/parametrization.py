@@ -34,6 +34,8 @@ def counting(of: str | Parametrization) -> Parametrization:
 
     Node i of 1..N, at t = i/N, is the integer i - 1 for the network: c_noise = N t - 1, linear between the nodes.
 
+    For a name, `parametrization="counting-noise"` and the like say the same, and can be saved.
+
     Args:
         of: a name or a Parametrization; the process needs a table (`TabulatedVPSDE`, `TabulatedVESDE`).
 
@@ -82,6 +84,7 @@ _LINEAR = {
 }
 
 NAMES = (*_LINEAR, "edm")
+COUNTING = "counting-"
 
 
 def _edm(sigma_data: float) -> Parametrization:
@@ -110,7 +113,7 @@ def parametrization(name: str | Parametrization, sigma_data: float = 1.0) -> Par
     """The coefficients behind a name; a Parametrization is returned as it is.
 
     Args:
-        name: "x0" | "noise" | "score" | "v" | "velocity" | "edm".
+        name: "x0" | "noise" | "score" | "v" | "velocity" | "edm"; "counting-noise" and so on: see `counting`.
         sigma_data: the data's standard deviation, which "edm" needs.
 
     Raises:
@@ -118,10 +121,13 @@ def parametrization(name: str | Parametrization, sigma_data: float = 1.0) -> Par
     """
     if isinstance(name, Parametrization):
         return name
+    if isinstance(name, str) and name.startswith(COUNTING):
+        return counting(parametrization(name.removeprefix(COUNTING), sigma_data))
     if name == "edm":
         return _edm(sigma_data)
     if name not in _LINEAR:
         raise InvalidInputError(
-            f"parametrization {name!r}: wanted one of {', '.join(map(repr, NAMES))}, or a Parametrization"
+            f"parametrization {name!r}: wanted one of {', '.join(map(repr, NAMES))}, any of them after "
+            f"{COUNTING!r}, or a Parametrization"
         )
     return _LINEAR[name]

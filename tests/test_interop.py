@@ -354,6 +354,38 @@ def test_models_without_a_scheduler_say_why(diffusers, make, message):
         sg.to_scheduler(make())
 
 
+# ---- on disk
+
+
+@pytest.mark.parametrize("of", ["noise", "v", "edm"])
+def test_a_network_that_counts_is_named_and_saved(of, tmp_path):
+    sde = sg.TabulatedVPSDE(discrete.betas("linear", 100))
+    named = sg.Denoiser(sg.nets.MLP(2), sde, parametrization=f"counting-{of}", data_std=0.5)
+    torch.nn.init.normal_(list(named.net.parameters())[-1])
+    kind = discrete.counting(sg.parametrization.parametrization(of, 0.5))
+    same = sg.Denoiser(named.net, sde, parametrization=kind, data_std=0.5)
+    sg.save(named, tmp_path / "model")
+    back = sg.load(tmp_path / "model")
+    x, t = torch.randn(5, 2), sde.nodes[[0, 3, 50, 98, 99]]
+    for model in (same, back):
+        close(model(x, t).x0, named(x, t).x0, 0.0)
+    with pytest.raises(sg.InvalidInputError, match="any of them after 'counting-'"):
+        sg.Denoiser(named.net, sde, parametrization="counting-eps")
+
+
+def test_a_model_of_diffusers_is_saved(diffusers, tmp_path):
+    model = sg.from_diffusers(unet(diffusers), diffusers.DDPMScheduler(num_train_timesteps=50))
+    sg.save(model, tmp_path / "model")
+    torch.manual_seed(7)
+    other = sg.from_diffusers(unet(diffusers, layers_per_block=1), diffusers.DDPMScheduler(num_train_timesteps=50))
+    with torch.no_grad():
+        for p in other.parameters():
+            p.zero_()
+    back = sg.load(tmp_path / "model", net=other.net)
+    with torch.no_grad():
+        close(back(images(), 0.5).x0, model(images(), 0.5).x0, 0.0)
+
+
 # ---- refusals
 
 
