@@ -287,6 +287,28 @@ def test_reverse_sde_solvers_run_along_tables(name, table):
     close(x.T.cov(), PLANE.covariance, 0.3)
 
 
+OUTSIDE = [row for row in sg.solvers() if ":" in row.name and "reversible_heun" not in row.name]  # unstable along VP too
+QUICK = ("torchdiffeq:dopri5", "torchdiffeq:rk4", "scipy:DOP853", "scipy:LSODA", "torchsde:srk")
+
+
+@pytest.mark.parametrize("table", SHORT)
+@pytest.mark.parametrize(
+    "row", [pytest.param(r, id=r.name, marks=[] if r.name in QUICK else pytest.mark.slow) for r in OUTSIDE]
+)
+def test_outside_solvers_run_along_tables(row, table):
+    """Where they have error control they arrive to the tolerance, with fixed steps as ours of their order do."""
+    if row.kind == "SDE":
+        model = sg.MixtureModel(PLANE, TABLES[table])
+        x = sg.sample(model, 500, solver=row.name, steps=60, seed=2, dtype=F64).x
+        close(x.mean(0), PLANE.mean, 0.2)
+        close(x.T.cov(), PLANE.covariance, 0.4)
+        return
+    model, x, fine = reference(table)
+    how = {"rtol": 1e-5} if row.adaptive else {"steps": 100}
+    end = sg.sample(model, x.shape, solver=row.name, t_span=(0.99, model.sde.t_min), x_init=x, **how).x
+    close(end, fine, 3e-3 if row.adaptive else 0.3 if row.order == 1 else 3e-2)
+
+
 @pytest.mark.parametrize("solver", ["adams", "dopri5"])
 @pytest.mark.parametrize("table", TABLES)
 def test_tolerances_hold_along_tables(table, solver):
