@@ -117,7 +117,19 @@ def describe(model: Denoiser) -> dict[str, Any]:
         "event_shape": None if model.event_shape is None else list(model.event_shape),
         "net": _named(model.net, _NETS),
         "sde": {**_named(sde, _SDES), "t_min": sde.t_min, "t_max": sde.t_max, "path": _path(sde)},
+        "about": _plain(model.about),
     }
+
+
+def _plain(about: Any) -> dict[str, Any]:
+    """What JSON gives back for it."""
+    try:
+        plain = json.loads(json.dumps(about, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"model.about cannot be written as JSON: {error}") from error
+    if not isinstance(plain, dict):
+        raise InvalidInputError(f"model.about is a {type(about).__name__}: wanted a dict")
+    return plain
 
 
 def model_tensors(model: Denoiser) -> dict[str, Tensor]:
@@ -199,6 +211,7 @@ def _rebuilt(state: Any, tensors: Mapping[str, Tensor], net: nn.Module | None, s
         statistics = {name: tensors.get(name) for name in ("data_mean", "data_std")}
         model = Denoiser(net, sde, parametrization=state["parametrization"], **statistics)
         model.event_shape = None if state["event_shape"] is None else tuple(int(n) for n in state["event_shape"])
+        model.about = dict(state.get("about", {}))
         return model
     except CheckpointError:
         raise

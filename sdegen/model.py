@@ -171,6 +171,9 @@ class Denoiser(ScoreModel):
         data_mean, data_std: scalars or event-shaped; None: measured by the first fit. "edm" uses data_std (1 until it
             is known).
 
+    Attributes:
+        about: whatever a checkpoint should tell besides, as JSON has it: where the data are, how they were scaled.
+
     Raises:
         InvalidInputError: an unknown parametrization; at the call, an output that is not of x's shape.
     """

@@ -1,0 +1,148 @@
+"""Train a diffusion model on images: any source, process, parametrisation and size of network.
+
+python examples/train_images.py --data fashion-mnist --out fashion
+python examples/train_images.py --data photos/ --size 64 --network cifar --flips --precision bf16 --out photos_run
+torchrun --standalone --nproc-per-node 8 examples/train_images.py --data hf:cifar10 --network cifar --out cifar
+
+Stop it whenever you like. The same command goes on where it stopped, and so does `--out fashion` alone: the run folder
+knows the rest. Pictures of samples appear in its `previews` from the first steps on. Then: sample_images.py,
+evaluate_images.py, compare_solvers.py --model fashion.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import sdegen as sg
+
+SDES = {
+    "vp": sg.VPSDE,
+    "subvp": sg.SubVPSDE,
+    "cosine": sg.CosineSDE,
+    "ve": sg.VESDE,
+    "edm": sg.EDMSDE,
+    "linear": sg.LinearPathSDE,
+}
+NETWORKS: dict[str, dict[str, Any]] = {
+    "tiny": {"channels": 16, "multipliers": (1, 2, 4)},  # 0.3M parameters: 28 x 28 grey on a CPU
+    "small": {"channels": 32, "multipliers": (1, 2, 2), "blocks": 2, "attention": (-1,)},  # 1.4M
+    "medium": {"channels": 64, "multipliers": (1, 2, 2, 2), "blocks": 2, "attention": (2,), "dropout": 0.1},
+    "cifar": {"channels": 128, "multipliers": (1, 2, 2, 2), "blocks": 4, "attention": (1,), "dropout": 0.13},
+}
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="the run folder: checkpoints, metrics, previews")
+    data = parser.add_argument_group("data")
+    data.add_argument("--data", default="digits", help="a name, file or folder that sdegen.data.load_images takes")
+    data.add_argument("--size", type=int, help="cut and scale pictures to so many pixels")
+    data.add_argument("--channels", type=int, choices=(1, 3, 4), help="grey, RGB or RGBA; default: as they are")
+    data.add_argument("--held-out-every", type=int, help="hold out every so-many-th, where there is no test part")
+    data.add_argument("--no-labels", action="store_true", help="train without classes")
+    data.add_argument("--flips", action="store_true", help="mirrored images too")
+    model = parser.add_argument_group("model")
+    model.add_argument("--sde", default="vp", choices=SDES)
+    model.add_argument("--parametrization", default="edm", choices=("edm", "v", "noise", "x0", "score", "velocity"))
+    model.add_argument("--network", default="tiny", choices=NETWORKS)
+    model.add_argument("--drop-label", type=float, default=0.1, help="so often a class is hidden, for guidance")
+    run = parser.add_argument_group("training")
+    run.add_argument("--steps", type=int, default=10_000)
+    run.add_argument("--batch-size", type=int, default=128, help="of all processes together")
+    run.add_argument("--accumulate", type=int, default=1, help="work through a batch in so many parts")
+    run.add_argument("--lr", type=float, default=2e-3, help="the largest; it rises over the warm-up and falls to 0")
+    run.add_argument("--warmup", type=int, help="steps")
+    run.add_argument("--ema", type=float, nargs="+", default=[0.999], help="a decay, or two widths such as 0.05 0.1")
+    run.add_argument("--weight", help="of the loss: simple, likelihood, edm, min-snr, one; default: what suits")
+    run.add_argument("--precision", default="full", choices=("full", "bf16", "fp16"))
+    run.add_argument("--compile", action="store_true", help="torch.compile the network")
+    run.add_argument("--save-every", type=int, help="steps between checkpoints; default: two minutes")
+    run.add_argument("--preview-every", type=int, help="steps; default: 1, 2, 4, ... and then a hundredth of all")
+    run.add_argument("--tensorboard", action="store_true")
+    run.add_argument("--device")
+    run.add_argument("--seed", type=int, default=0)
+    run.add_argument("--smoke", action="store_true", help="a few steps only, to see that it runs")
+    args, known = parser.parse_args(), recorded(parser.parse_args().out)
+    if known:
+        parser.set_defaults(**{name: value for name, value in known.items() if name not in ("out", "smoke")})
+        args = parser.parse_args()
+    if args.smoke:
+        args.steps, args.batch_size = min(args.steps, 4), min(args.batch_size, 16)
+    return args
+
+
+def recorded(out: Path) -> dict[str, Any]:
+    """The arguments of the run in a folder."""
+    try:
+        found = sg.checkpoint.newest(out, [])
+    except sg.CheckpointError:
+        return {}  # fit will say what is wrong
+    return {} if found is None else found[1]["model"]["about"].get("arguments", {})
+
+
+def loss(model: sg.ScoreModel, x0: Tensor, *, drop: float, weight: str | None, seed: Any = None, **cond: Any) -> Tensor:
+    if "label" in cond and drop:
+        cond["label"] = cond["label"].where(torch.rand(len(x0), device=x0.device) >= drop, -1)
+    return sg.dsm_loss(model, x0, weight=weight, seed=seed, **cond)
+
+
+def preview(step: int, model: sg.ScoreModel, history: sg.History, *, out: Path, n_classes: int | None, n: int) -> None:
+    """Samples of the averaged model, always from the same noise."""
+    device = next(model.parameters()).device
+    cond = {} if n_classes is None else {"label": torch.arange(n, device=device) % n_classes}
+    solution = sg.sample(model, n, steps=18, seed=0, progress=False, **cond)
+    (out / "previews").mkdir(exist_ok=True)
+    sg.plot.save(sg.plot.image_grid(solution, nrow=10), out / "previews" / f"step-{step:08d}.png")
+
+
+def main() -> None:
+    args = arguments()
+    source = {"source": args.data, "size": args.size, "channels": args.channels, "held_out_every": args.held_out_every}
+    source |= {"labels": False} if args.no_labels else {}
+    images = sg.data.load_images(**source, split="train", flips=args.flips)
+
+    torch.manual_seed(args.seed)
+    net = sg.nets.UNet(images.shape[0], n_classes=images.n_classes, **NETWORKS[args.network])
+    net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = sg.Denoiser(net, SDES[args.sde](), parametrization=args.parametrization)
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    model.about = {"data": source, "levels": images.levels, "n_classes": images.n_classes, "arguments": plain}
+    if args.compile:
+        net.compile()
+    leads = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, one speaks
+    if leads:
+        size = sum(p.numel() for p in net.parameters())
+        print(f"{len(images)} images {images.shape}, {size / 1e6:.2f}M parameters, {model.sde}", flush=True)
+
+    history = sg.fit(
+        model,
+        images,
+        steps=args.steps,
+        batch_size=args.batch_size,
+        lr=args.lr,
+        warmup=args.warmup,
+        ema=args.ema[0] if len(args.ema) == 1 else args.ema,
+        loss=partial(loss, drop=args.drop_label, weight=args.weight),
+        precision=args.precision,
+        accumulate=args.accumulate,
+        out=args.out,
+        seed=args.seed,
+        device=args.device,
+        callback=partial(preview, out=args.out, n_classes=images.n_classes, n=10 if args.smoke else 30),
+        callback_every=args.preview_every,
+        save_every=args.save_every,
+        tensorboard=args.tensorboard,
+    )
+    if leads:
+        print(f"{history}\nsample it: python examples/sample_images.py {args.out} --n 64 --out samples", flush=True)
+
+
+if __name__ == "__main__":
+    main()
