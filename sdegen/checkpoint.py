@@ -324,8 +324,15 @@ def read(path: str | os.PathLike, names: Iterable[str]) -> tuple[dict[str, dict[
 
 
 def steps(run: str | os.PathLike) -> list[Path]:
-    """The checkpoints `step-<n>` of a run folder, oldest first."""
-    found = (p for p in Path(run).iterdir() if _STEP.fullmatch(p.name)) if Path(run).is_dir() else ()
+    """The checkpoints `step-<n>` of a run folder, oldest first.
+
+    Raises:
+        CheckpointError: the folder cannot be read.
+    """
+    try:
+        found = [p for p in Path(run).iterdir() if _STEP.fullmatch(p.name)] if Path(run).is_dir() else []
+    except OSError as error:
+        raise CheckpointError(f"{run} cannot be read: {error}") from error
     return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
 
 

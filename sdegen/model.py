@@ -193,6 +193,7 @@ class Denoiser(ScoreModel):
             raise InvalidInputError(f"net is {net!r}: pass a torch.nn.Module called as net(x, t, **cond)")
         self.net = net
         self.parametrization = parametrization
+        self.about: dict[str, Any] = {}
         self._time_dtype: torch.dtype | None = getattr(net, "time_dtype", None)
         self._first: tuple[Any, Tensor | None] = (None, None)  # the network and its first floating parameter
         self.coefficients()

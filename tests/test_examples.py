@@ -11,9 +11,13 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
 SCRIPTS = {
-    "toy_trajectories.py": (
+    "train_toy.py": (
         ["--smoke", "--out", "toy"],
-        ["toy/trajectories.png", "toy/density.png", "toy/reverse.gif", "toy/model"],
+        ["toy/trajectories.png", "toy/density.png", "toy/reverse.gif", "toy/run/step-00000020"],
+    ),
+    "train_images.py": (
+        ["--smoke", "--out", "run"],
+        ["run/step-00000004", "run/metrics.csv", "run/previews/step-00000004.png"],
     ),
     "digits.py": (["--smoke", "--out", "run"], ["run/samples.png"]),
     "compare_solvers.py": (["--smoke"], ["work_precision.png"]),

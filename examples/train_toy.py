@@ -1,7 +1,10 @@
 """Train on a 2-D toy density, or take its exact score, and draw how samples travel.
 
-python examples/toy_trajectories.py --data ring --sde vp --out toy_output
-python examples/toy_trajectories.py --data two_moons --sde edm --steps 4000
+python examples/train_toy.py --data ring --sde vp --out toy_output
+python examples/train_toy.py --data two_moons --sde edm --steps 4000
+python examples/train_toy.py --data ring --exact
+
+The output folder keeps the run: stopped and started again, it goes on where it was.
 """
 
 from __future__ import annotations
@@ -42,9 +45,9 @@ def main() -> None:
     else:
         torch.manual_seed(args.seed)
         model = sg.Denoiser(sg.nets.MLP(2, hidden=88), sde)
-        history = sg.fit(model, data, steps=20 if args.smoke else args.steps, batch_size=512, seed=args.seed)
+        steps = 20 if args.smoke else args.steps
+        history = sg.fit(model, data, steps=steps, batch_size=512, seed=args.seed, out=args.out / "run")
         print(f"loss {float(history.loss[-100:].mean()):.4f}")
-        sg.save(model, args.out / "model")
 
     n = 500 if args.smoke else 5000
     flow = sg.sample(model, n, rtol=1e-3, seed=args.seed)
