@@ -117,7 +117,7 @@ def describe(model: Denoiser) -> dict[str, Any]:
         "event_shape": None if model.event_shape is None else list(model.event_shape),
         "net": _named(model.net, _NETS),
         "sde": {**_named(sde, _SDES), "t_min": sde.t_min, "t_max": sde.t_max, "path": _path(sde)},
-        "about": _plain(model.about),
+        "about": _plain(getattr(model, "about", {})),  # whatever else it should tell: where the data are, their scale
     }
 
 
@@ -211,7 +211,7 @@ def _rebuilt(state: Any, tensors: Mapping[str, Tensor], net: nn.Module | None, s
         statistics = {name: tensors.get(name) for name in ("data_mean", "data_std")}
         model = Denoiser(net, sde, parametrization=state["parametrization"], **statistics)
         model.event_shape = None if state["event_shape"] is None else tuple(int(n) for n in state["event_shape"])
-        model.about = dict(state.get("about", {}))
+        model.about = dict(state.get("about", {}))  # type: ignore
         return model
     except CheckpointError:
         raise

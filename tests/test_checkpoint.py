@@ -527,7 +527,7 @@ def test_temporaries_of_living_processes_stay(tmp_path):
 
 def test_what_a_model_is_about_comes_back(tmp_path):
     model = small()
-    model.about = {"data": {"source": "digits", "size": (8, 8)}, "levels": 17}
+    model.about = {"data": {"source": "digits", "size": (8, 8)}, "levels": 17}  # type: ignore
     save(model, tmp_path / "m")
     assert load(tmp_path / "m", device="cpu").about == {"data": {"source": "digits", "size": [8, 8]}, "levels": 17}
     for about, says in (({"x": object()}, "JSON"), ([1], "wanted a dict"), ({"x": float("nan")}, "JSON")):
