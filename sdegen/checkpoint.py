@@ -36,6 +36,7 @@ from .errors import (
 from .model import Denoiser, ScoreModel
 from .nets import MLP, UNet
 from .sde import SDE
+from .variance import LearnedVariance
 
 VERSION = 1
 MANIFEST, STATE = "manifest.json", "state.json"
@@ -46,6 +47,7 @@ _STEP = re.compile(r"step-\d+")
 _MOST_MANIFEST, _MOST_JSON, _MOST_HEADER = 1 << 20, 1 << 24, 1 << 24  # bytes: all three are read into memory whole
 
 # The only classes that a name in a file can mean.
+_MODELS: dict[str, type[Denoiser]] = {model.__name__: model for model in (Denoiser, LearnedVariance)}
 _NETS: dict[str, type[nn.Module]] = {net.__name__: net for net in (MLP, UNet)}
 _SDES: dict[str, type[SDE]] = {
     name: getattr(processes, name)
@@ -104,7 +106,7 @@ def load(
 
 def describe(model: Denoiser) -> dict[str, Any]:
     """Everything about a Denoiser but its tensors, as JSON."""
-    if type(model) is not Denoiser:
+    if type(model) not in _MODELS.values():
         raise InvalidInputError(f"only a Denoiser can be saved, not a {type(model).__name__}: save the one inside it")
     if not isinstance(model.parametrization, str):
         raise IncompatibleCheckpointError(
@@ -113,6 +115,7 @@ def describe(model: Denoiser) -> dict[str, Any]:
         )
     sde = model.sde
     return {
+        "class": type(model).__name__,
         "parametrization": model.parametrization,
         "event_shape": None if model.event_shape is None else list(model.event_shape),
         "net": _named(model.net, _NETS),
@@ -151,8 +154,8 @@ def check_same(model: Denoiser, description: Mapping[str, Any]) -> None:
         IncompatibleCheckpointError: naming what differs.
     """
     own = json.loads(json.dumps(describe(model)))
-    for key in ("net", "parametrization", "event_shape"):
-        theirs = description.get(key)
+    for key in ("class", "net", "parametrization", "event_shape"):
+        theirs = description.get(key, Denoiser.__name__ if key == "class" else None)
         if own[key] != theirs:
             raise IncompatibleCheckpointError(f"the checkpoint's {key} is {theirs}, the model's {own[key]}")
     _check_path(model.sde, description["sde"]["path"])
@@ -209,7 +212,8 @@ def _rebuilt(state: Any, tensors: Mapping[str, Tensor], net: nn.Module | None, s
         net = _rebuilt_net(state["net"], tensors) if net is None else net
         set_weights(net, tensors)
         statistics = {name: tensors.get(name) for name in ("data_mean", "data_std")}
-        model = Denoiser(net, sde, parametrization=state["parametrization"], **statistics)
+        make = _MODELS[state.get("class", Denoiser.__name__)]
+        model = make(net, sde, parametrization=state["parametrization"], **statistics)
         model.event_shape = None if state["event_shape"] is None else tuple(int(n) for n in state["event_shape"])
         model.about = dict(state.get("about", {}))  # type: ignore
         return model

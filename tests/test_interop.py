@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import subprocess
 import sys
@@ -367,10 +368,34 @@ def test_a_network_that_counts_is_named_and_saved(of, tmp_path):
     sg.save(named, tmp_path / "model")
     back = sg.load(tmp_path / "model")
     x, t = torch.randn(5, 2), sde.nodes[[0, 3, 50, 98, 99]]
-    for model in (same, back):
-        close(model(x, t).x0, named(x, t).x0, 0.0)
+    with torch.no_grad():
+        for model in (same, back):
+            close(model(x, t).x0, named(x, t).x0, 0.0)
     with pytest.raises(sg.InvalidInputError, match="any of them after 'counting-'"):
         sg.Denoiser(named.net, sde, parametrization="counting-eps")
+
+
+def test_a_learned_variance_is_saved_and_trained_in_a_folder(tmp_path):
+    def made():
+        torch.manual_seed(2)
+        net = sg.nets.UNet(1, channels=8, out_channels=2)
+        sde = sg.TabulatedVPSDE(discrete.betas("cosine", 30))
+        return discrete.LearnedVariance(net, sde, parametrization="counting-noise")
+
+    def train(model, steps, out):
+        loss = functools.partial(discrete.hybrid_loss, levels=17)
+        sg.fit(model, data, steps=steps, loss=loss, batch_size=4, seed=0, out=out, device="cpu", schedule="constant")
+        return model
+
+    data = (images(8) / 4).clamp(-1, 1).mul(8).round() / 8
+    model = train(made(), 3, tmp_path / "run")
+    for back in (sg.load(tmp_path / "run", device="cpu"), train(made(), 3, tmp_path / "run")):  # read, and resumed
+        assert type(back) is discrete.LearnedVariance
+        ours, theirs = (discrete.ddpm(m, 2, steps=5, variance="learned", seed=0).x for m in (model, back))
+        close(ours, theirs, 0.0)
+    plain = sg.Denoiser(sg.nets.UNet(1, channels=8), model.sde, parametrization="counting-noise")
+    with pytest.raises(sg.IncompatibleCheckpointError, match="class is LearnedVariance, the model's Denoiser"):
+        sg.fit(plain, data, steps=3, batch_size=4, seed=0, out=tmp_path / "run", device="cpu", schedule="constant")
 
 
 def test_a_model_of_diffusers_is_saved(diffusers, tmp_path):
