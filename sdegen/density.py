@@ -27,59 +27,11 @@ from torch import Tensor
 
 from .divergence import Probes, divergence
 from .errors import InvalidInputError
+from .gaussian import Gaussian, column, reference
 from .model import ScoreModel
 from .prediction import Prediction
 from .shapes import as_time, flat
 from .terms import ProbabilityFlow, Term
-
-
-@dataclass(frozen=True)
-class Gaussian:
-    """N(mean, C): C = variances I, diag(variances), or with eigenvectors in the columns of `axes`; flattened events.
-
-    Args:
-        mean: () or (d,).
-        variances: () or (d,), at least 0.
-        axes: (d, d) or None.
-    """
-
-    mean: Tensor
-    variances: Tensor
-    axes: Tensor | None = None
-
-    def to(self, x: Tensor) -> Gaussian:
-        """In x's dtype and on its device."""
-        return Gaussian(self.mean.to(x), self.variances.to(x), None if self.axes is None else self.axes.to(x))
-
-    def shifted(self, centre: Tensor | None) -> Gaussian:
-        """The law of x0 - centre."""
-        return self if centre is None else replace(self, mean=self.mean - centre.flatten().to(self.mean))
-
-    def offset(self, x: Tensor, alpha: Any) -> Tensor:
-        """x - alpha mean along the axes, (B, d)."""
-        y = x - alpha * self.mean
-        return y if self.axes is None else y @ self.axes
-
-    def total(self, alpha: Any, sigma: Any) -> Any:
-        """P = alpha^2 C + sigma^2 along the axes."""
-        return alpha**2 * self.variances + sigma**2
-
-    def log_prob(self, x: Tensor, level: Any) -> Tensor:
-        """log N(x; alpha mean, P), (B,) float64; x is (B, d)."""
-        q, x = self.to(x.double()), x.double()
-        alpha, sigma = column(level.alpha, x), column(level.sigma, x)
-        total = torch.as_tensor(q.total(alpha, sigma)).to(x).expand_as(x)
-        return -(q.offset(x, alpha) ** 2 / total + torch.log(2 * math.pi * total)).sum(1) / 2
-
-
-def reference(model: ScoreModel) -> Gaussian:
-    """q: the data's mean with its covariance or, where that is unknown, its standard deviation (1 at worst)."""
-    mean = torch.zeros((), dtype=torch.float64) if model.data_mean is None else model.data_mean.double().flatten().cpu()
-    covariance = model.data_covariance
-    if covariance is None:
-        return Gaussian(mean.squeeze(), torch.tensor(model.sigma_data**2, dtype=torch.float64))
-    variances, axes = torch.linalg.eigh(covariance.double().cpu())
-    return Gaussian(mean.squeeze(), variances.clamp_min(0), axes)
 
 
 def prior(model: ScoreModel) -> Gaussian:
@@ -96,11 +48,6 @@ def tail_power(model: ScoreModel) -> int:
     if model.data_std is None or model.data_mean is None:
         return 1
     return 2 if model.data_covariance is None else 3
-
-
-def column(coefficient: Any, x: Tensor) -> Any:
-    """A coefficient of t, a float or (B,), to multiply (B, d)."""
-    return coefficient.to(x)[:, None] if isinstance(coefficient, Tensor) and coefficient.ndim else coefficient
 
 
 # ---- the equation

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .density import DensityFlow, prior, reference, tail_power
+from .density import DensityFlow, prior, tail_power
 from .divergence import choose_divergence, draw_probes
 from .errors import InvalidInputError, SolverError
+from .gaussian import reference
 from .model import ScoreModel
 from .noise import Noise, check_seed
 from .running import Plan, Run, Trip, check_model, sample_numbers

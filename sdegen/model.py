@@ -144,6 +144,7 @@ class Centred(ScoreModel):
         super().__init__(
             model.sde, data_mean=torch.zeros_like(mean), data_std=model.data_std, event_shape=model.event_shape
         )
+        self.data_covariance = model.data_covariance
         self.model = model
         self.register_buffer("centre", mean, persistent=False)
 
@@ -285,6 +286,7 @@ class _OnPath(ScoreModel):
             data_std=model.data_std,
             event_shape=model.event_shape,
         )
+        self.data_covariance = model.data_covariance
         self.model = model
         self._map = Memo(self._evaluate_map)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -135,12 +136,22 @@ class Run:
         if not controlled and not isinstance(given, Tensor) and len(nodes) > 1:
             ends = (float(nodes[0]), 0.0 if denoise else float(nodes[-1]))
             count = solver.default_steps if given is None else given
-            nodes, denoise = check_times(term, grid(self.model, count, kind=solver.grid, t_span=ends))
+            nodes, denoise = check_times(term, self._laid(solver, count, ends))
         noisy = term.stochastic or solver.kind == "SDE"
         save = check_save(
             self.save, (float(nodes[0]), float(nodes[-1])), denoise, nodes if noisy and not controlled else None
         )
         return Plan(solver, Coordinates.chosen(self.model, solver), nodes, denoise, controlled, save)
+
+    def _laid(self, solver: Solver, count: int, ends: tuple[float, float]) -> Tensor:
+        """The solver's grid of `count` evaluations; before it the leap of a solver that makes one."""
+        level, sde = solver.landing(count), self.model.sde
+        if level is not None:
+            landing = float(sde.time(torch.tensor(-math.log(level * self.model.sigma_data), dtype=torch.float64)))
+            if max(ends[1], sde.t_min) < landing < ends[0]:
+                after = grid(self.model, count, kind=solver.grid, t_span=(landing, ends[1]))
+                return torch.cat([torch.tensor(ends[:1], dtype=torch.float64), after])
+        return grid(self.model, count, kind=solver.grid, t_span=ends)
 
     def _check_direction(self, nodes: Tensor) -> None:
         first, last = float(nodes[0]), float(nodes[-1])

@@ -388,6 +388,7 @@ class _Adaptive:
         self.status = torch.full((b,), MAX_STEPS, dtype=torch.int64, device=device)
         self.stopped_at = self.t.clone()
         self.nfe = torch.zeros_like(self.accepted)
+        self.absent = torch.zeros_like(self.accepted)  # calls that a sample had no part in
         self.taken = torch.zeros_like(self.accepted)
         self.refused = torch.zeros_like(self.accepted)
         self.path = OwnPath(p.save, self.t, p.x)
@@ -398,7 +399,9 @@ class _Adaptive:
         if p.span[0] == p.span[1]:
             self.status.fill_(ARRIVED)  # from t_min to 0: only the final denoising is left
         else:
-            state = p.solver.start(p.term, self.x, self.t)
+            entry = p.solver.enter(p.term, self.x, self.t, p.tolerance)  # type: ignore[arg-type]
+            self.x, self.t, state = entry.x, entry.t, entry.state
+            self.absent = self.absent + entry.absent
             for _ in range(p.max_steps):
                 state = self._advance(state)
                 if not len(self.rows):
@@ -439,7 +442,7 @@ class _Adaptive:
         rows = self.rows[who]
         self.out[rows], self.stopped_at[rows] = self.x[who], self.t[who]
         self.status[rows] = code[who] if isinstance(code, Tensor) else code
-        self.nfe[rows] = self.p.term.calls
+        self.nfe[rows] = self.p.term.calls - self.absent[rows]
         self.taken[rows], self.refused[rows] = self.accepted[who], self.rejected[who]
         keep = (~who).nonzero().flatten()
         state = self.p.solver.select(state, keep, self.x)

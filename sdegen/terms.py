@@ -61,6 +61,10 @@ class Term(ABC):
         """The same equation for some of the samples, by position in the batch."""
         return self
 
+    def drift_of(self, rows: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """The drift of the samples at positions `rows` of the batch only, x and t theirs."""
+        return self.select(rows).drift(x, t)
+
     def warm(self, ts: Tensor) -> None:  # noqa: B027 (nor to remember)
         """Compute coefficients for all of these times in one go."""
 
@@ -202,6 +206,10 @@ class Counted(Term):
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         self.calls += 1
         return self.term.drift(x, t)
+
+    def drift_of(self, rows: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        self.calls += 1
+        return self.term.drift_of(rows, x, t)
 
     def predict(self, x: Tensor, t: Tensor) -> Prediction:
         self.calls += 1

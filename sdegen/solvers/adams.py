@@ -21,18 +21,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import InvalidInputError
+from ..gaussian import Gaussian
 from ..noise import Noise
 from ..shapes import flat
 from ..steps import Tolerance
-from ..terms import Term
-from .base import Solver, State, Step
+from ..terms import ProbabilityFlow, ReverseSDE, Term
+from .base import Entry, Solver, State, Step
+from .gaussian_start import GaussianStart, newton_table
 from .weights import lagrange_weights
 
 _SMALL = 64  # numbers in an event
@@ -56,6 +58,11 @@ class Adams(Solver):
         accept, aim: thresholds of E.
         order: on a fixed grid, (values of the predictor, values of the corrector, the new one included); None: by the
             number of steps.
+        start: "point", or "gaussian": leap from t_max by the closed form of the data's Gaussian (see `GaussianStart`),
+            sampling only. A sample for which the leap is not good enough for the tolerance begins at t_max after all,
+            one evaluation lost; on a fixed grid the leap is the first step, without an evaluation.
+        covariance: for that start, of the data: (d, d), variances of the event's shape, or a `Gaussian`; None: what
+            the model knows (its `data_covariance`, else its `data_std`).
 
     Source: Shampine & Gordon 1975, chapter 5; Krogh 1974. The thresholds: docs/decisions.md.
     """
@@ -72,7 +79,14 @@ class Adams(Solver):
     source = "Shampine & Gordon 1975"
 
     def __init__(
-        self, *, max_order: int = 7, accept: float = 6.0, aim: float = 0.55, order: tuple[int, int] | None = None
+        self,
+        *,
+        max_order: int = 7,
+        accept: float = 6.0,
+        aim: float = 0.55,
+        order: tuple[int, int] | None = None,
+        start: str = "point",
+        covariance: Tensor | Gaussian | None = None,
     ) -> None:
         if not 1 <= max_order <= 8:
             raise InvalidInputError(f"max_order={max_order}: wanted 1 to 8")
@@ -82,18 +96,77 @@ class Adams(Solver):
             raise InvalidInputError(
                 f"order={order}: wanted (values of the predictor, 1 to 8, values of the corrector, 1 to 9)"
             )
+        if start not in ("point", "gaussian"):
+            raise InvalidInputError(f"start={start!r}: wanted 'point' or 'gaussian'")
+        if covariance is not None and start == "point":
+            raise InvalidInputError("covariance= is what start='gaussian' works with: pass that too")
         self.max_order, self.accept, self.aim, self.values = max_order, accept, aim, order
-        self.order = 3
+        self.order, self.leaps = 3, start == "gaussian"
+        law = covariance
+        self.law = law if law is None or isinstance(law, Gaussian) else Gaussian.of_covariance(law)
+        if self.leaps:
+            self.grid = "theta"
 
     def options(self) -> dict[str, Any]:
-        return {} if self.values is None else {"order": self.values}
+        values = {} if self.values is None else {"order": self.values}
+        return {**values, "start": "gaussian"} if self.leaps else values
+
+    def check(self, term: Term) -> None:
+        super().check(term)
+        if self.leaps and not isinstance(term, ProbabilityFlow | ReverseSDE):
+            raise InvalidInputError(
+                f"start='gaussian' is for the flow of a model in sample(), not {type(term).__name__}: use start='point'"
+            )
 
     def start(self, term: Term, x: Tensor, t: Tensor, grid: Tensor | None = None) -> State:
         if grid is not None:
-            return {"run": _Fixed.planned(grid, *(self.values or default_order(len(grid) - 1)))}
+            return {"run": self._planned(term, x, grid)}
         order = torch.ones(x.shape[0], dtype=torch.int64, device=x.device)
-        # orders count the phi_i in use and those that are valid; phi (i, d, B) or (i, B, d), past (i, B): t_0, t_-1, ...
+        # phi (i, d, B) or (i, B, d); past (i, B): t_0, t_-1, ...; how many of the phi_i are in use, how many are valid
         return {"phi": _Layout(x).rows(term.drift(x, t))[None], "past": t[None], "order": order, "known": order}
+
+    def enter(self, term: Term, x: Tensor, t: Tensor, tolerance: Tolerance) -> Entry:
+        if not self.leaps:
+            return super().enter(term, x, t, tolerance)
+        s, begin = self._circle(term), float(t[0])
+        if begin <= 1.001 * term.t_min:
+            raise InvalidInputError("start='gaussian' is for sampling, t falling: use start='point' upward")
+        stop = math.atan(max(4.0, (10 * s / (tolerance.atol + tolerance.rtol * s)) ** 0.25))
+        if not term.t_min < stop < begin:
+            return super().enter(term, x, t, tolerance)
+        leap = GaussianStart.planned(term, self.law, begin, stop, x)
+        there, stops = leap.carried(x, stop), torch.full_like(t, stop)
+        slope = term.drift(there, stops)
+        there, slopes, correction = leap.landed(x, there, slope)
+        layout = _Layout(x)
+        phi = torch.stack([layout.rows(v) for v in newton_table(slope, slopes, stop, leap.past)])
+        past = torch.stack([stops, *(torch.full_like(t, u) for u in leap.past)])
+        # what comes after the correction is smaller by about alpha s/sigma
+        good = tolerance.ratio(correction, x, there) / math.tan(stop) <= self.aim
+        refused = (~good).nonzero().flatten()
+        if len(refused):
+            above = begin + torch.tensor([0.0, 0.1, 0.2], dtype=t.dtype, device=t.device)  # only the first is used
+            first = layout.rows(term.drift_of(refused, x[refused], t[refused]))
+            fill = torch.zeros_like(first).expand(2, *first.shape)
+            phi = phi.index_copy(layout.batch_axis, refused, torch.cat([first[None], fill]))
+            past = past.index_copy(1, refused, above[:, None].expand(-1, len(refused)))
+            there = there.index_copy(0, refused, x[refused])
+        state = {"phi": phi, "past": past, "order": good.long() + 1, "known": 2 * good.long() + 1}
+        return Entry(there, past[0], state, absent=good.long() * (len(refused) > 0))
+
+    def landing(self, n: int) -> float | None:
+        return min(max(0.25 * n**1.2, 3.5), 45.0) if self.leaps else None
+
+    def _circle(self, term: Term) -> float:
+        """The data scale of the circular path that a term lives on."""
+        sde, t = term.sde, term.t_min
+        s = getattr(sde, "sigma_data", None)
+        if s is None or abs(float(sde.alpha(t)) - math.cos(t)) > 1e-9:
+            raise InvalidInputError(
+                f"start='gaussian' works on the circular path, not along {type(sde).__name__}: use sample(), or a term "
+                "of model.on(TrigSDE(s))"
+            )
+        return s
 
     def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: State, noise: Noise) -> Step:
         if "run" in state:
@@ -157,25 +230,43 @@ class Adams(Solver):
         axes = {"phi": _Layout(x).batch_axis, "past": -1}
         return {name: value.index_select(axes.get(name, 0), keep) for name, value in state.items()}
 
+    def _planned(self, term: Term, x: Tensor, grid: Tensor) -> _Fixed:
+        if not self.leaps:
+            return _Fixed.planned(grid, *(self.values or default_order(len(grid) - 1)))
+        self._circle(term)
+        begin, stop = float(grid[0]), float(grid[1])
+        if stop > begin:
+            raise InvalidInputError("start='gaussian' is for sampling, t falling: use start='point' upward")
+        leap = GaussianStart.planned(term, self.law, begin, stop, x)
+        values = self.values or default_order(len(grid) - 2, low=6)  # past slopes are known from the start
+        nodes = torch.cat([torch.tensor([leap.past[1], leap.past[0]], dtype=grid.dtype), grid[1:]])
+        return replace(_Fixed.planned(nodes, *values, known=2), leap=leap, k=-1)
+
     def _fixed_step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, run: _Fixed) -> Step:
+        if run.k < 0 and run.leap is not None:
+            return Step(run.leap.carried(x, float(t_next)), {"run": replace(run, k=0, x=x)})
         slope = term.drift(x, t)
+        slopes = [slope, *run.slopes]
         if run.k:
-            x = _summed(run.x, run.back[run.k - 1], [slope, *run.slopes])
-        x_next = _summed(x, run.ahead[run.k], [slope, *run.slopes])
-        slopes = [slope, *run.slopes][: run.keep]
-        return Step(x_next, {"run": _Fixed(run.keep, run.ahead, run.back, run.k + 1, x, slopes)}, slope=slope)
+            x = _summed(run.x, run.back[run.k - 1], slopes)
+        elif run.leap is not None:
+            x, past, _ = run.leap.landed(run.x, x, slope)
+            slopes = [slope, *past]
+        x_next = _summed(x, run.ahead[run.k], slopes)
+        after = replace(run, k=run.k + 1, x=x, slopes=slopes[: run.keep])
+        return Step(x_next, {"run": after}, slope=slope)
 
 
-def default_order(steps: int) -> tuple[int, int]:
-    """Values of the predictor and of the corrector on a fixed grid of so many steps."""
-    table = ((12, (2, 3)), (16, (3, 4)), (24, (4, 5)), (60, (5, 6)))
+def default_order(steps: int, low: int = 12) -> tuple[int, int]:
+    """Values of the predictor and of the corrector on a fixed grid of so many steps; up to `low` of them the fewest."""
+    table = ((low, (2, 3)), (16, (3, 4)), (24, (4, 5)), (60, (5, 6)))
     return next((order for most, order in table if steps <= most), (6, 7))
 
 
 @dataclass(slots=True, eq=False)
 class _Fixed:
     """Where a run over a fixed grid stands: weights of all steps, the corrected state before, past slopes (newest
-    first)."""
+    first), and the leap before it all, which is step -1."""
 
     keep: int
     ahead: list[list[float]]
@@ -183,18 +274,20 @@ class _Fixed:
     k: int = 0
     x: Any = None
     slopes: Sequence[Tensor] = ()
+    leap: GaussianStart | None = None
 
     @classmethod
-    def planned(cls, ts: Tensor, predictor: int, corrector: int) -> _Fixed:
-        n = len(ts) - 1
+    def planned(cls, ts: Tensor, predictor: int, corrector: int, known: int = 0) -> _Fixed:
+        """The plan from ts[known] on; the times before it have slopes, too."""
+        n = len(ts) - 1 - known
         tables: list[list[list[float]]] = []
         for first, most in ((0, predictor), (1, corrector)):
             table: list[list[float]] = [[]] * n
             groups: dict[int, list[int]] = {}
             for k in range(n):
-                groups.setdefault(min(most, k + 1 + first), []).append(k)
+                groups.setdefault(min(most, known + k + 1 + first), []).append(k)
             for count, rows in groups.items():
-                k = torch.tensor(rows)
+                k = torch.tensor(rows) + known
                 nodes = ts[k[:, None] + first - torch.arange(count)]
                 w = lagrange_weights(nodes, ts[k], ts[k + 1], torch.ones_like, lambda u: u)
                 for row, i in zip(w.tolist(), rows, strict=True):

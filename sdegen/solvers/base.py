@@ -37,6 +37,22 @@ class Step:
     slope_next: Tensor | None = None
 
 
+@dataclass(slots=True, eq=False)
+class Entry:
+    """Where error control begins.
+
+    Attributes:
+        x, t: state and time of each sample, (B, *event) and (B,).
+        state: what the solver carries into the first step.
+        absent: (B,) how many of the calls made so far each sample had no part in.
+    """
+
+    x: Tensor
+    t: Tensor
+    state: State
+    absent: Tensor | int = 0
+
+
 class Solver(ABC):
     """One step of a term, with an error estimate if it has one.
 
@@ -102,6 +118,15 @@ class Solver(ABC):
         """What the solver carries into the first step; `grid` holds all times of a fixed grid, None under error
         control."""
         return {}
+
+    def enter(self, term: Term, x: Tensor, t: Tensor, tolerance: Tolerance) -> Entry:
+        """Where error control begins, asked to begin at x and t (B,)."""
+        return Entry(x, t, self.start(term, x, t))
+
+    def landing(self, n: int) -> float | None:
+        """For a solver whose first step is a leap: where it ends on a grid of n evaluations, as sigma/alpha over the
+        data's standard deviation. None: no such step."""
+        return None
 
     @abstractmethod
     def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: State, noise: Noise) -> Step:

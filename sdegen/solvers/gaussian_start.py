@@ -1,0 +1,97 @@
+"""The Gaussian start: at high noise the flow is that of a Gaussian, so its first part has a closed form.
+
+Along the flow of N(0, C), centred data, x' = ((alpha'^2 C + sigma'^2)/(alpha^2 C + sigma^2))^(1/2) x: one leap from
+t_max to a noise level of some standard deviations of the data, without an evaluation. What the data differ from that
+Gaussian by is seen at the landing: delta = velocity - Gaussian velocity, on the circular path. Above, it falls like
+(sigma/alpha)^-k, k = 2 with the whole covariance, else 1. So
+
+    x - delta s/((k + 1) sh)         is the landing corrected by what the leap left out, sh = sigma/alpha, and
+    Gaussian velocity + delta (sh/sh_i)^k     are past slopes at noise levels sh_i above, for a multistep method.
+
+Source: Wang & Vastola 2024 (arXiv 2412.09726) for the leap; the correction and the past slopes are this package's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidInputError
+from ..gaussian import Gaussian, reference
+from ..shapes import flat
+from ..terms import Term
+
+
+@dataclass(frozen=True)
+class GaussianStart:
+    """A leap from `start` to `stop`, times of a circular path of data scale s.
+
+    Args:
+        law: the centred data's Gaussian.
+        sde: the circular path.
+        start, stop: times of the leap, falling.
+        power: k.
+    """
+
+    law: Gaussian
+    sde: object
+    start: float
+    stop: float
+    power: int
+
+    @classmethod
+    def planned(cls, term: Term, law: Gaussian | None, start: float, stop: float, x: Tensor) -> GaussianStart:
+        """The leap for a term: `law` or, if None, what its model knows of the data."""
+        model = term.model
+        law = reference(model) if law is None else law
+        d = math.prod(x.shape[1:])
+        came = law.variances.shape[:1] if law.axes is None else law.axes.shape[:1]
+        if came not in ((), (d,)):
+            raise InvalidInputError(
+                f"the covariance is of {came[0]} numbers, but an event of shape {tuple(x.shape[1:])} has {d}: wanted "
+                f"({d}, {d}), or variances of the event's shape"
+            )
+        centred = Gaussian(torch.zeros((), dtype=torch.float64), law.variances, law.axes, law.rest)
+        return cls(centred.to(x), term.sde, start, stop, 2 if law.complete else 1)
+
+    @property
+    def past(self) -> list[float]:
+        """The times above the landing that get a slope, the nearest first."""
+        return [(self.start + self.stop) / 2, self.start]
+
+    def carried(self, x: Tensor, t: float) -> Tensor:
+        """The Gaussian flow from x at `start` to t."""
+        a, b, c, d = *self._level(self.start), *self._level(t)
+        return self._applied(lambda v: ((c**2 * v + d**2) / (a**2 * v + b**2)) ** 0.5, x)
+
+    def slope(self, x: Tensor, t: float) -> Tensor:
+        """dx/dt of the Gaussian flow at (x, t)."""
+        alpha, sigma = self._level(t)
+        s = self.sde.sigma_data  # type: ignore[attr-defined]
+        return self._applied(lambda v: (s**2 - v) * math.sin(t) * math.cos(t) / (alpha**2 * v + sigma**2), x)
+
+    def landed(self, x: Tensor, x_stop: Tensor, slope: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+        """(x at `stop` corrected, slopes at `past`, the correction), given x at `start` and the slope at `stop`."""
+        delta, k = slope - self.slope(x_stop, self.stop), self.power
+        correction = delta / ((k + 1) * math.tan(self.stop))
+        slopes = [
+            self.slope(self.carried(x, t), t) + delta * (math.tan(self.stop) / math.tan(t)) ** k for t in self.past
+        ]
+        return x_stop - correction, slopes, correction
+
+    def _level(self, t: float) -> tuple[float, float]:
+        level = self.sde.level(torch.tensor(t, dtype=torch.float64))  # type: ignore[attr-defined]
+        return level.alpha, level.sigma
+
+    def _applied(self, f, x: Tensor) -> Tensor:
+        return self.law.apply(f, flat(x)).reshape(x.shape)
+
+
+def newton_table(slope: Tensor, slopes: Sequence[Tensor], t: float, past: Sequence[float]) -> list[Tensor]:
+    """phi_1, phi_2, phi_3 of `Adams` at t, from the slopes there and at two times before."""
+    first = slope - slopes[0]
+    return [slope, first, first - (t - past[0]) / (past[0] - past[1]) * (slopes[0] - slopes[1])]
