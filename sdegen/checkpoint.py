@@ -34,7 +34,7 @@ from .errors import (
     SdegenError,
 )
 from .model import Denoiser, ScoreModel
-from .nets import MLP, UNet
+from .nets import MLP, DiT, UNet
 from .sde import SDE
 from .variance import LearnedVariance
 
@@ -48,7 +48,7 @@ _MOST_MANIFEST, _MOST_JSON, _MOST_HEADER = 1 << 20, 1 << 24, 1 << 24  # bytes: a
 
 # The only classes that a name in a file can mean.
 _MODELS: dict[str, type[Denoiser]] = {model.__name__: model for model in (Denoiser, LearnedVariance)}
-_NETS: dict[str, type[nn.Module]] = {net.__name__: net for net in (MLP, UNet)}
+_NETS: dict[str, type[nn.Module]] = {net.__name__: net for net in (MLP, UNet, DiT)}
 _SDES: dict[str, type[SDE]] = {
     name: getattr(processes, name)
     for name in (

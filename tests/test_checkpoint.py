@@ -25,7 +25,7 @@ from sdegen.errors import (
 )
 from sdegen.mixture import GaussianMixture
 from sdegen.model import Denoiser
-from sdegen.nets import MLP, UNet
+from sdegen.nets import MLP, DiT, UNet
 from sdegen.oracle import MixtureModel
 from sdegen.parametrization import Parametrization
 from sdegen.sde import (
@@ -114,6 +114,25 @@ def test_a_model_comes_back_to_the_bit(tmp_path, sde, parametrization):
     assert back.event_shape == (2,) and back.parametrization == parametrization and not back.training
     assert torch.equal(back.data_mean, model.data_mean) and torch.equal(back.data_std, model.data_std)
     assert back.data_std.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        MLP((1, 4, 4), hidden=8, n_classes=2, label_dropout=0.1),
+        UNet(1, channels=8, patch=2, skip_rescale=True, token_channels=3, attention=(0,), dropout=0.2),
+        UNet(1, channels=8, n_classes=4, label_dropout=0.2),
+        DiT(1, hidden=8, depth=1, heads=2, n_classes=2),
+    ],
+    ids=name,
+)
+def test_every_network_is_rebuilt(net: nn.Module, tmp_path: Path) -> None:
+    model = Denoiser(shaken(net), VPSDE(), data_mean=0.1, data_std=0.5).eval()
+    save(model, tmp_path / "m")
+    again = load(tmp_path / "m", device="cpu")
+    x = torch.randn(3, 1, 4, 4)
+    assert isinstance(again, Denoiser) and again.net.config == net.config
+    assert torch.equal(again(x, 0.4).x0, model(x, 0.4).x0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

@@ -4,7 +4,9 @@ Each keeps the arguments it was built with in `net.config`, a dict that survives
 same architecture.
 """
 
+from .dit import DiT
 from .mlp import MLP
+from .presets import PRESETS, make_net
 from .unet import UNet
 
-__all__ = ["MLP", "UNet"]
+__all__ = ["PRESETS", "DiT", "MLP", "UNet", "make_net"]

@@ -70,11 +70,12 @@ class LabelEmbedding(nn.Module):
     Args:
         n_classes: labels are 0 .. n_classes - 1; -1 or None stand for no class, the last row of the table.
         width: length of a vector.
+        dropout: in training, the probability that a sample's label is taken for "no class".
     """
 
-    def __init__(self, n_classes: int, width: int) -> None:
+    def __init__(self, n_classes: int, width: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.n_classes = n_classes
+        self.n_classes, self.dropout = n_classes, dropout
         self.table = nn.Embedding(n_classes + 1, width)
 
     def forward(self, label: Tensor | int | None, batch: int) -> Tensor:
@@ -83,6 +84,8 @@ class LabelEmbedding(nn.Module):
         if label is None or isinstance(label, int):
             label = torch.full((batch,), -1 if label is None else label, dtype=torch.long, device=device)
         self.check(label, batch)
+        if self.training and self.dropout:
+            label = torch.where(torch.rand(batch, device=device) < self.dropout, -1, label)
         return self.table(torch.where(label < 0, self.n_classes, label.long()))
 
     def check(self, label: Tensor, batch: int) -> None:
@@ -109,12 +112,20 @@ class Embedding(nn.Module):
         width: length of e.
         time_features: "fourier" (t in any range) or "sinusoidal" (t in [0, 1]).
         n_classes: None for a network without labels.
+        label_dropout: in training, the probability that a label is left out.
 
     Raises:
         InvalidInputError: an unknown name of features; a label given to a network that has none, or one out of range.
     """
 
-    def __init__(self, width: int, *, time_features: str = "fourier", n_classes: int | None = None) -> None:
+    def __init__(
+        self,
+        width: int,
+        *,
+        time_features: str = "fourier",
+        n_classes: int | None = None,
+        label_dropout: float = 0.0,
+    ) -> None:
         super().__init__()
         if time_features not in TIME_FEATURES:
             raise InvalidInputError(
@@ -123,7 +134,11 @@ class Embedding(nn.Module):
         self.features = TIME_FEATURES[time_features]()
         self.inner = nn.Linear(self.features.size, width)
         self.outer = nn.Linear(width, width)
-        self.label = None if n_classes is None else LabelEmbedding(check_count("n_classes", n_classes), width)
+        if check_share("label_dropout", label_dropout) and n_classes is None:
+            raise InvalidInputError(f"label_dropout={label_dropout} without classes: pass n_classes=")
+        self.label = (
+            None if n_classes is None else LabelEmbedding(check_count("n_classes", n_classes), width, label_dropout)
+        )
 
     def forward(self, t: Tensor, label: Tensor | int | None = None) -> Tensor:
         """(B,), (B,) -> (B, width)."""
@@ -149,6 +164,13 @@ def check_count(name: str, value: int, least: int = 1) -> int:
     """A whole number of at least `least`, or an InvalidInputError."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InvalidInputError(f"{name}={value!r}: wanted a whole number, at least {least}")
+    return value
+
+
+def check_share(name: str, value: float) -> float:
+    """A probability in [0, 1), or an InvalidInputError."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise InvalidInputError(f"{name}={value!r}: wanted a probability in [0, 1)")
     return value
 
 

@@ -32,6 +32,7 @@ class MLP(nn.Module):
         embedding: length of e.
         time_features: "fourier" (t in any range) or "sinusoidal" (t in [0, 1]).
         n_classes: labels are 0 .. n_classes - 1, -1 or None for no class. None: a network without labels.
+        label_dropout: in training, the probability that a label is left out, for guidance without a classifier.
 
     Raises:
         InvalidInputError: arguments out of range; x, t or label of another shape.
@@ -48,6 +49,7 @@ class MLP(nn.Module):
         embedding: int = 32,
         time_features: str = "fourier",
         n_classes: int | None = None,
+        label_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         shape = [event_shape] if isinstance(event_shape, int) else list(event_shape)
@@ -60,8 +62,11 @@ class MLP(nn.Module):
             "time_features": time_features,
             "n_classes": n_classes,
         }
+        self.config |= {"label_dropout": label_dropout} if label_dropout else {}  # older checkpoints do not tell it
         d = math.prod(shape)
-        self.embedding = Embedding(embedding, time_features=time_features, n_classes=n_classes)
+        self.embedding = Embedding(
+            embedding, time_features=time_features, n_classes=n_classes, label_dropout=label_dropout
+        )
         self.modulations = nn.ModuleList(nn.Linear(embedding, 2 * hidden) for _ in range(layers))
         self.inp = nn.Linear(d, hidden)
         self.hidden = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(layers - 1))

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..errors import InvalidInputError
-from .embeddings import Embedding, check_count, check_time
+from .attention import ImageAttention, from_patches, group_norm, to_patches, zero
+from .embeddings import Embedding, check_count, check_share, check_time
 
 EMBEDDING = 4  # the embedding of time and label is so many times as long as the finest level is wide
 
@@ -21,10 +23,13 @@ class UNet(nn.Module):
     Level i works at 1/2^i of the image's size with multipliers[i] * channels channels. Going down, each block leaves
     its result for a block of the same level going up, which reads it beside its input; levels are joined by 2x2 means
     and nearest-neighbour repeats. The last convolution starts at zero. The defaults have 0.33M parameters, enough for
-    digits of 8x8.
+    digits of 8x8; `make_net` knows larger ones by name.
+
+    Set `net.recompute = True` to keep only the blocks' inputs in training and compute the rest again on the way back:
+    the same gradients, about a third more time, and several times less memory.
 
     Args:
-        in_channels: C of x (B, C, H, W); H and W need not be equal, each divisible by 2^(levels - 1).
+        in_channels: C of x (B, C, H, W); H and W need not be equal, each divisible by patch * 2^(levels - 1).
         channels: channels of the finest level.
         multipliers: one per level.
         blocks: residual blocks per level, each way.
@@ -34,11 +39,16 @@ class UNet(nn.Module):
         n_classes: labels are 0 .. n_classes - 1, -1 or None for no class. None: a network without labels.
         out_channels: None for as many as in_channels; twice as many to learn a variance.
         time_features: "fourier" (t in any range) or "sinusoidal" (t in [0, 1]).
+        label_dropout: in training, the probability that a label is left out, for guidance without a classifier.
+        token_channels: D of token conditions (B, T, D), which every attention then reads too. None: no tokens.
+        skip_rescale: whether sums of two branches are divided by sqrt(2).
+        patch: pixels to a side of what the finest level sees as one: 2 costs a quarter.
 
     Raises:
-        InvalidInputError: arguments out of range; x, t or label of a shape that does not fit, before any work.
+        InvalidInputError: arguments out of range; x, t, label or tokens of a shape that does not fit, before any work.
 
-    Source: Ho et al. 2020, appendix B, with the blocks of Dhariwal & Nichol 2021, section 3.
+    Source: Ho et al. 2020, appendix B, with the blocks of Dhariwal & Nichol 2021, section 3; skip_rescale: Song et al.
+    2021, appendix H; tokens: Rombach et al. 2022, section 3.3.
     """
 
     down: Any  # per level, finest first, the list of its blocks
@@ -57,6 +67,10 @@ class UNet(nn.Module):
         n_classes: int | None = None,
         out_channels: int | None = None,
         time_features: str = "fourier",
+        label_dropout: float = 0.0,
+        token_channels: int | None = None,
+        skip_rescale: bool = False,
+        patch: int = 1,
     ) -> None:
         super().__init__()
         self.config = {
@@ -66,23 +80,39 @@ class UNet(nn.Module):
             "blocks": check_count("blocks", blocks),
             "attention": list(attention),
             "head_channels": check_count("head_channels", head_channels),
-            "dropout": dropout,
+            "dropout": check_share("dropout", dropout),
             "n_classes": n_classes,
             "out_channels": check_count("out_channels", in_channels if out_channels is None else out_channels),
             "time_features": time_features,
         }
+        # what older checkpoints do not tell is told only where it is not as it was
+        self.config |= {"label_dropout": label_dropout} if label_dropout else {}
+        self.config |= (
+            {} if token_channels is None else {"token_channels": check_count("token_channels", token_channels)}
+        )
+        self.config |= {"skip_rescale": True} if skip_rescale else {}
+        self.config |= {"patch": patch} if check_count("patch", patch) > 1 else {}
+        self.patch, self.token_channels, self.recompute = patch, token_channels, False
         widths = [m * channels for m in multipliers]
         attended = _levels(attention, len(widths))
-        if not 0 <= dropout < 1:
-            raise InvalidInputError(f"dropout={dropout!r}: wanted a probability in [0, 1)")
-        self.factor = 2 ** (len(widths) - 1)
+        self.factor = patch * 2 ** (len(widths) - 1)
         width = EMBEDDING * channels
-        self.embedding = Embedding(width, time_features=time_features, n_classes=n_classes)
+        self.embedding = Embedding(width, time_features=time_features, n_classes=n_classes, label_dropout=label_dropout)
+        if token_channels is not None:
+            self.no_token = nn.Parameter(torch.zeros(token_channels))
 
         def block(c_in: int, c_out: int, attends: bool) -> Block:
-            return Block(c_in, c_out, width, dropout=dropout, head_channels=head_channels if attends else None)
+            return Block(
+                c_in,
+                c_out,
+                width,
+                dropout=dropout,
+                head_channels=head_channels if attends else None,
+                token_channels=token_channels,
+                skip_rescale=skip_rescale,
+            )
 
-        self.stem = nn.Conv2d(in_channels, widths[0], 3, padding=1)
+        self.stem = nn.Conv2d(in_channels * patch**2, widths[0], 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         h = widths[0]  # channels of the feature map so far
         for level, c in enumerate(widths):
@@ -95,132 +125,130 @@ class UNet(nn.Module):
             starts = [h, *ends[:-1]]
             self.up.append(nn.ModuleList(block(a + c, b, level in attended) for a, b in zip(starts, ends, strict=True)))
             h = ends[-1]
-        self.norm = _norm(h)
-        self.out = _zero(nn.Conv2d(h, self.config["out_channels"], 3, padding=1))
+        self.norm = group_norm(h)
+        self.out = zero(nn.Conv2d(h, self.config["out_channels"] * patch**2, 3, padding=1))
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | int | None = None) -> Tensor:
-        """(B, C, H, W), (B,), (B,) -> (B, out_channels, H, W)."""
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        label: Tensor | int | None = None,
+        tokens: Tensor | None = None,
+        token_mask: Tensor | None = None,
+    ) -> Tensor:
+        """(B, C, H, W), (B,), (B,), (B, T, D), (B, T) -> (B, out_channels, H, W).
+
+        Where token_mask is False a token is not seen; a sample without any is one without condition, as is None.
+        """
         self.check(x, t)
-        e = self.embedding(t, label)
-        h, skips = self.stem(x), []
+        told = (self.embedding(t, label), *self._with_no_token(x, tokens, token_mask))
+        p = self.patch
+        h, skips = self.stem(to_patches(x, p) if p > 1 else x), []
         for level, blocks in enumerate(self.down):
             h = F.avg_pool2d(h, 2) if level else h
             for block in blocks:
-                h = block(h, e)
+                h = self._run(block, h, *told)
                 skips.append(h)
         for block in self.middle:
-            h = block(h, e)
+            h = self._run(block, h, *told)
         for level, blocks in enumerate(self.up):
             h = F.interpolate(h, scale_factor=2.0, mode="nearest") if level else h
             for block in blocks:
-                h = block(torch.cat([h, skips.pop()], 1), e)
-        return self.out(F.silu(self.norm(h))).to(x.dtype)
+                h = self._run(block, torch.cat([h, skips.pop()], 1), *told)
+        y = self.out(F.silu(self.norm(h))).to(x.dtype)
+        return from_patches(y, p) if p > 1 else y
+
+    def _run(self, block: nn.Module, *inputs: Tensor | None) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)  # type: ignore[return-value]
+        return block(*inputs)
+
+    def _with_no_token(
+        self, x: Tensor, tokens: Tensor | None, mask: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The tokens after a learned one that stands for none, so that attention always has something to read."""
+        d, batch = self.token_channels, len(x)
+        if d is None:
+            if tokens is not None or mask is not None:
+                raise InvalidInputError("this network was built without tokens: build it with token_channels=")
+            return None, None
+        none = self.no_token.expand(batch, 1, d)
+        if tokens is None:
+            return none, None
+        if tokens.ndim != 3 or tokens.shape[0] != batch or tokens.shape[2] != d:
+            raise InvalidInputError(f"tokens have shape {tuple(tokens.shape)}: wanted ({batch}, T, {d})")
+        if mask is not None and (mask.shape != tokens.shape[:2] or mask.dtype != torch.bool):
+            raise InvalidInputError(
+                f"token_mask is {mask.dtype} of shape {tuple(mask.shape)}: wanted bool {tuple(tokens.shape[:2])}"
+            )
+        seen = None if mask is None else F.pad(mask, (1, 0), value=True)
+        return torch.cat([none, tokens.to(none.dtype)], 1), seen
 
     def check(self, x: Tensor, t: Tensor) -> None:
         """Refuse shapes that do not fit."""
-        c, n = self.config["in_channels"], self.factor
+        c, n, p = self.config["in_channels"], self.factor, self.patch
         if x.ndim != 4 or x.shape[1] != c:
             raise InvalidInputError(f"x has shape {tuple(x.shape)}: this network was built for (B, {c}, H, W)")
         if x.shape[2] % n or x.shape[3] % n or not x.shape[2] * x.shape[3]:
+            patches = f" in patches of {p}" if p > 1 else ""
             raise InvalidInputError(
-                f"images of {x.shape[2]}x{x.shape[3]} cannot be halved {n.bit_length() - 1} times: "
+                f"images of {x.shape[2]}x{x.shape[3]}{patches} cannot be halved {(n // p).bit_length() - 1} times: "
                 f"pad both sides to multiples of {n}, or build the network with fewer multipliers"
             )
         check_time(x, t)
 
 
 class Block(nn.Module):
-    """A residual block that the embedding e scales and shifts, then self-attention if asked.
+    """A residual block that the embedding e scales and shifts, then attention if asked.
 
-    h = conv(SiLU(norm(x))),  y = skip(x) + conv(SiLU((1 + a(e)) norm(h) + b(e))); the second convolution starts at
-    zero.
+    h = conv(SiLU(norm(x))),  y = scale (skip(x) + conv(SiLU((1 + a(e)) norm(h) + b(e)))); the second convolution
+    starts at zero.
 
     Args:
         c_in, c_out: channels; skip is a 1x1 convolution where they differ.
         embedding: length of e.
         dropout: before the second convolution.
         head_channels: of the attention; None for none.
+        token_channels: of the tokens that are attended to after the pixels themselves; None for none.
+        skip_rescale: scale is 1/sqrt(2) instead of 1.
 
     Source: Dhariwal & Nichol 2021, section 3 (adaptive group normalisation).
     """
 
     def __init__(
-        self, c_in: int, c_out: int, embedding: int, *, dropout: float = 0.0, head_channels: int | None = None
+        self,
+        c_in: int,
+        c_out: int,
+        embedding: int,
+        *,
+        dropout: float = 0.0,
+        head_channels: int | None = None,
+        token_channels: int | None = None,
+        skip_rescale: bool = False,
     ) -> None:
         super().__init__()
-        self.norm_in, self.norm_out = _norm(c_in), _norm(c_out)
+        self.scale = 0.5**0.5 if skip_rescale else 1.0
+        self.norm_in, self.norm_out = group_norm(c_in), group_norm(c_out)
         self.conv_in = nn.Conv2d(c_in, c_out, 3, padding=1)
         self.modulation = nn.Linear(embedding, 2 * c_out)
         self.dropout = nn.Dropout(dropout)
-        self.conv_out = _zero(nn.Conv2d(c_out, c_out, 3, padding=1))
+        self.conv_out = zero(nn.Conv2d(c_out, c_out, 3, padding=1))
         self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
-        self.attention = (
-            nn.Identity() if head_channels is None else ImageAttention(c_out, max(1, c_out // head_channels))
-        )
+        self.attention, self.cross = nn.Identity(), None
+        if head_channels is not None:
+            heads = max(1, c_out // head_channels)
+            self.attention = ImageAttention(c_out, heads, scale=self.scale)
+            if token_channels is not None:
+                self.cross = ImageAttention(c_out, heads, token_channels=token_channels, scale=self.scale)
 
-    def forward(self, x: Tensor, e: Tensor) -> Tensor:
-        """(B, c_in, H, W), (B, embedding) -> (B, c_out, H, W)."""
+    def forward(self, x: Tensor, e: Tensor, tokens: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """(B, c_in, H, W), (B, embedding), (B, T, D), (B, T) -> (B, c_out, H, W)."""
         h = self.conv_in(F.silu(self.norm_in(x)))
         a, b = self.modulation(e)[:, :, None, None].chunk(2, 1)
         h = torch.addcmul(b, self.norm_out(h), 1 + a)
-        return self.attention(self.skip(x) + self.conv_out(self.dropout(F.silu(h))))
-
-
-class SelfAttention(nn.Module):
-    """Multi-head self-attention: W_o [softmax(q_h k_h^T / sqrt(d_h)) v_h]_h with (q, k, v) = W x.
-
-    Args:
-        channels: C, divisible by heads.
-        heads: how many.
-
-    Raises:
-        InvalidInputError: channels that do not divide.
-
-    Source: Vaswani et al. 2017, section 3.2.
-    """
-
-    def __init__(self, channels: int, heads: int) -> None:
-        super().__init__()
-        if channels % heads:
-            raise InvalidInputError(
-                f"{channels} channels do not divide into {heads} heads: change head_channels or channels"
-            )
-        self.heads = heads
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.out = nn.Linear(channels, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, C) -> (B, N, C)."""
-        q, k, v = (y.unflatten(2, (self.heads, -1)).transpose(1, 2) for y in self.qkv(x).chunk(3, 2))
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-
-
-class ImageAttention(nn.Module):
-    """Self-attention over the pixels of a feature map, as a residual: x + attention(norm(x)), zero at the start."""
-
-    def __init__(self, channels: int, heads: int) -> None:
-        super().__init__()
-        self.norm = _norm(channels)
-        self.attention = SelfAttention(channels, heads)
-        _zero(self.attention.out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        tokens = self.norm(x).flatten(2).transpose(1, 2)
-        return x + self.attention(tokens).transpose(1, 2).reshape(x.shape)
-
-
-def _norm(channels: int) -> nn.GroupNorm:
-    """Group norm of at most 32 groups of at least 4 channels, as far as they divide."""
-    groups = next(g for g in range(max(1, min(32, channels // 4)), 0, -1) if channels % g == 0)
-    return nn.GroupNorm(groups, channels)
-
-
-def _zero(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
-    nn.init.zeros_(layer.weight)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-    return layer
+        y = self.skip(x) + self.conv_out(self.dropout(F.silu(h)))
+        y = self.attention(y if self.scale == 1 else y * self.scale)
+        return y if self.cross is None else self.cross(y, tokens, mask)
 
 
 def _levels(attention: Sequence[int], n: int) -> set[int]:
