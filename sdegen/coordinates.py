@@ -11,7 +11,6 @@ from torch import Tensor
 from .model import Centred, ScoreModel, rescaling
 from .sde import SDE, TrigSDE
 from .shapes import expand
-from .solvers import Solver
 
 
 @dataclass(frozen=True)
@@ -27,11 +26,14 @@ class Coordinates:
     centre: Tensor | None
 
     @classmethod
-    def chosen(cls, model: ScoreModel, solver: Solver) -> Coordinates:
-        """The model's own or, for a solver that is better there, the circular path of the data's scale and mean."""
+    def own_of(cls, model: ScoreModel) -> Coordinates:
+        """The model's own."""
+        return cls(model.sde, model, None)
+
+    @classmethod
+    def best_of(cls, model: ScoreModel) -> Coordinates:
+        """The circular path of the data's scale around the data's mean."""
         own = model.sde
-        if solver.coordinates == "own":
-            return cls(own, model, None)
         high, low = torch.exp(-own.half_log_snr(torch.tensor([own.t_max, own.t_min], dtype=torch.float64))).tolist()
         centre = model.data_mean
         if centre is not None and bool((centre == 0).all()):

@@ -26,25 +26,7 @@ from .terms import Term
 
 
 def grid(model: ScoreModel, n: int, *, kind: str, t_span: tuple[float, float] | None = None) -> Tensor:
-    """n + 1 times for `steps=`: from t_max to t_min in n - 1 steps, and then to 0, the final denoising.
-
-    Args:
-        model: a ScoreModel, or an SDE.
-        n: how many steps.
-        kind: what they are equally spaced in: "uniform" t, "sqrt-time" sqrt of linear-VP time,
-            "lambda" log(alpha/sigma), "theta" atan(sigma/alpha/s)^(1/1.6) with s the data's standard deviation,
-            "karras" (sigma/alpha)^(1/7).
-        t_span: (from, to), default (t_max, 0); from t_min to t_max for encoding.
-
-    Returns:
-        (n + 1,) float64 times in the order they are visited.
-
-    Raises:
-        InvalidInputError: an unknown kind, n < 1.
-
-    Source: Karras et al. 2022 (arXiv 2206.00364) eq. 5; Lu et al. 2022 (arXiv 2206.00927); Song et al. 2020 (arXiv
-    2010.02502) appendix D.2.
-    """
+    """The grids that a formula gives; see `sampling.grid`."""
     sde = model.sde if isinstance(model, ScoreModel) else model
     if not isinstance(sde, SDE):
         raise InvalidInputError(f"grid takes a ScoreModel or an SDE, not {type(model).__name__}")
@@ -132,16 +114,18 @@ class Run:
         span = self.default_span if self.t_span is None else check_span(self.t_span)
         nodes, denoise = check_times(term, given if isinstance(given, Tensor) else span)
         self._check_direction(nodes)
-        controlled = tolerant or (given is None and solver.adaptive)
+        controlled, laid = tolerant or (given is None and solver.adaptive), ""
         if not controlled and not isinstance(given, Tensor) and len(nodes) > 1:
             ends = (float(nodes[0]), 0.0 if denoise else float(nodes[-1]))
             count = solver.default_steps if given is None else given
             nodes, denoise = check_times(term, self._laid(solver, count, ends))
+            laid = solver.grid
         noisy = term.stochastic or solver.kind == "SDE"
         save = check_save(
             self.save, (float(nodes[0]), float(nodes[-1])), denoise, nodes if noisy and not controlled else None
         )
-        return Plan(solver, Coordinates.chosen(self.model, solver), nodes, denoise, controlled, save)
+        view = (Coordinates.best_of if solver.coordinates == "best" else Coordinates.own_of)(self.model)
+        return Plan(solver, view, nodes, denoise, controlled, save, laid)
 
     def _laid(self, solver: Solver, count: int, ends: tuple[float, float]) -> Tensor:
         """The solver's grid of `count` evaluations; before it the leap of a solver that makes one."""
@@ -190,6 +174,8 @@ class Run:
         )
         if trip is not None:
             solution = trip.arrive(solution)
+        if plan.laid:
+            solution = replace(solution, solver=f"{solution.solver}, grid {plan.laid!r}")
         return solution if view.same else self._back(solution, plan)
 
     def _back(self, solution: Solution, plan: Plan) -> Solution:
@@ -216,6 +202,7 @@ class Plan:
     denoise: bool
     controlled: bool
     save: str | Tensor
+    laid: str = ""  # the kind of grid, where the run laid it
 
 
 def joined(parts: Sequence[Solution]) -> Solution:

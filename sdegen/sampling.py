@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import operator
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from numbers import Real
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -16,7 +18,8 @@ from .errors import InvalidInputError
 from .likelihood import journeys
 from .model import ScoreModel
 from .noise import PRIOR, Noise, check_seed
-from .running import Run, bar, check_model, grid, joined, sample_numbers
+from .running import Run, bar, check_model, joined, sample_numbers
+from .running import grid as formula
 from .shapes import check_state
 from .solution import Solution
 from .solvers import Solver, choose
@@ -155,6 +158,79 @@ def encode(
         model, term_of, lambda rows, t: x[rows.to(x.device)], t_span, span, how, save, 0, torch.arange(x.shape[0]), cond
     )
     return run(x.shape[0], batch_size, progress, on_failure)
+
+
+def grid(
+    model: ScoreModel,
+    n: int,
+    *,
+    kind: str,
+    t_span: tuple[float, float] | None = None,
+    samples: int = 64,
+    seed: int = 0,
+    **cond: Any,
+) -> Tensor:
+    """n + 1 times for `steps=`: from t_max to t_min in n - 1 steps, and then to 0, the final denoising.
+
+    Args:
+        model: a ScoreModel; an SDE will do for all kinds but "pilot".
+        n: how many steps.
+        kind: what they are equally spaced in: "uniform" t, "sqrt-time" sqrt of linear-VP time,
+            "lambda" log(alpha/sigma), "theta" atan(sigma/alpha/s)^(1/1.6) with s the data's standard deviation,
+            "karras" (sigma/alpha)^(1/7); or "pilot": as the steps of "adams" under error control are, on the average of
+            some samples, at a tolerance that takes about n evaluations.
+        t_span: (from, to), default (t_max, 0); from t_min to t_max for encoding. A pilot goes to t_min or 0.
+        samples, seed, cond: of the pilot. Nothing is remembered: ask again when the weights have changed.
+
+    Returns:
+        (n + 1,) float64 times in the order they are visited.
+
+    Raises:
+        InvalidInputError: an unknown kind, n < 1; a pilot without a model, or with one that does not know its event
+            shape.
+
+    Source: Karras et al. 2022 (arXiv 2206.00364) eq. 5; Lu et al. 2022 (arXiv 2206.00927); Song et al. 2020 (arXiv
+    2010.02502) appendix D.2.
+    """
+    if kind != "pilot":
+        if cond:
+            raise InvalidInputError(f"{', '.join(cond)}: only kind='pilot' runs the model and takes conditions")
+        return formula(model, n, kind=kind, t_span=t_span)
+    check_model(model)
+    ends = formula(model, n, kind="uniform", t_span=t_span)[[0, -1]].tolist()  # checks n and the span
+    if model.event_shape is None:
+        raise InvalidInputError("kind='pilot' draws samples, but this model does not know its event_shape: set it")
+    if ends[0] < ends[1]:
+        raise InvalidInputError(f"t_span={t_span}: a pilot samples, t falling; flip its times for encoding")
+    inner = n - 1 if ends[1] == 0 else n
+    if inner == 0:
+        return torch.tensor(ends, dtype=torch.float64)
+    stop = model.sde.t_min if ends[1] == 0 else ends[1]
+    rtol = next((tol for most, tol in _PILOTS if n <= most), 1e-7)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "rtol=.* below what")  # as tight as the network's precision allows
+        how = {"solver": "adams", "rtol": rtol, "t_span": (ends[0], stop), "save": "all", "progress": False}
+        run = sample(model, samples, seed=seed, **how, **cond)
+    times = _quantiles(model, run.ts.cpu(), run.accepted.cpu(), inner)
+    times[0], times[-1] = ends[0], stop
+    return times if ends[1] != 0 else torch.cat([times, torch.zeros(1, dtype=torch.float64)])
+
+
+# the tolerance at which "adams" takes about so many evaluations, on random mixtures (docs/decisions.md)
+_PILOTS = ((12, 1e-2), (22, 1e-3), (35, 1e-4), (70, 1e-6))
+
+
+def _quantiles(model: ScoreModel, ts: Tensor, accepted: Tensor, n: int) -> Tensor:
+    """n + 1 times that cut the mean of the samples' steps, (S, B) times each, into equal parts."""
+    angle = lambda t: torch.atan(torch.exp(-model.sde.half_log_snr(t)) / model.sigma_data)
+    fine = torch.linspace(float(angle(ts[0, 0])), float(angle(ts[-1, 0])), 2048, dtype=torch.float64)
+    done = torch.zeros_like(fine)  # the mean fraction of steps behind each angle
+    for k, count in enumerate(accepted.tolist()):
+        own = angle(ts[: count + 1, k]).numpy()[::-1]
+        fraction = numpy.linspace(0, 1, count + 1)[::-1]
+        done += torch.from_numpy(numpy.interp(fine.numpy(), own, fraction)) / len(accepted)
+    wanted = numpy.interp(numpy.linspace(0, 1, n + 1), done.numpy(), fine.numpy())
+    return model.sde.time(-torch.log(model.sigma_data * torch.tan(torch.from_numpy(wanted))))
 
 
 # ---- checks

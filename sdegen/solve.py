@@ -600,7 +600,8 @@ def _solution(
     status: Tensor,
 ) -> Solution:
     if p.grid is not None:
-        how = f"{len(p.grid) - 1 + p.denoise} steps"
+        made = (f"{name} {choice}" for name, choice in p.solver.choices(len(p.grid) - 1).items())
+        how = ", ".join([f"{len(p.grid) - 1 + p.denoise} steps", *made])
     else:
         how = f"rtol={p.tolerance.rtol:g}, atol={p.tolerance.atol:g}" if p.tolerance is not None else ""
     return Solution(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import warnings
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -54,6 +55,25 @@ def count_or_times(steps: Any, least: int = 2) -> int | Tensor | None:
     return times
 
 
+def warn_of_order(name: str, values: int, steps: int) -> None:
+    """Warn where a multistep method uses more past values than a grid of so few steps carries.
+
+    On exact scores one value more than `carried` was 1.5 to 50 times worse, two are wasted at best (docs/decisions.md).
+    """
+    if steps > 1 and values > carried(steps)[0] + 1:
+        warnings.warn(
+            f"{name!r} with {values} past values on {steps} steps: so few carry about {carried(steps)[0]}, more are "
+            "likely to be worse; lower order=, or take more steps",
+            stacklevel=2,
+        )
+
+
+def carried(steps: int, low: int = 12) -> tuple[int, int]:
+    """Values of the predictor and of the corrector that a grid of so many steps carries; up to `low` the fewest."""
+    table = ((low, (2, 3)), (16, (3, 4)), (24, (4, 5)), (60, (5, 6)))
+    return next((order for most, order in table if steps <= most), (6, 7))
+
+
 def check_span(t_span: Any) -> tuple[float, float]:
     """(from, to) as two finite floats."""
     try:
@@ -80,7 +100,7 @@ def formula_grid(sde: SDE, n: int, *, kind: str, start: float, stop: float, sigm
     Song et al. 2020 (arXiv 2010.02502) appendix D.2 "quadratic" for "sqrt-time".
     """
     if kind not in GRIDS:
-        raise InvalidInputError(f"grid kind {kind!r}: wanted one of {', '.join(map(repr, GRIDS))}")
+        raise InvalidInputError(f"grid kind {kind!r}: wanted one of {', '.join(map(repr, GRIDS))}, 'pilot'")
     ends = torch.tensor([start, stop], dtype=torch.float64)
     fraction = torch.linspace(0, 1, n + 1, dtype=torch.float64)
     if kind == "uniform":

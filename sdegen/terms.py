@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .errors import InvalidInputError
 from .model import ScoreModel
+from .ode import ODE, in_best_coordinates
 from .prediction import Prediction
 from .sde import SDE
 from .shapes import as_time, expand
@@ -190,6 +191,39 @@ class ProbabilityFlow(_OfModel):
 
     def __init__(self, model: ScoreModel, **cond: Any) -> None:
         super().__init__(model, 0.0, cond)
+
+    def as_ode(self, t_span: tuple[float, float] | None = None, *, like: Tensor | None = None) -> ODE:
+        """This flow for a solver of any other library, in the coordinates that cost it least.
+
+            rhs, span, into, out = ProbabilityFlow(model).as_ode()
+            x0 = out(odeint(rhs, into(x), torch.tensor(span), rtol=1e-4, atol=1e-4)[-1])
+
+        They are those of `sample`: the circular path of the data's scale around the data's mean, where Gaussian data of
+        that scale are solved exactly and the state keeps the data's units. Times that a solver asks for beyond the span
+        are moved onto its ends.
+
+        Args:
+            t_span: (from, to), times of the model's process; default (t_max, t_min).
+            like: a batch (B, *event); then rhs, into and out work on flat float64 numpy arrays of its numbers, as
+                scipy.integrate.solve_ivp wants them.
+
+        Returns:
+            ODE(rhs, span, into, out).
+
+        Raises:
+            InvalidInputError: times outside [t_min, t_max].
+
+        Source: Karras et al. 2022 (arXiv 2206.00364) for the preconditioning; Lu & Song 2024 (arXiv 2410.11081).
+        """
+        try:
+            start, stop = (self.t_max, self.t_min) if t_span is None else (float(t) for t in t_span)
+        except (TypeError, ValueError) as error:
+            raise InvalidInputError(f"t_span={t_span!r}: wanted (from, to), two times") from error
+        if not all(self.t_min * (1 - 1e-6) <= t <= self.t_max * (1 + 1e-6) for t in (start, stop)) or start == stop:
+            raise InvalidInputError(
+                f"t_span={t_span}: wanted two different times in [t_min, t_max] = [{self.t_min:g}, {self.t_max:g}]"
+            )
+        return in_best_coordinates(lambda model: self._with(model, self.cond), self.model, (start, stop), like)
 
     def _with(self, model, cond):
         return ProbabilityFlow(model, **cond)

@@ -31,7 +31,7 @@ from ..errors import InvalidInputError
 from ..gaussian import Gaussian
 from ..noise import Noise
 from ..shapes import flat
-from ..steps import Tolerance
+from ..steps import Tolerance, carried, warn_of_order
 from ..terms import ProbabilityFlow, ReverseSDE, Term
 from .base import Entry, Solver, State, Step
 from .gaussian_start import GaussianStart, newton_table
@@ -231,16 +231,24 @@ class Adams(Solver):
         return {name: value.index_select(axes.get(name, 0), keep) for name, value in state.items()}
 
     def _planned(self, term: Term, x: Tensor, grid: Tensor) -> _Fixed:
+        values = self.values or self.choices(len(grid) - 1)["order"]
+        if self.values is not None:
+            warn_of_order(self.name, values[0], len(grid) - 1)
         if not self.leaps:
-            return _Fixed.planned(grid, *(self.values or default_order(len(grid) - 1)))
+            return _Fixed.planned(grid, *values)
         self._circle(term)
         begin, stop = float(grid[0]), float(grid[1])
         if stop > begin:
             raise InvalidInputError("start='gaussian' is for sampling, t falling: use start='point' upward")
         leap = GaussianStart.planned(term, self.law, begin, stop, x)
-        values = self.values or default_order(len(grid) - 2, low=6)  # past slopes are known from the start
         nodes = torch.cat([torch.tensor([leap.past[1], leap.past[0]], dtype=grid.dtype), grid[1:]])
         return replace(_Fixed.planned(nodes, *values, known=2), leap=leap, k=-1)
+
+    def choices(self, steps: int) -> dict[str, Any]:
+        """The orders: 12 steps carry 2 past values, 6 after a Gaussian start, which knows its past; see docs."""
+        if self.values is not None or steps < 1:
+            return {}
+        return {"order": carried(steps - 1, low=6) if self.leaps else carried(steps)}
 
     def _fixed_step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, run: _Fixed) -> Step:
         if run.k < 0 and run.leap is not None:
@@ -255,12 +263,6 @@ class Adams(Solver):
         x_next = _summed(x, run.ahead[run.k], slopes)
         after = replace(run, k=run.k + 1, x=x, slopes=slopes[: run.keep])
         return Step(x_next, {"run": after}, slope=slope)
-
-
-def default_order(steps: int, low: int = 12) -> tuple[int, int]:
-    """Values of the predictor and of the corrector on a fixed grid of so many steps; up to `low` of them the fewest."""
-    table = ((low, (2, 3)), (16, (3, 4)), (24, (4, 5)), (60, (5, 6)))
-    return next((order for most, order in table if steps <= most), (6, 7))
 
 
 @dataclass(slots=True, eq=False)

@@ -163,6 +163,10 @@ class Solver(ABC):
         """The options it was made with."""
         return {}
 
+    def choices(self, steps: int) -> dict[str, Any]:
+        """What it chooses itself on a grid of so many steps, where it was not told."""
+        return {}
+
 
 def merge(accept: Tensor, new: State, old: State) -> State:
     """Carry `new` where a step was accepted and `old` elsewhere (names that are not in `old` are taken from `new`)."""

@@ -30,6 +30,7 @@ from torch import Tensor
 from ..errors import InvalidInputError
 from ..noise import Noise
 from ..sde import SDE
+from ..steps import warn_of_order
 from ..terms import Term
 from .base import Solver, State, Step
 from .weights import lagrange_weights, moments
@@ -233,6 +234,8 @@ class Multistep(Solver):
             raise InvalidInputError(
                 f"{self.name!r} works on a fixed grid: pass steps= instead of a tolerance, or use 'adams'"
             )
+        if self.rule != "constant":  # constant weights extrapolate little
+            warn_of_order(self.name, self.values, len(grid) - 1)
         return {"run": _Run(self._plan(term, grid))}
 
     def _plan(self, term: Term, ts: Tensor) -> list[_Planned]:

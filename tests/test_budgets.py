@@ -1,0 +1,104 @@
+"""What a number of steps is made into: the pilot's grid, the choice of order, the warning against too high a one."""
+
+import warnings
+
+import pytest
+import torch
+
+import sdegen as sg
+from sdegen.steps import carried
+
+
+def model_of(sde):
+    means = [[-1.0, 0.3, 0.0], [1.0, -0.4, 0.2], [0.2, 1.5, -0.1]]
+    return sg.MixtureModel(sg.GaussianMixture(means, std=0.15, weights=[0.5, 0.3, 0.2]), sde)
+
+
+@pytest.mark.parametrize("sde", [sg.VPSDE(), sg.EDMSDE(), sg.SubVPSDE(), sg.LinearPathSDE()], ids=repr)
+@pytest.mark.parametrize("n", [1, 2, 7, 30])
+def test_a_pilot_grid_goes_down_from_end_to_end(sde, n):
+    ts = sg.grid(model_of(sde), n, kind="pilot", samples=8)
+    assert ts.shape == (n + 1,) and ts.dtype == torch.float64
+    assert float(ts[0]) == sde.t_max and float(ts[-1]) == 0.0
+    assert bool((ts.diff() < 0).all())
+    if n > 1:
+        assert float(ts[-2]) == sde.t_min
+
+
+def test_a_pilot_grid_is_where_the_steps_of_error_control_are():
+    """With one sample and as many steps as it took, the grid is its own steps."""
+    model = model_of(sg.VPSDE())
+    span = (model.sde.t_max, model.sde.t_min)
+    run = sg.sample(model, 1, solver="adams", rtol=1e-3, t_span=span, seed=5, save="all")
+    n = int(run.accepted)
+    assert 12 < n <= 22  # that the pilot takes the same tolerance
+    ts = sg.grid(model, n, kind="pilot", t_span=span, samples=1, seed=5)
+    torch.testing.assert_close(ts, run.ts[:, 0].double(), rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("sde", [sg.VPSDE(), sg.EDMSDE()], ids=repr)
+def test_a_pilot_grid_pays_from_50_steps_on(sde):
+    model = model_of(sde)
+    x = sde.prior((64, 3), seed=1, dtype=torch.float64)
+    span = (sde.t_max, sde.t_min)
+    exact = sg.sample(model, (64, 3), solver="dopri5", rtol=1e-12, t_span=span, x_init=x).x
+    errors = []
+    for kind in ("pilot", "sqrt-time"):
+        steps = sg.grid(model, 50, kind=kind, t_span=span)
+        got = sg.sample(model, (64, 3), solver="adams", steps=steps, x_init=x).x
+        errors.append(float((got - exact).square().mean().sqrt()))
+    assert errors[0] < 0.8 * errors[1]
+
+
+def test_a_pilot_leaves_nothing_behind():
+    model = model_of(sg.VPSDE())
+    first = sg.grid(model, 9, kind="pilot", seed=3)
+    state = torch.random.get_rng_state()
+    assert torch.equal(sg.grid(model, 9, kind="pilot", seed=3), first)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert not torch.equal(sg.grid(model, 9, kind="pilot", seed=4), first)
+
+
+def test_wrong_pilots():
+    model = model_of(sg.VPSDE())
+    with pytest.raises(sg.InvalidInputError, match="ScoreModel|Denoiser"):
+        sg.grid(sg.VPSDE(), 5, kind="pilot")
+    with pytest.raises(sg.InvalidInputError, match="event_shape"):
+        sg.grid(sg.Denoiser(torch.nn.Identity(), sg.VPSDE(), parametrization="noise"), 5, kind="pilot")
+    with pytest.raises(sg.InvalidInputError, match="falling"):
+        sg.grid(model, 5, kind="pilot", t_span=(model.sde.t_min, 1.0))
+    with pytest.raises(sg.InvalidInputError, match="at least 1"):
+        sg.grid(model, 0, kind="pilot")
+    with pytest.raises(sg.InvalidInputError, match="'pilot'"):
+        sg.grid(model, 5, kind="pilots")
+    with pytest.raises(sg.InvalidInputError, match="label"):
+        sg.grid(model, 5, kind="theta", label=3)
+
+
+def test_the_solution_tells_what_was_chosen():
+    model = model_of(sg.VPSDE())
+    for n in (8, 20, 70):
+        told = sg.sample(model, 4, steps=n, seed=0).solver
+        assert told == f"adams, {n} steps, order {carried(n - 1)}, grid 'sqrt-time'"
+        assert int(sg.sample(model, 4, steps=n, seed=0).nfe.max()) == n
+
+
+@pytest.mark.parametrize("name, options", [("adams", {"order": (6, 7)}), ("multistep", {"order": 5}), ("deis3", {"order": 4})])
+def test_an_order_above_what_the_budget_carries_is_warned_of(name, options):
+    model = model_of(sg.VPSDE())
+    if name == "multistep":
+        name, options = "dpm++3m", {**options, "rule": "exact"}
+    solver = sg.make_solver(name, **options)
+    with pytest.warns(UserWarning, match="lower order="):
+        sg.sample(model, 2, solver=solver, steps=8, seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sg.sample(model, 2, solver=solver, steps=120, seed=0)
+
+
+@pytest.mark.parametrize("name", [row.name for row in sg.solvers() if row.kind != "SDE" and ":" not in row.name])
+def test_named_settings_do_not_warn_of_themselves(name):
+    model = model_of(sg.VPSDE())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sg.sample(model, 2, solver=name, steps=17, seed=0)
