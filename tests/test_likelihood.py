@@ -90,6 +90,20 @@ def test_gaussian_data_have_it_with_random_probes_too(kind):
     assert float(found.stderr.max()) < 1e-10
 
 
+def test_a_standard_deviation_for_each_coordinate_makes_the_prior_exact():
+    """Gaussian data along the axes: the law at t_max is known from data_mean and data_std alone, at any noise there."""
+    model = MixtureModel(sg.GaussianMixture([[1.0, -2.0]], covariances=[[0.09, 0.0], [0.0, 4.0]]), EDMSDE(sigma_max=5.0))
+    truth = model.log_prob(x := at_t_min(model, 5), model.sde.t_min)
+    model.data_covariance = None
+    model.set_statistics(torch.tensor([1.0, -2.0]), torch.tensor([0.3, 2.0]))
+    found = log_prob(model, x, rtol=1e-9)
+    torch.testing.assert_close(found.nats, truth, rtol=0, atol=1e-6)
+    model.set_statistics(torch.tensor([1.0, -2.0]), math.sqrt(4.09 / 2))  # one number for both: told as an error
+    found = log_prob(model, x, rtol=1e-9)
+    assert rms(found.nats - truth) > 1e-4
+    assert rms(found.nats - found.errors["prior"] - truth) < 0.2 * rms(found.nats - truth)
+
+
 class Ball(nn.Module):
     """The zero network, with a graph: a Denoiser of it believes in N(mean, std^2)."""
 
