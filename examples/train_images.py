@@ -74,7 +74,7 @@ def arguments() -> argparse.Namespace:
         parser.set_defaults(**{name: value for name, value in known.items() if name not in ("out", "smoke")})
         args = parser.parse_args()
     if args.smoke:
-        args.steps, args.batch_size = min(args.steps, 4), min(args.batch_size, 16)
+        args.steps, args.batch_size, args.preview_every = min(args.steps, 4), min(args.batch_size, 16), 4
     return args
 
 
