@@ -1,8 +1,8 @@
 """Train a diffusion model on images: any source, process, parametrisation and size of network.
 
 python examples/train_images.py --data fashion-mnist --out fashion
-python examples/train_images.py --data photos/ --size 64 --network cifar --flips --precision bf16 --out photos_run
-torchrun --standalone --nproc-per-node 8 examples/train_images.py --data hf:cifar10 --network cifar --out cifar
+python examples/train_images.py --data photos/ --size 64 --network cifar10-small --flips --precision bf16 --out photos
+torchrun --standalone --nproc-per-node 8 examples/train_images.py --data hf:cifar10 --network cifar10-edm --out cifar
 
 Stop it whenever you like. The same command goes on where it stopped, and so does `--out fashion` alone: the run folder
 knows the rest. Pictures of samples appear in its `previews` from the first steps on. Then: sample_images.py,
@@ -12,13 +12,13 @@ evaluate_images.py, compare_solvers.py --model fashion.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import sdegen as sg
 
@@ -29,12 +29,6 @@ SDES = {
     "ve": sg.VESDE,
     "edm": sg.EDMSDE,
     "linear": sg.LinearPathSDE,
-}
-NETWORKS: dict[str, dict[str, Any]] = {
-    "tiny": {"channels": 16, "multipliers": (1, 2, 4)},  # 0.3M parameters: 28 x 28 grey on a CPU
-    "small": {"channels": 32, "multipliers": (1, 2, 2), "blocks": 2, "attention": (-1,)},  # 1.4M
-    "medium": {"channels": 64, "multipliers": (1, 2, 2, 2), "blocks": 2, "attention": (2,), "dropout": 0.1},
-    "cifar": {"channels": 128, "multipliers": (1, 2, 2, 2), "blocks": 4, "attention": (1,), "dropout": 0.13},
 }
 
 
@@ -51,7 +45,8 @@ def arguments() -> argparse.Namespace:
     model = parser.add_argument_group("model")
     model.add_argument("--sde", default="vp", choices=SDES)
     model.add_argument("--parametrization", default="edm", choices=("edm", "v", "noise", "x0", "score", "velocity"))
-    model.add_argument("--network", default="tiny", choices=NETWORKS)
+    model.add_argument("--network", default="mnist-small", choices=sg.nets.PRESETS, help="see docs/networks.md")
+    model.add_argument("--net", action="append", default=[], metavar="NAME=VALUE", help="an argument that differs")
     model.add_argument("--drop-label", type=float, default=0.1, help="so often a class is hidden, for guidance")
     run = parser.add_argument_group("training")
     run.add_argument("--steps", type=int, default=10_000)
@@ -87,10 +82,12 @@ def recorded(out: Path) -> dict[str, Any]:
     return {} if found is None else found[1]["model"]["about"].get("arguments", {})
 
 
-def loss(model: sg.ScoreModel, x0: Tensor, *, drop: float, weight: str | None, seed: Any = None, **cond: Any) -> Tensor:
-    if "label" in cond and drop:
-        cond["label"] = cond["label"].where(torch.rand(len(x0), device=x0.device) >= drop, -1)
-    return sg.dsm_loss(model, x0, weight=weight, seed=seed, **cond)
+def changes(words: list[str]) -> dict[str, Any]:
+    """Arguments of the network, such as channels=16 or multipliers=[1,2,4]."""
+    try:
+        return {name: json.loads(value) for name, value in (word.split("=", 1) for word in words)}
+    except ValueError:
+        raise SystemExit(f"--net {' '.join(words)}: wanted such as channels=16 or multipliers=[1,2,4]") from None
 
 
 def preview(step: int, model: sg.ScoreModel, history: sg.History, *, out: Path, n_classes: int | None, n: int) -> None:
@@ -109,7 +106,8 @@ def main() -> None:
     images = sg.data.load_images(**source, split="train", flips=args.flips)
 
     torch.manual_seed(args.seed)
-    net = sg.nets.UNet(images.shape[0], n_classes=images.n_classes, **NETWORKS[args.network])
+    labels = {} if images.n_classes is None else {"n_classes": images.n_classes, "label_dropout": args.drop_label}
+    net = sg.nets.make_net(args.network, images.shape[0], **labels, **changes(args.net))
     net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model = sg.Denoiser(net, SDES[args.sde](), parametrization=args.parametrization)
     plain = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
@@ -129,7 +127,7 @@ def main() -> None:
         lr=args.lr,
         warmup=args.warmup,
         ema=args.ema[0] if len(args.ema) == 1 else args.ema,
-        loss=partial(loss, drop=args.drop_label, weight=args.weight),
+        loss=partial(sg.dsm_loss, weight=args.weight),
         precision=args.precision,
         accumulate=args.accumulate,
         out=args.out,

@@ -120,7 +120,7 @@ def describe(model: Denoiser) -> dict[str, Any]:
         "event_shape": None if model.event_shape is None else list(model.event_shape),
         "net": _named(model.net, _NETS),
         "sde": {**_named(sde, _SDES), "t_min": sde.t_min, "t_max": sde.t_max, "path": _path(sde)},
-        "about": _plain(getattr(model, "about", {})),  # whatever else it should tell: where the data are, their scale
+        "about": _plain(model.about),
     }
 
 
@@ -215,7 +215,7 @@ def _rebuilt(state: Any, tensors: Mapping[str, Tensor], net: nn.Module | None, s
         make = _MODELS[state.get("class", Denoiser.__name__)]
         model = make(net, sde, parametrization=state["parametrization"], **statistics)
         model.event_shape = None if state["event_shape"] is None else tuple(int(n) for n in state["event_shape"])
-        model.about = dict(state.get("about", {}))  # type: ignore
+        model.about = dict(state.get("about", {}))
         return model
     except CheckpointError:
         raise

@@ -172,6 +172,9 @@ class Denoiser(ScoreModel):
         data_mean, data_std: scalars or event-shaped; None: measured by the first fit. "edm" uses data_std (1 until it
             is known).
 
+    Attributes:
+        about: whatever a checkpoint should tell besides, as JSON has it: where the data are, how they were scaled.
+
     Raises:
         InvalidInputError: an unknown parametrization; at the call, an output that is not of x's shape.
     """
@@ -191,6 +194,7 @@ class Denoiser(ScoreModel):
             raise InvalidInputError(f"net is {net!r}: pass a torch.nn.Module called as net(x, t, **cond)")
         self.net = net
         self.parametrization = parametrization
+        self.about: dict[str, Any] = {}
         self._time_dtype: torch.dtype | None = getattr(net, "time_dtype", None)
         self._first: tuple[Any, Tensor | None] = (None, None)  # the network and its first floating parameter
         self.coefficients()
