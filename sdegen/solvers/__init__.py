@@ -83,7 +83,7 @@ _TABLE: dict[str, Callable[..., Solver]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table of solvers."""
+    """One line of the table of solvers; `start_order` is what a multistep method's low-order start caps `order` at."""
 
     name: str
     order: float
@@ -91,6 +91,7 @@ class Row:
     kind: str
     adaptive: bool
     source: str
+    start_order: float
 
 
 class Table(list[Row]):
@@ -99,7 +100,15 @@ class Table(list[Row]):
     def __str__(self) -> str:
         lines = [("name", "order", "evaluations", "kind", "rtol/atol", "source")]
         lines += [
-            (r.name, f"{r.order:g}", str(r.evaluations), r.kind, "yes" if r.adaptive else "-", r.source) for r in self
+            (
+                r.name,
+                f"{r.order:g}" + f" ({r.start_order:g} from its start)" * (r.start_order < r.order),
+                str(r.evaluations),
+                r.kind,
+                "yes" if r.adaptive else "-",
+                r.source,
+            )
+            for r in self
         ]
         widths = [max(len(line[i]) for line in lines) for i in range(6)]
         return "\n".join(
@@ -116,7 +125,7 @@ def solvers() -> Table:
     for name in _TABLE:
         s = make_solver(name)
         kind = {"any": "ODE, SDE"}.get(s.kind, s.kind)
-        rows.append(Row(name, s.order, s.evaluations, kind, s.adaptive, s.source))
+        rows.append(Row(name, s.order, s.evaluations, kind, s.adaptive, s.source, s.start_order or s.order))
     return rows
 
 
