@@ -21,6 +21,7 @@ from .errors import (
     SolverError,
     StepSizeUnderflowError,
 )
+from .gaussian import Gaussian
 from .interop import from_diffusers, to_scheduler
 from .likelihood import LogProb, log_prob
 from .losses import dsm_loss
@@ -66,6 +67,7 @@ __all__ = [
     "EDMSDE",
     "EmpiricalModel",
     "ForwardSDE",
+    "Gaussian",
     "GaussianMixture",
     "History",
     "IncompatibleCheckpointError",
