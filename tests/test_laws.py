@@ -60,6 +60,24 @@ def test_the_flow_carries_a_full_covariance_along_its_axes(name):
     torch.testing.assert_close(back / x_top.std(), x_top / x_top.std(), rtol=0, atol=2e-8)
 
 
+@pytest.mark.parametrize("name", ["vp", "sub-vp", "cosine", "linear-path", "ve", "edm"])
+@pytest.mark.parametrize(
+    ("solver", "how"),
+    [("adams", {"rtol": 1e-4}), ("adams", {"steps": 6}), ("heun", {"steps": 8}), ("v-adams3", {"steps": 6})],
+)
+def test_data_of_one_width_are_carried_exactly_at_any_step_in_the_best_coordinates(name, solver, how):
+    """xh' = mu + (xh - mu) sqrt((s^2 + sh'^2)/(s^2 + sh^2)): the circular path around the mean (v-adams3: around 0)."""
+    from cases import SDES
+
+    sde, mu = SDES[name], 0.0 if solver == "v-adams3" else MU
+    model = MixtureModel(sg.GaussianMixture([[mu]], std=S), sde)
+    x = sde.prior((5, 1), seed=0, dtype=F64)
+    came = sg.sample(model, 5, solver=solver, x_init=x, t_span=(sde.t_max, sde.t_min), **how).x
+    (a, sh), (b, sh_next) = frame(sde, sde.t_max), frame(sde, sde.t_min)
+    wanted = b * (mu + (x / a - mu) * math.sqrt((S**2 + sh_next**2) / (S**2 + sh**2)))
+    torch.testing.assert_close(came, wanted, rtol=1e-9, atol=1e-10)
+
+
 @pytest.mark.parametrize("solver", ["dopri5", "adams", "bosh3"])
 def test_a_flow_on_the_line_keeps_every_samples_quantile(solver):
     """F_t(x_t) does not depend on t: a trajectory in closed form, and not of Gaussian data."""

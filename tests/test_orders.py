@@ -7,6 +7,8 @@ Errors are measured in float64 against mixtures. Where the flow has no closed fo
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from scipy.integrate import solve_ivp
 import sdegen as sg
 from sdegen import testing
 from sdegen.brownian import BrownianTree
+from sdegen.solvers import Multistep
 from sdegen.solvers.runge_kutta import RungeKutta, bosh3, dopri5, euler, heun, rk4
 
 OWN = [row.name for row in sg.solvers() if ":" not in row.name]
@@ -106,6 +109,61 @@ def test_orders_hold_on_any_steps_with_ratios_up_to_two(name, direction):
         came = sg.solve(sg.ProbabilityFlow(model), x, solver=solver, steps=ts).x
         errors.append(float((came - exact).square().sum(1).log().mean().exp().sqrt()))
     assert solver.order - 0.15 <= math.log2(errors[0] / errors[1]) <= solver.order + 0.3
+
+
+# ---- multistep methods beyond their start, error against tolerance
+
+
+def _corrected_start(solver: Multistep, term: sg.Term, ts: torch.Tensor, x: torch.Tensor, warm: int) -> torch.Tensor:
+    """The end of a run whose first `warm` nodes are exact instead of its own low orders', which cap its order."""
+    state, node, noise = solver.start(term, x, ts[0], ts), x, sg.Noise(0)
+    for k in range(len(ts) - 1):
+        if 0 < k <= warm:
+            fine = torch.linspace(float(ts[k - 1]), float(ts[k]), 4, dtype=torch.float64)
+            x = sg.solve(term, node, solver="dopri5", steps=fine).x
+        node = x
+        step = solver.step(term, x, ts[k], ts[k + 1], state, noise)
+        x, state = step.x, step.state
+        if k <= warm:
+            state = {"run": replace(state["run"], x=node)}
+    return x
+
+
+# exact weights have their full order; published rules keep or lose what the solvers' docstrings say
+MULTISTEP: list[tuple[str, dict[str, Any], int]] = [
+    ("deis3", {}, 3),
+    ("deis-tab3", {}, 3),
+    ("lms4", {}, 4),
+    ("dpm++3m", {}, 2),  # half the curvature: order 2
+    ("dpm++3m", {"rule": "exact"}, 3),
+    ("unipc2", {}, 3),
+    ("unipc3", {}, 4),
+    ("v-adams3", {}, 4),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "p"), MULTISTEP)
+def test_multistep_methods_have_their_full_order_from_an_accurate_start(name, options, p):
+    """check_solver sees the order that the own start leaves, 2 or 3 at most."""
+    model, problems = testing._smooth()
+    x, span, exact = problems["down"]
+    solver, errors = sg.make_solver(name, **options), []
+    for n in (40, 80):
+        came = _corrected_start(solver, sg.ProbabilityFlow(model), testing._uneven(span, n), x, 4)
+        errors.append(float((came - exact).square().sum(1).log().mean().exp().sqrt()))
+    assert p - 0.3 <= math.log2(errors[0] / errors[1]) <= p + 0.6, errors
+
+
+def test_the_error_of_adams_is_its_tolerance():
+    """Of nine samples in ten within [0.2, 2.5] tolerances over five decades; check_solver asks proportion of three."""
+    mixture = sg.GaussianMixture([[1.0, 2.0], [-1.0, 0.0], [2.0, -1.0]], std=[0.5, 0.4, 0.6])
+    model = sg.MixtureModel(mixture, sg.VPSDE())
+    x, span = model.sde.prior((40, 2), seed=0, dtype=torch.float64), (model.sde.t_max, model.sde.t_min)
+    exact = sg.sample(model, 40, solver="dopri5", rtol=1e-12, x_init=x, t_span=span).x
+    for tol in (1e-3, 1e-4, 1e-5, 1e-6, 1e-7):
+        came = sg.sample(model, 40, atol=tol * model.sigma_data, rtol=0.0, x_init=x, t_span=span)
+        error = (came.x - exact).square().mean(1).sqrt() / model.sigma_data
+        assert 0.2 <= float(error.quantile(0.9)) / tol <= 2.5, tol
 
 
 def test_ancestral_at_eta_0_and_1_has_order_1_in_the_mean():

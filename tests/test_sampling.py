@@ -83,6 +83,17 @@ def test_the_final_denoising_is_the_models_belief_at_t_min(solver):
         assert torch.equal(x0.nfe, state.nfe + 1) and torch.equal(x0.accepted, state.accepted + 1)
 
 
+@pytest.mark.parametrize("solver", MOVED)
+def test_the_network_is_asked_at_its_own_times_and_as_often_as_is_told(solver):
+    for how in ({"steps": 5}, {"rtol": 1e-3}):
+        if solver in ("heun", "rk4") and "rtol" in how:
+            continue
+        watched = testing._Watched(MODEL)
+        came = sg.sample(watched, 7, solver=solver, seed=0, dtype=F64, **how)
+        assert (came.calls, int(came.nfe.sum())) == (watched.calls, watched.rows)
+        assert SDE.t_min * (1 - 1e-9) <= watched.first and watched.last <= SDE.t_max * (1 + 1e-9)
+
+
 @pytest.mark.parametrize("solver", ["dopri5", "adams", "bosh3"])
 def test_failures_are_told_in_the_models_own_time_and_state(solver):
     watched = testing._Watched(MODEL, below=0.3)
@@ -256,7 +267,7 @@ def test_progress_goes_to_stderr_when_asked(capsys):
 def test_encoding_comes_back_from_noise():
     """Up from data and down again, by error control at both ends: within ten times the tolerance."""
     x = MIXTURE.sample(12, seed=1, dtype=F64)
-    for solver in ("dopri5", "adams"):
+    for solver in ("dopri5", "adams", "bosh3"):
         up = sg.encode(MODEL, x, solver=solver, rtol=1e-7)
         down = sg.sample(MODEL, 12, x_init=up.x, solver=solver, rtol=1e-7, t_span=(1.0, SDE.t_min))
         assert float((down.x - x).square().mean().sqrt()) < 1e-6
