@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,12 @@ __all__ = ["Outcome", "OutsideSolver", "Row", "Solver", "State", "Step", "choose
 
 def _setting(name: str, **fixed: Any) -> Callable[..., Solver]:
     """A named setting of the multistep machine; its options can still be changed."""
-    return lambda **options: Multistep(name, **{"grid": "sqrt-time", **fixed, **options})
+
+    def build(**options: Any) -> Solver:
+        return Multistep(name, **{"grid": "sqrt-time", **fixed, **options})
+
+    build.builds = Multistep  # type: ignore[attr-defined]
+    return build
 
 
 _TABLE: dict[str, Callable[..., Solver]] = {
@@ -139,10 +145,17 @@ def make_solver(name: str, **options: Any) -> Solver:
         close = difflib.get_close_matches(str(name), _TABLE, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "."
         raise InvalidInputError(f"solver {name!r} is unknown{hint} Known: {', '.join(_TABLE)}")
+    build = _TABLE[name]
+    parameters = inspect.signature(getattr(build, "builds", build)).parameters
+    taken = [name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD]
+    unknown = [option for option in options if option not in taken or option == "name"]
+    if unknown and len(taken) == len(parameters):
+        known = ", ".join(option for option in taken if option not in ("name", "source", "declared")) or "none"
+        raise InvalidInputError(f"solver {name!r} does not take {', '.join(unknown)}; its options: {known}")
     try:
-        return _TABLE[name](**options)
+        return build(**options)
     except TypeError as error:
-        raise InvalidInputError(f"solver {name!r} does not take these options ({error})") from error
+        raise InvalidInputError(f"solver {name!r} cannot take these options ({error})") from error
 
 
 def choose(solver: str | Solver, term: Term, *, steps: Any, adaptive: bool) -> Solver:
