@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import struct
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -20,6 +21,7 @@ from sdegen.errors import InvalidInputError
 from sdegen.training.batches import batches
 
 RNG = np.random.default_rng
+ROOT = Path(__file__).parent.parent
 
 
 def bytes_of(*shape: int, seed: int = 0) -> np.ndarray:
@@ -375,6 +377,35 @@ def test_corrupt_files_are_named(options: dict, tmp_path: Path) -> None:
     assert found.labels is not None and found.labels.tolist() == [0, 1, 2, 3, 4, 5]  # the sound ones come first
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_spoiled_files_never_stop_the_others(tmp_path: Path) -> None:
+    """Bytes flipped, cut off, zeroed and inserted at random, in every format: one sound picture always comes through."""
+    rng, sound = RNG(0), Image.fromarray(bytes_of(24, 24, 3))
+    whole = {}
+    for ending in ("png", "jpg", "gif", "webp", "bmp", "tif", "ppm"):
+        buffer = io.BytesIO()
+        sound.save(buffer, {"jpg": "jpeg", "tif": "tiff"}.get(ending, ending))
+        whole[ending] = buffer.getvalue()
+    for i in range(420):
+        ending = list(whole)[i % len(whole)]
+        content, at = bytearray(whole[ending]), int(rng.integers(len(whole[ending])))
+        kind = i // len(whole) % 4
+        if kind == 0:
+            content[at] ^= int(rng.integers(1, 256))
+        elif kind == 1:
+            content = content[:at]
+        elif kind == 2:
+            content[at : at + 30] = bytes(len(content[at : at + 30]))
+        else:
+            content[at:at] = rng.bytes(20)
+        (tmp_path / f"{i:03}.{ending}").write_bytes(content)
+    sound.save(tmp_path / "sound.png")
+    found = load_images(tmp_path, size=24, channels=3, corrupt="skip", progress=False)
+    assert np.array_equal(levels_of(found)[-1].permute(1, 2, 0), np.asarray(sound))
+    assert len(found) + len(found.skipped) == 421 and len(found.skipped) > 100
+
+
 def test_labels_follow_their_pictures_past_a_corrupt_one(tmp_path: Path) -> None:
     values = bytes_of(4, 4, 4)
     write_pictures(tmp_path, {f"{c}/{i}.png": values[2 * k + i] for k, c in enumerate("ab") for i in range(2)})
@@ -434,6 +465,23 @@ def test_an_interrupted_cache_is_made_again(tmp_path: Path, monkeypatch: pytest.
         load_images(tmp_path / "set", cache=tmp_path / "kept")
     monkeypatch.undo()
     assert torch.equal(load_images(tmp_path / "set", cache=tmp_path / "kept").images, wanted)
+
+
+@pytest.mark.slow
+def test_processes_share_what_is_kept(tmp_path: Path) -> None:
+    """Three that come at once: one decodes, the others wait for it, all get the same."""
+    write_pictures(tmp_path / "set", {f"{i}.png": bytes_of(40, 40, seed=i) for i in range(300)})
+    code = (
+        "import sys; from sdegen.data import load_images\n"
+        "x = load_images(sys.argv[1], size=32, cache=sys.argv[2]).images\n"
+        "print(float(x.double().square().sum()))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "set"), str(tmp_path / "kept")]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(3)]
+    said = [process.communicate()[0] for process in running]
+    wanted = float(load_images(tmp_path / "set", size=32).images.double().square().sum())
+    assert [float(line) for line in said] == pytest.approx([wanted] * 3)
+    assert len(list((tmp_path / "kept").glob("*.npy"))) == 1 and not list((tmp_path / "kept").glob("*.tmp"))
 
 
 # Hugging Face's datasets, by a stand-in with the same interface
