@@ -1,7 +1,9 @@
 """Loop overhead: microseconds that a solver adds to each network call, with a network that does nothing.
 
 Two runs that differ in their number of steps are timed in turns and the median difference is divided by the difference
-in calls, so what a call of `sample` costs once is not counted; the network is the identity. One thread.
+in calls, so what a call of `sample` costs once is not counted. One thread. "steps=" and "rtol=" are `sample` with a
+Denoiser whose network is the identity; under error control every sample has its own time, so that the coefficients of
+process and parametrisation are vectors, computed at every call. "loop alone" is `solve` of a term whose drift is x.
 
     python benchmarks/overhead.py [--repeats 15]
 """
@@ -20,6 +22,13 @@ import sdegen as sg
 SHAPES = ((4096, 2), (16, 3, 32, 32))
 FIXED = ("euler", "ddim", "heun", "dpm++2m", "dpm++3m", "unipc3", "deis3", "adams", "ancestral", "dpm++2m-sde", "sra1")
 TOLERANT = ("adams", "dopri5", "bosh3")
+
+
+class Growth(sg.Term):
+    """dx/dt = x: a right-hand side that costs nothing and keeps an error control busy."""
+
+    def drift(self, x, t):
+        return x
 
 
 class Nothing(torch.nn.Module):
@@ -46,13 +55,22 @@ def fixed(name: str, shape: tuple[int, ...], repeats: int) -> float:
 
 
 def tolerant(name: str, shape: tuple[int, ...], repeats: int) -> float:
-    """On a mixture-like field that keeps every sample busy: the tolerance is what changes the number of calls."""
+    """Whole solves of n chunks."""
     model = sg.Denoiser(Nothing(), sg.VPSDE(), parametrization="x0")
 
     def run(n: int) -> int:
-        return sg.sample(model, shape, solver=name, rtol=1e-3 if n == 0 else 1e-6, seed=0).calls
+        return sg.sample(model, (n * shape[0], *shape[1:]), solver=name, rtol=1e-5, seed=0, batch_size=shape[0]).calls
 
-    return per_call(run, 0, 1, repeats)
+    return per_call(run, 1, 4, repeats)
+
+
+def alone(name: str, shape: tuple[int, ...], repeats: int) -> float:
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(0)) + 0.5
+
+    def run(n: int) -> int:
+        return sg.solve(Growth(), x, solver=name, rtol=1e-3, t_span=(0.0, float(n))).calls
+
+    return per_call(run, 5, 25, repeats)
 
 
 def peers(shape: tuple[int, ...], repeats: int) -> dict[str, float]:
@@ -84,6 +102,7 @@ def main() -> None:
     print(f"{'microseconds per network call':34}" + "".join(f"{shape!s:>20}" for shape in SHAPES))
     rows = {f"{n}, steps=": [fixed(n, s, repeats) for s in SHAPES] for n in FIXED}
     rows |= {f"{n}, rtol=": [tolerant(n, s, repeats) for s in SHAPES] for n in TOLERANT}
+    rows |= {f"{n}, rtol=, loop alone": [alone(n, s, repeats) for s in SHAPES] for n in TOLERANT}
     by_shape = [peers(s, repeats) for s in SHAPES]
     rows |= {n: [found[n] for found in by_shape] for n in by_shape[0]}
     for name, costs in rows.items():
