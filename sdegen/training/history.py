@@ -125,10 +125,16 @@ class Recorder:
 
     def history(self, seed: int) -> History:
         """As it stands."""
+        return History(self._losses(), self.levels(), list(self.skipped), seed)
+
+    def levels(self) -> LossByLevel:
+        """The loss by noise level, as it stands."""
         with np.errstate(invalid="ignore"):
             loss = torch.from_numpy(self.sums / self.counts)
-        levels = LossByLevel(self.edges, loss, torch.from_numpy(self.counts.copy()))
-        return History(torch.tensor(self.loss, dtype=torch.float64), levels, list(self.skipped), seed)
+        return LossByLevel(self.edges, loss, torch.from_numpy(self.counts.copy()))
+
+    def _losses(self) -> Tensor:
+        return torch.from_numpy(np.array(self.loss))
 
     def _add_levels(self, steps: list[Step]) -> None:
         """Sums by level: step after step, so that it makes no difference which steps were evaluated together."""
@@ -150,7 +156,7 @@ class Recorder:
 
     def tensors(self) -> dict[str, Tensor]:
         return {
-            "history.loss": torch.tensor(self.loss, dtype=torch.float64),
+            "history.loss": self._losses(),
             "history.sums": torch.from_numpy(self.sums),
             "history.counts": torch.from_numpy(self.counts),
         }

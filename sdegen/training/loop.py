@@ -182,9 +182,10 @@ def _drive(run: _Run, source: Batches, folder: RunFolder | None, options: Option
                 if signal:
                     raise SystemExit(128 + signal)
         except LostProcessError:
-            run.evaluate()
-            if desk is not None and run.device.type == "cpu":  # a CUDA queue may wait for the lost one for ever
-                desk.work(saves=True)
+            if run.device.type == "cpu":  # a CUDA queue may wait for the lost one for ever
+                run.evaluate()
+                if desk is not None:
+                    desk.work(saves=True)
             raise
 
 
@@ -222,7 +223,7 @@ class _Desk:
         self.bar.update(run.step - self.bar.n)
         self.bar.set_postfix(loss=f"{run.recent_loss():.4g}", refresh=False)
         if folder is not None:
-            self.logs.write(run.rows(time.monotonic() - self.started), run.history().loss_by_level)
+            self.logs.write(run.rows(time.monotonic() - self.started), run.recorder.levels())
         if self.options.shows(run.step):
             run.show()
         if folder is not None and self.options.keeps_averages(run.step):
