@@ -130,7 +130,7 @@ def digits(folder: Path, seed: int, scale: float, progress: bool | None) -> dict
         progress=progress,
     )
     save(model, folder / "digits_model")
-    shape, label = (n, 1, 8, 8), held_out.labels[:n]
+    shape, label = (n, 1, 8, 8), held_out.batch(torch.arange(n))[1]["label"]
     flow = sample(model, shape, steps=FLOW_EVALUATIONS, seed=seed, label=label, progress=progress)
     reverse = sample(
         model, shape, solver="ancestral", steps=some(SDE_STEPS, scale), seed=seed, label=label, progress=progress

@@ -37,7 +37,7 @@ from .terms import ProbabilityFlow, Term
 def prior(model: ScoreModel) -> Gaussian:
     """The data's law as it is taken at t_max: N(mean, C) as far as the model knows them, else a point at 0."""
     if model.data_std is None:
-        return Gaussian(*torch.zeros(2, dtype=torch.float64))
+        return Gaussian(mean=torch.zeros((), dtype=torch.float64), variances=torch.zeros((), dtype=torch.float64))
     if model.data_covariance is not None:
         return reference(model)
     return replace(reference(model), variances=model.data_std.double().flatten().cpu().squeeze() ** 2)
