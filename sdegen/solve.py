@@ -420,6 +420,8 @@ class _Adaptive:
         step = p.solver.step(p.term, self.x, self.t, t_next, state, self.noise)
         accept, factor, carried = p.solver.judge(step, self.x, state, p.tolerance)  # type: ignore[arg-type]
         finite = torch.isfinite(flat(step.x.detach()).sum(1))
+        if step.error is not None:  # a NaN at the step's very end is in its estimate alone
+            finite = finite & torch.isfinite(flat(step.error.detach()).sum(1))
         accept = accept & finite
         self.path.add(self.rows, accept, self.t, t_next, self.x, step)
         self.x = torch.where(accept.reshape(-1, *(1,) * (self.x.ndim - 1)), step.x, self.x)
