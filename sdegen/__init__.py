@@ -49,6 +49,7 @@ from .sde import (
 from .solution import Solution
 from .solve import solve
 from .solvers import Solver, make_solver, solvers
+from .solvers.analytic import NoiseLevel, measure_noise
 from .terms import ForwardSDE, ProbabilityFlow, ReverseSDE, Term
 from .training import History, fit
 
@@ -77,6 +78,7 @@ __all__ = [
     "MaxStepsError",
     "MixtureModel",
     "Noise",
+    "NoiseLevel",
     "NonFiniteError",
     "Parametrization",
     "PathSDE",
@@ -110,6 +112,7 @@ __all__ = [
     "load",
     "log_prob",
     "make_solver",
+    "measure_noise",
     "metrics",
     "nets",
     "plot",

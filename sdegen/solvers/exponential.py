@@ -30,8 +30,10 @@ from torch import Tensor
 from ..errors import InvalidInputError
 from ..noise import Noise
 from ..sde import SDE
+from ..shapes import event_mean, expand
 from ..steps import warn_of_order
 from ..terms import Term
+from .analytic import Variance, check_variance, widened
 from .base import Solver, State, Step
 from .weights import lagrange_weights, moments
 
@@ -160,6 +162,13 @@ class Multistep(Solver):
                 has one (order 1, eta = 1)
             "er": r = phi(sh')/phi(sh), phi(s) = s (exp(s^0.3) + 10), for (sh'/sh)^(1 + e) (gauge "data", eta = 1)
         sigma_data: s of the gauge "v" and the variable "theta"; None: the model's.
+        variance: of a first-order step xh' = D + r (xh - D) + noise (order 1, "sde" or "ddim", eta > 0):
+            "held": as if D were x0
+            "analytic": with what D leaves open, (1 - r)^2 Var(x0 | x), estimated from the sample itself as
+                (1 - r)^2 sh^2 (1 - |eps|^2/d), not below 0 in all; right on average over samples, and good for each of
+                many dimensions
+            a function of log(alpha/sigma) such as `measure_noise(model, data)` gives: the same with its value for
+                |eps|^2/d
     """
 
     needs_model = True
@@ -179,7 +188,10 @@ class Multistep(Solver):
         grid: str = "lambda",
         source: str = "",
         declared: float | None = None,
+        variance: Variance = "held",
     ) -> None:
+        check_variance(variance, order, corrector, noise)
+        self.variance = variance
         for what, value, known in (
             ("gauge", gauge, tuple(_GAUGES)),
             ("variable", variable, tuple(VARIABLES)),
@@ -224,6 +236,8 @@ class Multistep(Solver):
             raise InvalidInputError(
                 f"noise={self.noise!r} is DDPM's own: wanted eta=1 and order=1 without corrector, came eta={eta}"
             )
+        if self.variance != "held" and not eta:
+            raise InvalidInputError("variance= belongs to the noise, and eta=0 has none: use eta=1")
         if self.noise == "er" and (eta not in (0, 1) or self.gauge != "data"):
             raise InvalidInputError(f"noise='er' wants eta=1 (or 0) and gauge='data': came {eta} and {self.gauge!r}")
 
@@ -260,6 +274,9 @@ class Multistep(Solver):
             log_held = _log_phi(l[1:]) + l[1:] - _log_phi(l[:-1]) - l[:-1]
             log_held = torch.where(endless, -math.inf, log_held)
             held, std = torch.exp(log_held), sigma[1:] * torch.sqrt(-torch.expm1(2 * log_held))
+        extra = widened(l[:-1], l[1:], carry, alpha[1:]) if eta and self.variance != "held" else torch.zeros_like(std)
+        if callable(self.variance) and eta:
+            std, extra = torch.sqrt(std**2 + extra**2 * (1 - self.variance(l[:-1]))), torch.zeros_like(std)
         widest = std * sigma[:-1] / sigma[1:]  # the forward kernel's, at eta = 1
         if self.noise == "ddpm-large":
             std = widest
@@ -290,12 +307,15 @@ class Multistep(Solver):
                 for row, k in zip(w.tolist(), rows, strict=True):
                     setattr(table[k], name, row)
         spread = torch.log(widest / std) if self.noise == "ddpm-learned" else torch.zeros(n, dtype=l.dtype)
-        columns = (alpha[1:] * carry / alpha[:-1], std, spread, a[:-1], b[:-1], alpha[1:] * carry, alpha[1:] * carry_sh)
+        columns = (
+            *(alpha[1:] * carry / alpha[:-1], std, spread, extra),
+            *(a[:-1], b[:-1], alpha[1:] * carry, alpha[1:] * carry_sh),
+        )
         by_step = zip(*(c.tolist() for c in columns), strict=True)
         held, endless = (sigma[1:] * held).tolist(), endless.tolist()
-        for k, (ratio, std_k, spread_k, a_k, b_k, p_x0, p_noise) in enumerate(by_step):
+        for k, (ratio, std_k, spread_k, extra_k, a_k, b_k, p_x0, p_noise) in enumerate(by_step):
             step = table[k]
-            step.std, step.spread, step.value = std_k, spread_k, (a_k, b_k)
+            step.std, step.spread, step.extra, step.value = std_k, spread_k, extra_k, (a_k, b_k)
             if endless[k]:
                 step.fused = float(alpha[k + 1]), held[k]
                 table[k - 1].back = []  # what leads up to such a step, or is one, is not corrected
@@ -342,6 +362,9 @@ class Multistep(Solver):
         dw = None
         if plan.std:
             dw = plan.std * noise.standard(t, t_next, x)
+            if plan.extra:
+                left = 1 - event_mean(prediction.noise.square())
+                dw = dw * expand((1 + (plan.extra / plan.std) ** 2 * left).clamp_min(0.0).sqrt(), x)
             if self.noise == "ddpm-learned":
                 dw = dw * torch.exp(plan.spread * _fraction(prediction))
             x_next = x_next + dw
@@ -355,12 +378,13 @@ class _Planned:
     """The coefficients of one step: x' = fused (D, eps) + ahead[1:] past values, or ratio x + ahead values; then std
     noise.
 
-    `spread` is the log of the widest noise over the narrowest.
+    `spread` is the log of the widest noise over the narrowest, `extra` the std that a sample's own variance can add.
     """
 
     ratio: float = 0.0
     std: float = 0.0
     spread: float = 0.0
+    extra: float = 0.0
     value: tuple[float, float] = (0.0, 0.0)
     fused: tuple[float, float] = (0.0, 0.0)
     ahead: list[float] = field(default_factory=list)
