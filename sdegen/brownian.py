@@ -1,4 +1,5 @@
-"""Brownian paths that can be asked for at any time: a virtual tree, addressed by (seed, sample number, time).
+"""Brownian paths that can be asked again: a virtual tree, addressed by (seed, sample number, time), and a path that
+remembers what it told about the times ahead.
 
 Source: the tree is Jelincic, Foster & Kidger 2024 (arXiv 2405.06464), after Gaines & Lyons 1997; the law of a path and
 its integral over the halves of an interval is Foster, Lyons & Oberhauser 2020 (arXiv 1904.06998). No code was taken.
@@ -17,7 +18,7 @@ from .errors import InvalidInputError
 from .noise import STEP, Noise
 from .shapes import as_time, expand, flat
 
-_ROOT, _SPLIT, _AREA = 21, 22, 23  # what a draw is for
+_ROOT, _SPLIT, _AREA, _NEW, _PIECE = 21, 22, 23, 24, 25  # what a draw is for
 _SNAP = 2.0**-20  # of a finest interval: times this close to a dyadic one are that one
 _AT_ONCE = 2**16  # so many normals are drawn in one call
 
@@ -34,7 +35,7 @@ def space_time_increment(noise: Noise, t: Tensor, t_next: Tensor, x: Tensor) -> 
         t, t_next: scalars or (B,).
         x: (B, *event), for its shape, dtype and device.
     """
-    if isinstance(noise, BrownianTree):
+    if isinstance(noise, BrownianTree | Remembered):
         return noise.space_time(t, t_next, x)
     h = (t_next - t).abs()
     dw = noise.increment(t, t_next, x)
@@ -249,3 +250,179 @@ def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return isinstance(a, Tensor) and isinstance(b, Tensor) and (a is b or torch.equal(a, b))
     return a == b
+
+
+class Remembered(Noise):
+    """The Brownian paths of a batch that steps on and may step back: what was told about the time ahead stays true.
+
+    Every sample walks one way. An interval that begins where the last one ended is drawn anew. One that begins earlier,
+    after a rejected step, is a part of what was told already: it and the rest are drawn from their law given the whole
+    (Brownian bridges, of the path and of its integral). So whatever decides about steps, be it the noise itself, the
+    increments of the steps that stay are those of Brownian motion: the law of what is solved does not change.
+
+    The address of a draw is (seed, sample, how many draws the sample has made): times chosen by error control carry
+    rounding that depends on the batch, and as an address the last bit of a time would be another time.
+
+    No step further than the last draws once an interval; a rejection draws once more.
+
+    Args:
+        seed: any integer.
+        index: (B,) sample numbers; None means 0..B-1.
+
+    Source: Gaines & Lyons 1997; Rackauckas & Nie 2017 (Discrete Contin. Dyn. Syst. B 22, "rejection sampling with
+    memory"); the bridge of path and integral after Foster, Lyons & Oberhauser 2020 (arXiv 1904.06998).
+    """
+
+    def __init__(self, seed: int, *, index: Sequence[int] | Tensor | None = None) -> None:
+        super().__init__(seed, index=index)
+        self._ends: Tensor | None = None  # (B, K) where the known pieces end, in the order they come; inf: none
+        self._drawn: Tensor | None = None  # (B,) how many draws each sample has made
+        self._pieces = torch.empty(0)  # (B, K, 1 or 2, d) float64, increments and integrals over them
+
+    @classmethod
+    def of(cls, noise: Noise) -> Noise:
+        """The same noise with a memory; what is a path already stays as it is."""
+        return noise if type(noise) is not Noise else cls(noise.seed, index=noise.index)
+
+    def select(self, keep: Tensor) -> Remembered:
+        """The paths of some of the samples, by position in the batch."""
+        chosen = Remembered(self.seed, index=super().select(keep).index)
+        if self._ends is not None and self._drawn is not None:
+            chosen._ends, chosen._pieces, chosen._drawn = self._ends[keep], self._pieces[keep], self._drawn[keep]
+        return chosen
+
+    def increment(self, t: Tensor, t_next: Tensor, x: Tensor, *, purpose: int = STEP) -> Tensor:
+        """W(t_next) - W(t), like x; t is where the sample stands. Other purposes draw as `Noise` does."""
+        if purpose != STEP:
+            return super().increment(t, t_next, x, purpose=purpose)
+        return self._ahead(t, t_next, x, 1)[0]
+
+    def standard(self, t: Tensor, t_next: Tensor, x: Tensor, *, purpose: int = STEP) -> Tensor:
+        """The increment over the root of the interval's length."""
+        if purpose != STEP:
+            return super().standard(t, t_next, x, purpose=purpose)
+        return self.increment(t, t_next, x) / expand((as_time(t_next) - as_time(t)).abs().sqrt(), x)
+
+    def space_time(self, t: Tensor, t_next: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(dW, dZ), like x: the increment, and the integral of W - W(t) over the time that passes."""
+        dw, dz = self._ahead(t, t_next, x, 2)
+        return dw, dz
+
+    def _ahead(self, t: Tensor, t_next: Tensor, x: Tensor, parts: int) -> list[Tensor]:
+        """The path's increment over [t, t_next] and, where two parts are wanted, its integral; like x."""
+        t, t_next = (as_time(u).to(x.device, torch.float64).expand(x.shape[0]) for u in (t, t_next))
+        if self._drawn is None or len(self._drawn) != len(t):
+            self._drawn, self._ends = torch.zeros(len(t), dtype=torch.int64, device=x.device), None
+        ends = self._known(t, t_next)
+        self._drawn = self._drawn + 1
+        if ends is None:
+            told = self._fresh(t, t_next, x, parts)
+            self._ends, self._pieces = t_next[:, None], told[:, None]
+        else:
+            told = self._within(ends, t, t_next, x, parts)
+        return [told[:, k].reshape(x.shape).to(x.dtype) for k in range(parts)]
+
+    def _known(self, t: Tensor, t_next: Tensor) -> Tensor | None:
+        """How far ahead of t the known pieces end, (B, K) in order, those behind forgotten; None: nothing is known."""
+        if self._ends is None:
+            return None
+        gone = (self._ends - t[:, None]) * (t_next - t).sign()[:, None]
+        gone = torch.where(self._ends.isinf() | (gone <= 0), math.inf, gone)
+        most = int(gone.isfinite().sum(1).max()) if gone.numel() else 0
+        if not most:
+            return None
+        order = gone.argsort(1)[:, :most]
+        self._ends, gone = self._ends.gather(1, order), gone.gather(1, order)
+        self._ends = torch.where(gone.isinf(), math.inf, self._ends)
+        self._pieces = self._pieces.gather(1, _like(order, self._pieces).expand(-1, -1, *self._pieces.shape[2:]))
+        self._pieces = torch.where(_like(gone.isinf(), self._pieces), 0.0, self._pieces)
+        return gone
+
+    def _fresh(self, t: Tensor, t_next: Tensor, x: Tensor, parts: int) -> Tensor:
+        """The law without a past, (B, parts, d)."""
+        wide = flat(x).to(torch.float64)
+        h = (t_next - t).abs()
+        shape = (len(wide), parts, wide.shape[1])
+        z = self.normal(shape, _NEW, self._drawn, dtype=torch.float64, device=x.device)  # type: ignore[arg-type]
+        drawn = [expand(h.sqrt(), wide) * z[:, 0]]
+        if parts == 2:
+            drawn.append(expand(h, wide) * (drawn[0] / 2 + expand((h / 12).sqrt(), wide) * z[:, 1]))
+        return torch.stack(drawn, 1)
+
+    def _within(self, ends: Tensor, t: Tensor, t_next: Tensor, x: Tensor, parts: int) -> Tensor:
+        """The interval from t to t_next where pieces ahead are known: one of them is split, or one put behind them."""
+        reach = (t_next - t).abs()  # all in distances from t
+        starts = torch.cat([torch.zeros_like(ends[:, :1]), ends[:, :-1]], 1)
+        count = ends.isfinite().sum(1)
+        j = (ends < reach[:, None]).sum(1)  # the piece that reach lies in
+        beyond, at = j >= count, j.clamp_max(ends.shape[1] - 1)[:, None]
+        begin = torch.where(beyond, ends.masked_fill(ends.isinf(), 0.0).amax(1), starts.gather(1, at)[:, 0])
+        close = torch.where(beyond, reach, ends.gather(1, at)[:, 0])
+        whole = self._pieces.gather(1, _like(at, self._pieces).expand(-1, -1, *self._pieces.shape[2:]))[:, 0]
+        sign = (t_next - t).sign()
+        z = self.normal(whole.shape, _PIECE, self._drawn, dtype=torch.float64, device=x.device)  # type: ignore[arg-type]
+        left, right = _bridge(whole, reach - begin, close - reach, z)
+        inside = ~beyond & (reach < close)
+        left = torch.where(_like(inside, left), left, whole)
+        if bool(beyond.any()):
+            left = torch.where(_like(beyond, left), self._fresh(t + sign * begin, t_next, x, parts), left)
+        rest = torch.where(_like(inside, right), right, 0.0)
+        # the piece that ended at `close` is now the rest; what ends at reach stands before it
+        position = torch.arange(ends.shape[1], device=x.device) == j[:, None]
+        split = position & inside[:, None]
+        pieces = torch.where(_like(split, self._pieces), rest[:, None], self._pieces)
+        new = torch.where(inside | beyond, reach, math.inf)
+        here = torch.where(_like(inside | beyond, left), left, 0.0)
+        self._ends = torch.cat([self._ends, torch.where(new.isinf(), math.inf, t_next)[:, None]], 1)  # type: ignore
+        self._pieces = torch.cat([pieces, here[:, None]], 1)
+        far = torch.cat([ends, new[:, None]], 1)
+        order = far.argsort(1)
+        far = far.gather(1, order)
+        self._ends = self._ends.gather(1, order)
+        self._pieces = self._pieces.gather(1, _like(order, self._pieces).expand(-1, -1, *self._pieces.shape[2:]))
+        return _composed(self._pieces, far, far <= reach[:, None])
+
+
+def _bridge(whole: Tensor, h_1: Tensor, h_2: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """The first part, of length h_1, of an interval whose increment (and integral) is known, and the rest.
+
+    With f = h_1/h, p = f (1 - f) and normals z_1, z_2: W_1 = f W + sqrt(h p) z_1 where only W is known; with Z, the
+    integral of the path over the interval, too,
+
+        W_1 = f (3 f - 2) W + 6 p Z/h + sqrt(3 h p) (1/2 - f) z_2 + sqrt(h p)/2 z_1
+        Z_1 = -h f p W + f^2 (3 - 2 f) Z + sqrt(h^3 p^3/3) z_2
+
+    Args:
+        whole, z: (B, 1 or 2, d).
+        h_1, h_2: (B,) lengths of the two parts.
+    """
+    h = (h_1 + h_2)[:, None]
+    h_1, h_2 = h_1[:, None], h_2[:, None]
+    f = h_1 / h
+    p = f * (h_2 / h)
+    w = whole[:, 0]
+    if whole.shape[1] == 1:
+        first = f * w + (h * p).sqrt() * z[:, 0]
+        return first[:, None], (w - first)[:, None]
+    area = whole[:, 1]
+    w_1 = f * (3 * f - 2) * w + 6 * p / h * area
+    w_1 = w_1 + (3 * h * p).sqrt() * (0.5 - f) * z[:, 1] + (h * p).sqrt() / 2 * z[:, 0]
+    z_1 = -h * f * p * w + f**2 * (3 - 2 * f) * area + (h**3 * p**3 / 3).sqrt() * z[:, 1]
+    return torch.stack([w_1, z_1], 1), torch.stack([w - w_1, area - z_1 - h_2 * w_1], 1)
+
+
+def _composed(pieces: Tensor, ends: Tensor, used: Tensor) -> Tensor:
+    """W and Z over consecutive pieces, (B, K, parts, d) -> (B, parts, d): Z = sum Z_k + h_k (W_1 + ... + W_(k-1))."""
+    pieces = torch.where(_like(used, pieces), pieces, 0.0)
+    total = pieces.sum(1)
+    if pieces.shape[2] == 2:
+        lengths = ends.diff(dim=1, prepend=torch.zeros_like(ends[:, :1]))
+        lengths = torch.where(used, lengths, 0.0)[:, :, None]
+        before = pieces[:, :, 0].cumsum(1) - pieces[:, :, 0]
+        total[:, 1] += (lengths * before).sum(1)
+    return total
+
+
+def _like(t: Tensor, pieces: Tensor) -> Tensor:
+    """(B, ...) with axes of length 1 put behind, to go with pieces."""
+    return t.reshape(*t.shape, *(1,) * (pieces.ndim - t.ndim))

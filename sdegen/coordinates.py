@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .model import Centred, ScoreModel, rescaling
-from .sde import SDE, TrigSDE
+from .sde import SDE, VESDE, TrigSDE
 from .shapes import expand
 
 
@@ -33,13 +34,24 @@ class Coordinates:
     @classmethod
     def best_of(cls, model: ScoreModel) -> Coordinates:
         """The circular path of the data's scale around the data's mean."""
-        own = model.sde
-        high, low = torch.exp(-own.half_log_snr(torch.tensor([own.t_max, own.t_min], dtype=torch.float64))).tolist()
+        low, high = _range(model.sde)
+        return cls._along(model, TrigSDE(model.sigma_data, sigma_min=low, sigma_max=high))
+
+    @classmethod
+    def even_of(cls, model: ScoreModel) -> Coordinates:
+        """alpha = 1 and a time in proportion to log(sigma), up to 100 standard deviations of the data; centred."""
+        low, high = _range(model.sde)
+        high, t_min = min(high, 100 * model.sigma_data), 1e-3
+        rate = math.log(high / low) / (1 - t_min)
+        return cls._along(model, VESDE(high * math.exp(-rate), high, t_min=t_min))
+
+    @classmethod
+    def _along(cls, model: ScoreModel, sde: SDE) -> Coordinates:
         centre = model.data_mean
         if centre is not None and bool((centre == 0).all()):
             centre = None
         inner = model if centre is None else Centred(model, centre)
-        return cls(own, inner.on(TrigSDE(model.sigma_data, sigma_min=low, sigma_max=high)), centre)
+        return cls(model.sde, inner.on(sde), centre)
 
     @property
     def same(self) -> bool:
@@ -78,3 +90,9 @@ class Coordinates:
         shift = torch.where(t == 0, 1.0, self.own.alpha(back))
         x = x * expand(ratio, x)
         return x if self.centre is None else x + expand(shift, x) * self.centre.to(x)
+
+
+def _range(sde: SDE) -> tuple[float, float]:
+    """The smallest and the largest sigma/alpha."""
+    high, low = torch.exp(-sde.half_log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))).tolist()
+    return low, high

@@ -114,23 +114,23 @@ class Run:
         span = self.default_span if self.t_span is None else check_span(self.t_span)
         nodes, denoise = check_times(term, given if isinstance(given, Tensor) else span)
         self._check_direction(nodes)
-        controlled, laid = tolerant or (given is None and solver.adaptive), ""
+        noisy = term.stochastic or solver.kind == "SDE"
+        controlled, laid = tolerant or (given is None and solver.adaptive and not noisy), ""
         if not controlled and not isinstance(given, Tensor) and len(nodes) > 1:
             ends = (float(nodes[0]), 0.0 if denoise else float(nodes[-1]))
             count = solver.default_steps if given is None else given
             nodes, denoise = check_times(term, self._laid(solver, count, ends))
             laid = solver.grid
-        noisy = term.stochastic or solver.kind == "SDE"
-        save = check_save(
-            self.save, (float(nodes[0]), float(nodes[-1])), denoise, nodes if noisy and not controlled else None
-        )
-        view = (Coordinates.best_of if solver.coordinates == "best" else Coordinates.own_of)(self.model)
-        return Plan(solver, view, nodes, denoise, controlled, save, laid)
+        ends = (float(nodes[0]), float(nodes[-1]))
+        known = nodes if noisy and not controlled else torch.tensor(ends, dtype=torch.float64) if noisy else None
+        save = check_save(self.save, ends, denoise, known)
+        views = {"best": Coordinates.best_of, "lambda": Coordinates.even_of, "own": Coordinates.own_of}
+        return Plan(solver, views[solver.coordinates](self.model), nodes, denoise, controlled, save, laid)
 
     def _laid(self, solver: Solver, count: int, ends: tuple[float, float]) -> Tensor:
         """The solver's grid of `count` evaluations; before it the leap of a solver that makes one."""
         level, sde = solver.landing(count), self.model.sde
-        if level is not None:
+        if level is not None and (self.model.data_std is not None or solver.kind != "SDE"):
             landing = float(sde.time(torch.tensor(-math.log(level * self.model.sigma_data), dtype=torch.float64)))
             if max(ends[1], sde.t_min) < landing < ends[0]:
                 after = grid(self.model, count, kind=solver.grid, t_span=(landing, ends[1]))

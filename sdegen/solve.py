@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .brownian import Remembered
 from .errors import InvalidInputError
 from .noise import Noise, check_seed
 from .paths import NEAR, OwnPath, SharedPath
@@ -64,7 +65,8 @@ def solve(
         steps: a number of equal steps in the term's time, or the times themselves in the order they are visited.
         rtol, atol: error control per sample instead (one alone sets both): each sample has its own steps and leaves the
             batch when done. The local error estimate is kept below atol + rtol |x|, root mean squares over the event.
-            Neither steps nor a tolerance: the solver's `default_steps`, or rtol = 1e-3 where the solver is adaptive.
+            Neither steps nor a tolerance: the solver's `default_steps`, or rtol = 1e-3 where the solver is adaptive and
+            there is no noise.
         t_span: (from, to). Default: t_max to t_min, upward terms t_min to t_max. `to = 0` of a model's term ends with
             the final denoising: one evaluation at t_min that returns x0.
         max_steps: most steps per sample, rejected ones included.
@@ -107,16 +109,17 @@ def _check(term, x, solver, steps, rtol, atol, t_span, max_steps, on_failure, no
     chosen = choose(solver, term, steps=steps, adaptive=rtol is not None or atol is not None)
     chosen.check(term)
     term.check(x)
-    tolerance = _tolerance(chosen, steps, rtol, atol, x.dtype)
-    grid, span, denoise = _times(term, chosen, steps, t_span, tolerance, max_steps)
     noisy = term.stochastic or chosen.kind == "SDE"
+    tolerance = _tolerance(chosen, steps, rtol, atol, x.dtype, noisy)
+    grid, span, denoise = _times(term, chosen, steps, t_span, tolerance, max_steps)
     seeded = noise if isinstance(noise, Noise) else Noise(check_seed(noise) if noisy or noise is not None else 0)
     if seeded.index is not None and len(seeded.index) != x.shape[0]:
         raise InvalidInputError(
             f"noise names {len(seeded.index)} samples, but x has {x.shape[0]}: give Noise(seed, index=...) one number "
             "per sample"
         )
-    wanted = check_save(save, span, denoise, grid if noisy else None)
+    known = grid if grid is not None else torch.tensor(span, dtype=torch.float64)
+    wanted = check_save(save, span, denoise, known if noisy else None)
     return _Problem(
         Counted(term),
         x,
@@ -146,10 +149,10 @@ def check_how(steps: Any, rtol: float | None, atol: float | None, max_steps: Any
 
 
 def _tolerance(
-    solver: Solver, steps: Any, rtol: float | None, atol: float | None, dtype: torch.dtype
+    solver: Solver, steps: Any, rtol: float | None, atol: float | None, dtype: torch.dtype, noisy: bool
 ) -> Tolerance | None:
     if rtol is None and atol is None:
-        if steps is not None or not solver.adaptive:
+        if steps is not None or not solver.adaptive or noisy:
             return None
         default = clamp_tolerance(1e-3, dtype)
         return Tolerance(default, default)
@@ -380,7 +383,7 @@ class _Adaptive:
         self.t = torch.full((b,), p.span[0], dtype=torch.float64, device=device)
         self.h = torch.full_like(self.t, self.length * p.solver.first_step)
         self.cap = self.length * p.solver.largest_step
-        self.noise = p.noise
+        self.noise = Remembered.of(p.noise) if p.noisy else p.noise
         self.accepted = torch.zeros(b, dtype=torch.int64, device=device)
         self.rejected = torch.zeros_like(self.accepted)
         # results, one row a sample
@@ -399,7 +402,7 @@ class _Adaptive:
         if p.span[0] == p.span[1]:
             self.status.fill_(ARRIVED)  # from t_min to 0: only the final denoising is left
         else:
-            entry = p.solver.enter(p.term, self.x, self.t, p.tolerance)  # type: ignore[arg-type]
+            entry = p.solver.enter(p.term, self.x, self.t, p.tolerance, self.noise)  # type: ignore[arg-type]
             self.x, self.t, state = entry.x, entry.t, entry.state
             self.absent = self.absent + entry.absent
             for _ in range(p.max_steps):

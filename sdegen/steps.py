@@ -18,6 +18,7 @@ from .shapes import event_mean
 
 _LOWEST = -5.0  # stands for the lambda of an end without signal: about where linear VP ends
 GRIDS = ("uniform", "sqrt-time", "lambda", "theta", "karras")
+FAR = 10.0  # sigma/alpha in units of the data's standard deviation, above which noisy data are as good as Gaussian
 
 
 def count_or_times(steps: Any, least: int = 2) -> int | Tensor | None:

@@ -18,7 +18,8 @@ from .karras import KarrasSDE
 from .langevin import Langevin, PredictorCorrector
 from .runge_kutta import bosh3, dopri5, euler, heun, rk4
 from .sra import SRA1
-from .stochastic import EulerMaruyama, ReverseDiffusion
+from .stochastic import EulerMaruyama, ReverseDiffusion, StochasticHeun
+from .stochastic_adams import StochasticAdams
 
 __all__ = ["Outcome", "OutsideSolver", "Row", "Solver", "State", "Step", "choose", "make_solver", "solvers"]
 
@@ -69,15 +70,9 @@ _TABLE: dict[str, Callable[..., Solver]] = {
     "er-sde3": _setting(
         "er-sde3", variable="sigma", order=3, noise="er", stochastic=True, source="arXiv 2309.06169, exact weights"
     ),
-    "d-adams2-sde": _setting(
-        "d-adams2-sde",
-        variable="theta",
-        order=2,
-        corrector=1,
-        stochastic=True,
-        source="this package, docs/decisions.md",
-    ),
+    "d-adams2-sde": StochasticAdams,
     "euler-maruyama": EulerMaruyama,
+    "heun-sde": StochasticHeun,
     "reverse-diffusion": ReverseDiffusion,
     "predictor-corrector": PredictorCorrector,
     "langevin": Langevin,

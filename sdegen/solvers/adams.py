@@ -125,15 +125,15 @@ class Adams(Solver):
         # phi (i, d, B) or (i, B, d); past (i, B): t_0, t_-1, ...; how many of the phi_i are in use, how many are valid
         return {"phi": _Layout(x).rows(term.drift(x, t))[None], "past": t[None], "order": order, "known": order}
 
-    def enter(self, term: Term, x: Tensor, t: Tensor, tolerance: Tolerance) -> Entry:
+    def enter(self, term: Term, x: Tensor, t: Tensor, tolerance: Tolerance, noise: Noise) -> Entry:
         if not self.leaps:
-            return super().enter(term, x, t, tolerance)
+            return super().enter(term, x, t, tolerance, noise)
         s, begin = self._circle(term), float(t[0])
         if begin <= 1.001 * term.t_min:
             raise InvalidInputError("start='gaussian' is for sampling, t falling: use start='point' upward")
         stop = math.atan(max(4.0, (10 * s / (tolerance.atol + tolerance.rtol * s)) ** 0.25))
         if not term.t_min < stop < begin:
-            return super().enter(term, x, t, tolerance)
+            return super().enter(term, x, t, tolerance, noise)
         leap = GaussianStart.planned(term, self.law, begin, stop, x)
         there, stops = leap.carried(x, stop), torch.full_like(t, stop)
         slope = term.drift(there, stops)

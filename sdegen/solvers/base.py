@@ -70,8 +70,8 @@ class Solver(ABC):
         first_step, largest_step: under error control, in fractions of the span. The cap is there because at high noise
             the right-hand
             side is flat and any error estimate blind: without it a solver can step over all that matters.
-        coordinates: "own" (the model's process, as it is) or "best" (the verbs may change to a process along which the
-            solver is better).
+        coordinates: "own" (the model's process, as it is), "best" (the verbs may change to the circular path of the
+            data's scale) or "lambda" (to a process whose time is log(alpha/sigma)).
         needs_model: whether it works on the model's prediction rather than on the drift.
         grid: the kind of grid that the verbs lay for `steps=N`.
         least_times: how few times a list in `steps=` may hold: 1 for a solver whose work is done at a time.
@@ -119,7 +119,7 @@ class Solver(ABC):
         control."""
         return {}
 
-    def enter(self, term: Term, x: Tensor, t: Tensor, tolerance: Tolerance) -> Entry:
+    def enter(self, term: Term, x: Tensor, t: Tensor, tolerance: Tolerance, noise: Noise) -> Entry:
         """Where error control begins, asked to begin at x and t (B,)."""
         return Entry(x, t, self.start(term, x, t))
 

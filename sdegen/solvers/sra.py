@@ -26,6 +26,7 @@ class SRA1(Solver):
     """
 
     name, order, kind, evaluations = "sra1", 1.5, "any", 2
+    adaptive, error_order = True, 2
     default_steps = 250
     source = "Roessler 2010, table 6.3"
 
@@ -42,4 +43,8 @@ class SRA1(Solver):
             middle = middle + 1.5 * g_next * area
             carried = x + g_next * (dw - area) + g * area
         k2 = term.drift(middle, t + 0.75 * h)
-        return Step(carried + width * (k1 + 2 * k2) / 3, slope=k1)
+        x_next = carried + width * (k1 + 2 * k2) / 3
+        euler = x + width * k1
+        if term.stochastic:
+            euler = euler + g * dw
+        return Step(x_next, error=x_next - euler, slope=k1)

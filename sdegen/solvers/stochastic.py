@@ -30,6 +30,31 @@ class EulerMaruyama(Solver):
         return Step(x_next)
 
 
+class StochasticHeun(Solver):
+    """Platen's explicit scheme for additive noise, either direction of time:
+
+        y = x + h drift(x, t) + G,    x' = x + h/2 (drift(x, t) + drift(y, t')) + G,
+
+    G = sqrt((g(t)^2 + g(t')^2)/2) dW. Weak order 2 (strong order 1), 2 evaluations a step; Heun's method without noise.
+
+    Source: Kloeden & Platen 1992, section 15.1, eq. 1.1 with additive noise.
+    """
+
+    name, order, kind, evaluations = "heun-sde", 2, "any", 2
+    default_steps = 250
+    source = "Kloeden & Platen 1992 sec. 15.1 (Platen)"
+
+    def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: State, noise: Noise) -> Step:
+        width = expand(t_next - t, x)
+        first = term.drift(x, t)
+        carried = x
+        if term.stochastic:
+            g, g_next = term.diffusion(t), term.diffusion(t_next)
+            carried = x + expand(((g**2 + g_next**2) / 2) ** 0.5, x) * noise.increment(t, t_next, x)
+        second = term.drift(carried + width * first, t_next)
+        return Step(carried + width / 2 * (first + second), slope=first)
+
+
 def forward_kernel(term: Term, t: Tensor, t_next: Tensor) -> tuple[float | Tensor, float | Tensor]:
     """(a, v) of the forward kernel x_t = a x_{t'} + sqrt(v) z between a time and an earlier one t'.
 
