@@ -17,6 +17,8 @@ SCRIPTS = {
         ["toy/trajectories.png", "toy/density.png", "toy/reverse.gif", "toy/run/step-00000020"],
     ),
     "digits.py": (["--smoke", "--out", "run"], ["run/samples.png"]),
+    "ddim_eta_table.py": (["--smoke", "--out", "eta"], ["eta/table.csv", "eta/few_steps.png"]),
+    "digits_likelihood.py": (["--smoke", "--out", "bits"], ["bits/bits.csv"]),
     "compare_solvers.py": (["--smoke"], ["work_precision.png"]),
 }
 
