@@ -234,9 +234,10 @@ def check_times(term: Term, times: tuple[float, float] | Tensor) -> tuple[Tensor
     slack = 1e-6 * term.t_max if term.t_max < float("inf") else 0.0
     outside = (nodes < term.t_min - min(slack, 1e-3 * term.t_min)) | (nodes > term.t_max + slack)
     if bool(outside.any()):
+        time, falls = float(nodes[outside][0]), len(nodes) > 1 and bool(nodes[0] > nodes[-1])
         raise InvalidInputError(
-            f"time {float(nodes[outside][0]):g} is outside [t_min, t_max] = [{term.t_min:g}, {term.t_max:g}]"
-            + ("; to end with clean data go to exactly 0" if has_model else "")
+            f"time {time:g} is outside [t_min, t_max] = [{term.t_min:g}, {term.t_max:g}]"
+            + ("; to end with clean data go to exactly 0" if has_model and falls and time < term.t_min else "")
         )
     nodes = nodes.clamp(term.t_min, term.t_max)
     if denoise and len(nodes) == 2 and nodes[0] == nodes[1]:  # from t_min to 0: nothing to solve
