@@ -554,3 +554,12 @@ def test_what_a_model_is_about_comes_back(tmp_path):
         with pytest.raises(InvalidInputError, match=says):
             save(model, tmp_path / "m")
     assert load(tmp_path / "m", device="cpu").about["levels"] == 17
+
+
+def test_a_run_folder_that_cannot_be_listed_says_so(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(CheckpointError, match=r"cannot be read: .*Permission denied"):
+        checkpoint.steps(tmp_path)

@@ -106,6 +106,7 @@ def test_samples_are_the_same_files_however_they_are_asked_for(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     run(monkeypatch, "sample_images.py", *words, "--n", "10", "--out", "a")
     wanted = {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()}
+    assert len(set(wanted.values())) == 12, "ten samples that differ, the settings and the grid"
     (tmp_path / "a" / "000003.png").unlink()
     (tmp_path / "a" / "000007.png").write_bytes(wanted["000007.png"][:60])
     data = bytearray(wanted["000008.png"])
