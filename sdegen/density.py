@@ -19,7 +19,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from .divergence import Probes, divergence
 from .errors import InvalidInputError
-from .gaussian import Gaussian, column, reference
+from .gaussian import Gaussian, column, known
 from .model import ScoreModel
 from .prediction import Prediction
 from .shapes import as_time, flat
@@ -38,9 +38,7 @@ def prior(model: ScoreModel) -> Gaussian:
     """The data's law as it is taken at t_max: N(mean, C) as far as the model knows them, else a point at 0."""
     if model.data_std is None:
         return Gaussian(mean=torch.zeros((), dtype=torch.float64), variances=torch.zeros((), dtype=torch.float64))
-    if model.data_covariance is not None:
-        return reference(model)
-    return replace(reference(model), variances=model.data_std.double().flatten().cpu().squeeze() ** 2)
+    return known(model)
 
 
 def tail_power(model: ScoreModel) -> int:

@@ -33,21 +33,24 @@ class Gaussian:
 
     @classmethod
     def of_covariance(cls, covariance: Tensor, mean: Tensor | None = None) -> Gaussian:
-        """From a covariance (d, d), or the variances () or of an event's shape."""
-        mean = _flat_mean(mean)
+        """From a covariance (d, d); a tensor of another form is taken for variances."""
         c = torch.as_tensor(covariance).detach().double().cpu()
+        if c.ndim != 2 or c.shape[0] != c.shape[1]:
+            return cls.of_variances(c, mean)
         if not bool(torch.isfinite(c).all()):
             raise InvalidInputError("the covariance holds NaN or infinity: clean the data first")
-        if c.ndim == 2 and c.shape[0] == c.shape[1]:
-            variances, axes = torch.linalg.eigh((c + c.mT) / 2)
-            if variances[0] < -1e-6 * variances[-1].abs():
-                raise InvalidInputError(
-                    f"the covariance has the eigenvalue {float(variances[0]):.3g}: wanted none below 0"
-                )
-            return cls(mean, variances.clamp_min(0), axes)
-        if bool((c < 0).any()):
-            raise InvalidInputError(f"variances from {float(c.min()):.3g}: wanted none below 0")
-        return cls(mean, c.flatten().squeeze())
+        variances, axes = torch.linalg.eigh((c + c.mT) / 2)
+        if variances[0] < -1e-6 * variances[-1].abs():
+            raise InvalidInputError(f"the covariance has the eigenvalue {float(variances[0]):.3g}: wanted none below 0")
+        return cls(_flat_mean(mean), variances.clamp_min(0), axes)
+
+    @classmethod
+    def of_variances(cls, variances: Tensor, mean: Tensor | None = None) -> Gaussian:
+        """From the variance of each coordinate, of an event's shape, or one for all."""
+        v = torch.as_tensor(variances).detach().double().cpu()
+        if not bool((torch.isfinite(v) & (v >= 0)).all()):
+            raise InvalidInputError(f"variances from {float(v.min()):.3g} to {float(v.max()):.3g}: wanted none below 0")
+        return cls(_flat_mean(mean), v.flatten().squeeze())
 
     @classmethod
     def of_data(cls, x0: Tensor, rank: int | None = None) -> Gaussian:
@@ -114,7 +117,14 @@ def reference(model: ScoreModel) -> Gaussian:
     mean = model.data_mean
     if model.data_covariance is not None:
         return _of_covariance(model, model.data_covariance, mean)
-    return Gaussian.of_covariance(torch.tensor(model.sigma_data**2, dtype=torch.float64), mean)
+    return Gaussian.of_variances(torch.tensor(model.sigma_data**2, dtype=torch.float64), mean)
+
+
+def known(model: ScoreModel) -> Gaussian:
+    """The data's mean with its covariance or, where that is unknown, the variance of each coordinate (1 at worst)."""
+    if model.data_covariance is not None or model.data_std is None:
+        return reference(model)
+    return Gaussian.of_variances(model.data_std.double() ** 2, model.data_mean)
 
 
 def _of_covariance(model: ScoreModel, covariance: Tensor, mean: Tensor | None) -> Gaussian:

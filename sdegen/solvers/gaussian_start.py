@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidInputError
-from ..gaussian import Gaussian, reference
+from ..gaussian import Gaussian, known
 from ..shapes import flat
 from ..terms import Term
 
@@ -47,7 +47,7 @@ class GaussianStart:
     def planned(cls, term: Term, law: Gaussian | None, start: float, stop: float, x: Tensor) -> GaussianStart:
         """The leap for a term: `law` or, if None, what its model knows of the data."""
         model = term.model
-        law = reference(model) if law is None else law
+        law = known(model) if law is None else law
         d = math.prod(x.shape[1:])
         came = law.variances.shape[:1] if law.axes is None else law.axes.shape[:1]
         if came not in ((), (d,)):

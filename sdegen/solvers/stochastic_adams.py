@@ -12,13 +12,13 @@ the new one to correct, with the same noise.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..brownian import BrownianTree
 from ..errors import InvalidInputError
+from ..gaussian import known
 from ..noise import STEP, Noise
 from ..quadrature import gauss_legendre
 from ..shapes import expand, flat
@@ -178,27 +178,14 @@ def _gaussian_step(term: Term, x: Tensor, t: Tensor, t_next: Tensor, noise: Nois
     """
     model, e = term.model, term.eta**2
     here, there = term.sde.level(t), term.sde.level(t_next)
-    variances, axes = _spread(model, x)
-    after = variances + (there.sigma / there.alpha) ** 2
-    total = here.alpha**2 * variances + here.sigma**2  # alpha^2 P, which alpha = 0 leaves finite
+    q = known(model).to(x.double())
+    after = q.variances + (there.sigma / there.alpha) ** 2
+    total = q.total(here.alpha, here.sigma)  # alpha^2 P, which alpha = 0 leaves finite
     kept = here.alpha**e * (after / total) ** ((1 + e) / 2)
     std = (after * -torch.expm1(e * torch.log(here.alpha**2 * after / total))).sqrt()
-    mean = 0.0 if model.data_mean is None else model.data_mean.to(x)
     z = noise.normal(x.shape, STEP, t, t_next, dtype=x.dtype, device=x.device)
-    inner = flat(x - here.alpha * mean)
-    if axes is not None:
-        inner = inner @ axes
-    inner = kept.to(x) * inner + std.to(x) * flat(z)
-    if axes is not None:
-        inner = inner @ axes.mT
-    return there.alpha * (mean + inner.reshape(x.shape))
-
-
-def _spread(model: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Eigenvalues (d,) or (1,) and eigenvectors of the data's covariance, float64; no vectors: the axes' own."""
-    covariance = model.data_covariance
-    if covariance is not None and covariance.ndim == 2 and covariance.shape[0] == flat(x).shape[1]:
-        values, axes = torch.linalg.eigh(covariance.double().to(x.device))
-        return values.clamp_min(0.0), axes.to(x)
-    std = model.data_std.double().to(x.device)
-    return (std.expand(x.shape[1:]) if std.ndim else std).reshape(-1).square(), None
+    q = q.to(x)
+    inner = kept.to(x) * q.offset(flat(x), here.alpha) + std.to(x) * flat(z)
+    if q.axes is not None:
+        inner = inner @ q.axes.mT
+    return there.alpha * (q.mean + inner).reshape(x.shape)
