@@ -80,6 +80,31 @@ def test_correction_is_of_the_order_that_it_says():
     assert all(3.7 < s < 4.6 for s in slopes), (left, slopes)
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_past_slopes_are_those_of_the_flow_to_first_order(whole):
+    """What they miss of the flow's slope, beside what the Gaussian's misses, halves where the noise level doubles; with
+    the power of another k it would stay."""
+    mixture = sg.GaussianMixture([[-1.0, 0.3], [1.0, -0.4], [0.0, 0.1]], std=0.3, weights=[0.5, 0.3, 0.2])
+    model = sg.MixtureModel(sg.GaussianMixture(mixture.means - mixture.mean, std=0.3, weights=mixture.weights), sg.VPSDE())
+    term = sg.ProbabilityFlow(model.on(sg.TrigSDE(model.sigma_data, sigma_min=0.1, sigma_max=2000.0)))
+    law = None if whole else Gaussian.of_covariance(torch.tensor(model.sigma_data**2))
+    z = torch.randn(200, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    shares = []
+    for level in (8.0, 16.0, 32.0):
+        start, stop = math.atan(4 * level), math.atan(level)
+        leap = GaussianStart.planned(term, law, start, stop, z)
+        x = z * model.sigma_data
+        there = leap.carried(x, stop)
+        slopes = leap.landed(x, there, term.drift(there, torch.tensor(stop, dtype=torch.float64)))[1]
+        for t, slope in zip(leap.past, slopes, strict=True):
+            y = leap.carried(x, t)
+            exact = term.drift(y, torch.tensor(t, dtype=torch.float64))
+            missed, whole_gap = (exact - slope).square().mean().sqrt(), (exact - leap.slope(y, t)).square().mean().sqrt()
+            shares.append(float(missed / whole_gap))
+    for coarse, fine in zip(shares, shares[2:], strict=False):
+        assert fine < 0.6 * coarse, shares
+
+
 @pytest.mark.parametrize("sde", [sg.VPSDE(), sg.EDMSDE()], ids=repr)
 def test_it_needs_fewer_evaluations_for_a_tolerance_and_errs_less_on_a_grid(sde):
     """Of data whose covariance is not s^2 I: else the circular path alone does what the leap does."""

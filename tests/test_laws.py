@@ -224,35 +224,39 @@ def test_law_of_euler_maruyama_upward():
     assert_law(came, (mean, variance))
 
 
-def reverse_diffusion_vp(sde: sg.TabulatedVPSDE) -> Recursion:
-    """A = 2 - sqrt(1 - beta) - beta/P, B = beta alpha mu/P, C = beta, between a table's nodes."""
+def reverse_diffusion_vp(sde: sg.TabulatedVPSDE, eta: float = 1.0) -> Recursion:
+    """With k = (1 + eta^2)/2: A = 2 - sqrt(1 - beta) - k beta/P, B = k beta alpha mu/P, C = eta^2 beta, at the nodes."""
 
     def step(mean: float, variance: float, t: float, t_next: float) -> tuple[float, float]:
         beta, (m, p) = float(sde.betas[round(t * len(sde.betas)) - 1]), marginal(sde, t)
-        a = 2 - math.sqrt(1 - beta) - beta / p
-        return a * mean + beta * m / p, a**2 * variance + beta
+        pull = (1 + eta**2) / 2 * beta / p
+        a = 2 - math.sqrt(1 - beta) - pull
+        return a * mean + pull * m, a**2 * variance + eta**2 * beta
 
     return step
 
 
-def reverse_diffusion_ve(sde: sg.SDE) -> Recursion:
-    """With Delta = sh^2 - sh'^2: A = 1 - Delta/P, B = mu Delta/P, C = Delta."""
+def reverse_diffusion_ve(sde: sg.SDE, eta: float = 1.0) -> Recursion:
+    """With Delta = sh^2 - sh'^2, k as above: A = 1 - k Delta/P, B = k mu Delta/P, C = eta^2 Delta."""
 
     def step(mean: float, variance: float, t: float, t_next: float) -> tuple[float, float]:
         delta = float(sde.sigma(t)) ** 2 - float(sde.sigma(t_next)) ** 2
-        a = 1 - delta / marginal(sde, t)[1]
-        return a * mean + (1 - a) * MU, a**2 * variance + delta
+        a = 1 - (1 + eta**2) / 2 * delta / marginal(sde, t)[1]
+        return a * mean + (1 - a) * MU, a**2 * variance + eta**2 * delta
 
     return step
 
 
-def test_law_of_reverse_diffusion():
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_law_of_reverse_diffusion(eta):
     table = sg.TabulatedVPSDE(torch.linspace(1e-3, 0.2, 50, dtype=F64))
     nodes = torch.arange(50, 0, -1, dtype=F64) / 50
-    assert_law(law_of("reverse-diffusion", table, nodes), along(nodes, table, reverse_diffusion_vp(table)))
+    assert_law(
+        law_of("reverse-diffusion", table, nodes, eta=eta), along(nodes, table, reverse_diffusion_vp(table, eta))
+    )
     ve = sg.VESDE()
     ts = sg.grid(ve, 60, kind="lambda", t_span=(ve.t_max, ve.t_min))
-    assert_law(law_of("reverse-diffusion", ve, ts), along(ts, ve, reverse_diffusion_ve(ve)))
+    assert_law(law_of("reverse-diffusion", ve, ts, eta=eta), along(ts, ve, reverse_diffusion_ve(ve, eta)))
 
 
 @pytest.mark.parametrize("corrections", [1, 3])
@@ -405,11 +409,12 @@ def test_heun_along_edm_is_karras_deterministic_sampler():
     assert came.nfe.tolist() == [2 * n - 1] * 5
 
 
-def test_churn_is_karras_stochastic_sampler():
+@pytest.mark.parametrize("churn", [3.0, 8.0])  # churn/n below and above the most, sqrt(2) - 1
+def test_churn_is_karras_stochastic_sampler(churn):
     """Algorithm 2 of Karras et al. 2022 typed from the paper."""
     mixture = sg.GaussianMixture([[1.0, 0.0], [-1.0, 1.0]], std=[0.2, 0.4])
     model = MixtureModel(mixture, sg.EDMSDE(0.01, 100.0))
-    n, churn, s_min, s_max, s_noise = 12, 8.0, 0.05, 30.0, 1.003
+    n, s_min, s_max, s_noise = 12, 0.05, 30.0, 1.003
     ts = torch.cat([sg.grid(model, n, kind="karras", t_span=(60.0, 0.01))[:n], torch.zeros(1, dtype=F64)])
     x = start = normals(5, 2) * 60
     recorded = testing._Recorded(6)

@@ -154,6 +154,31 @@ def test_multistep_methods_have_their_full_order_from_an_accurate_start(name, op
     assert p - 0.3 <= math.log2(errors[0] / errors[1]) <= p + 0.6, errors
 
 
+class _Power(sg.Term):
+    """dx/dt = t^p."""
+
+    def __init__(self, p: int) -> None:
+        self.p = p
+
+    def drift(self, x, t):
+        return (t**self.p)[:, None].expand(x.shape)
+
+
+@pytest.mark.parametrize("p", range(9))
+def test_adams_with_k_values_is_exact_for_slopes_of_degree_k_on_any_steps(p):
+    """Its table step by step, at full order, on samples with uneven steps of their own: no estimate could hide a fault."""
+    ts = torch.tensor([[0, 0.1, 0.25, 0.3, 0.7, 0.8, 1.3, 1.35, 1.6], [1, 0.9, 0.5, 0.45, 0.4, 0.1, 0, -0.3, -0.4]])
+    ts, term, solver = ts.double().T, _Power(p), sg.make_solver("adams")
+    x = torch.zeros(2, 3, dtype=torch.float64)
+    state = solver.start(term, x, ts[0])
+    for k, (t, t_next) in enumerate(zip(ts, ts[1:], strict=False), 1):
+        step = solver.step(term, x, t, t_next, {**state, "order": torch.full((2,), k)}, sg.Noise(0))
+        wanted = ((t_next ** (p + 1) - t ** (p + 1)) / (p + 1))[:, None].expand(x.shape)
+        if k >= p:
+            torch.testing.assert_close(step.x - x, wanted, rtol=0, atol=1e-13)
+        state, x = {"phi": step.state["phi"], "past": step.state["past"]}, step.x
+
+
 def test_the_error_of_adams_is_its_tolerance():
     """Of nine samples in ten within [0.2, 2.5] tolerances over five decades; check_solver asks proportion of three."""
     mixture = sg.GaussianMixture([[1.0, 2.0], [-1.0, 0.0], [2.0, -1.0]], std=[0.5, 0.4, 0.6])

@@ -236,6 +236,15 @@ def test_eta_is_the_solvers_own_unless_given():
     )
 
 
+@pytest.mark.parametrize("solver", ["ancestral", "ddim", "euler-maruyama"])
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
+def test_sample_is_solve_at_that_eta_from_a_draw_of_the_prior(solver, eta):
+    steps, x = [1.0, 0.6, 0.3, 0.1], SDE.prior((6, 2), seed=4, dtype=F64)
+    came = sg.sample(MODEL, 6, solver=solver, steps=steps, eta=eta, seed=4, dtype=F64)
+    term = sg.ReverseSDE(MODEL, eta=eta)
+    assert torch.equal(came.x, sg.solve(term, x, solver=solver, steps=steps, noise=4).x)
+
+
 def test_editing_starts_in_the_middle():
     """x_init at the first time of the span, and a draw of that time's noise without it."""
     x0 = MIXTURE.sample(6, seed=1, dtype=F64)
