@@ -25,10 +25,11 @@ def main() -> None:
     args = parser.parse_args()
 
     model = sg.load(args.model) if args.model else sg.MixtureModel(sg.data.toys.ring(8), sg.VPSDE())
-    cond = {} if args.label is None else {"label": torch.full((args.n,), args.label)}
+    n = min(args.n, 16) if args.smoke else args.n
+    cond = {} if args.label is None else {"label": torch.full((n,), args.label)}
     table = sg.compare(
         model,
-        16 if args.smoke else args.n,
+        n,
         solvers=args.solvers[:2] if args.smoke else args.solvers,
         steps=(5, 10) if args.smoke else (5, 8, 10, 15, 20, 30, 50, 100),
         tolerances=(1e-2,) if args.smoke else (1e-1, 1e-2, 1e-3, 1e-4),

@@ -117,3 +117,11 @@ def test_samples_are_the_same_files_however_they_are_asked_for(tmp_path, monkeyp
     run(monkeypatch, "sample_images.py", *words, "--index", "5,9", "--out", "b")
     assert (tmp_path / "b" / "000005.png").read_bytes() == wanted["000005.png"]
     assert (tmp_path / "b" / "000009.png").read_bytes() == wanted["000009.png"]
+
+
+@pytest.mark.slow
+def test_solvers_are_compared_on_the_score_that_is_kept_here(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model = ROOT / "examples" / "assets" / "fashion"
+    run(monkeypatch, "compare_solvers.py", "--model", str(model), "--label", "3", "--n", "4", "--smoke")
+    assert "adams" in capsys.readouterr().out and (tmp_path / "work_precision.png").exists()
