@@ -162,5 +162,7 @@ def choose(solver: str | Solver, term: Term, *, steps: Any, adaptive: bool) -> S
     if solver != "auto":
         return make_solver(solver)
     if term.stochastic:
-        return make_solver("ancestral" if getattr(term, "model", None) is not None else "euler-maruyama")
+        if getattr(term, "model", None) is not None:
+            return make_solver("d-adams2-sde")
+        return make_solver("sra1" if adaptive else "euler-maruyama")
     return make_solver("adams" if adaptive or steps is None or getattr(term, "model", None) is not None else "rk4")
