@@ -53,18 +53,16 @@ def test_better_coordinates_are_the_same_flow(sde):
 @pytest.mark.parametrize("solver", MOVED)
 def test_times_and_states_come_back_as_the_models_own(solver):
     when = torch.tensor([1.0, 0.7, 0.25, 0.02, 0.0], dtype=F64)
-    for how in ({"rtol": 1e-8}, {"steps": 150}):
-        if solver == "heun" and "rtol" in how:
-            continue
-        if solver == "rk4" and "rtol" in how:
+    start = SDE.sigma(1.0) * sg.Noise(2).normal((6, 2), 1, dtype=F64, device="cpu")
+    flow = sg.ProbabilityFlow(MODEL)
+    exact = sg.solve(flow, start, solver="dopri5", rtol=1e-8, save=when[1:-1], t_span=(1.0, 0.02)).xs
+    for how in ({"rtol": 1e-6}, {"steps": 150}):
+        if solver in ("heun", "rk4") and "rtol" in how:
             continue
         came = sg.sample(MODEL, 6, solver=solver, seed=2, dtype=F64, save=when, **how)
         assert torch.equal(came.ts, when) and torch.equal(came.xs[-1], came.x)
-        start = SDE.sigma(1.0) * sg.Noise(2).normal((6, 2), 1, dtype=F64, device="cpu")
         torch.testing.assert_close(came.xs[0], start, rtol=1e-10, atol=1e-10)
-        for t, x in zip(when[1:-1], came.xs[1:-1], strict=True):
-            exact = sg.solve(sg.ProbabilityFlow(MODEL), start, solver="dopri5", rtol=1e-10, t_span=(1.0, float(t))).x
-            assert float((x - exact).abs().max()) < 5e-3, (how, float(t))
+        assert float((came.xs[1:-1] - exact).abs().max()) < 5e-3, how
         path = sg.sample(MODEL, 6, solver=solver, seed=2, dtype=F64, save="all", **how)
         assert torch.equal(path.x, came.x) and torch.equal(path.nfe, came.nfe)
         ts = path.ts if path.ts.ndim == 2 else path.ts[:, None]
@@ -98,8 +96,8 @@ def test_the_network_is_asked_at_its_own_times_and_as_often_as_is_told(solver):
 def test_failures_are_told_in_the_models_own_time_and_state(solver):
     watched = testing._Watched(MODEL, below=0.3)
     spoiled = torch.tensor([False, True, False])
-    came = sg.sample(watched, 3, solver=solver, rtol=1e-8, seed=4, dtype=F64, on_failure="mark", spoiled=spoiled)
-    clean = sg.sample(MODEL, 3, solver=solver, rtol=1e-8, seed=4, dtype=F64)
+    came = sg.sample(watched, 3, solver=solver, rtol=1e-7, seed=4, dtype=F64, on_failure="mark", spoiled=spoiled)
+    clean = sg.sample(MODEL, 3, solver=solver, rtol=1e-7, seed=4, dtype=F64)
     assert came.status.tolist() == [0, 1, 0]
     torch.testing.assert_close(came.x[~spoiled], clean.x[~spoiled], rtol=0, atol=1e-12)
     reached = float(came.t[1])
