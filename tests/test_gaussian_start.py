@@ -105,6 +105,25 @@ def test_past_slopes_are_those_of_the_flow_to_first_order(whole):
         assert fine < 0.6 * coarse, shares
 
 
+def test_a_landing_close_below_t_max_is_corrected_by_what_lies_between():
+    """From sh = 24 s to 16 s the leap leaves out 1 - (16/24)^3 of what it would from infinity."""
+    mixture = sg.GaussianMixture([[-1.0, 0.3], [1.0, -0.4], [0.2, 1.5]], std=0.3, weights=[0.5, 0.3, 0.2])
+    s = float(mixture.covariance.diagonal().mean().sqrt())
+    model = sg.MixtureModel(mixture, sg.EDMSDE(sigma_max=24 * s))
+    x = model.sde.prior((100, 2), seed=0, dtype=torch.float64)
+    times = [24 * s, 16 * s, 16 * s * (1 - 1e-6)]
+    exact, got = (
+        sg.sample(model, (100, 2), x_init=x, t_span=None if how.get("steps") else (times[0], times[2]), **how).x
+        for how in ({"solver": "dopri5", "rtol": 1e-13}, {"solver": sg.make_solver("adams", start="gaussian"), "steps": times})
+    )
+    circle = model.on(sg.TrigSDE(s, sigma_max=24 * s))
+    centred = x - mixture.mean  # VE: xh is x
+    leap = GaussianStart.planned(sg.ProbabilityFlow(circle), None, math.atan(24.0), math.atan(16.0), x)
+    plain = leap.carried(centred * math.cos(math.atan(24.0)), math.atan(16.0)) / math.cos(math.atan(16.0)) + mixture.mean
+    error, without = (float((y - exact).square().mean().sqrt()) for y in (got, plain))
+    assert error < 0.2 * without
+
+
 @pytest.mark.parametrize("sde", [sg.VPSDE(), sg.EDMSDE()], ids=repr)
 def test_it_needs_fewer_evaluations_for_a_tolerance_and_errs_less_on_a_grid(sde):
     """Of data whose covariance is not s^2 I: else the circular path alone does what the leap does."""

@@ -5,7 +5,8 @@ t_max to a noise level of some standard deviations of the data, without an evalu
 Gaussian by is seen at the landing: delta = velocity - Gaussian velocity, on the circular path. Above, it falls like
 (sigma/alpha)^-k, k = 2 with the whole covariance, else 1. So
 
-    x - delta s/((k + 1) sh)         is the landing corrected by what the leap left out, sh = sigma/alpha, and
+    x - delta s/((k + 1) sh)         is the landing corrected by what the leap from infinity left out, sh = sigma/alpha,
+                                     of which 1 - (sh/sh_max)^(k + 1) lies below sh_max, and
     Gaussian velocity + delta (sh/sh_i)^k     are past slopes at noise levels sh_i above, for a multistep method.
 
 Source: Wang & Vastola 2024 (arXiv 2412.09726) for the leap; the correction and the past slopes are this package's.
@@ -77,7 +78,8 @@ class GaussianStart:
     def landed(self, x: Tensor, x_stop: Tensor, slope: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
         """(x at `stop` corrected, slopes at `past`, the correction), given x at `start` and the slope at `stop`."""
         delta, k = slope - self.slope(x_stop, self.stop), self.power
-        correction = delta / ((k + 1) * math.tan(self.stop))
+        share = 1 - (math.tan(self.stop) / math.tan(self.start)) ** (k + 1)  # of the integral to infinity
+        correction = delta * share / ((k + 1) * math.tan(self.stop))
         slopes = [
             self.slope(self.carried(x, t), t) + delta * (math.tan(self.stop) / math.tan(t)) ** k for t in self.past
         ]

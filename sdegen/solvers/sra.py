@@ -35,16 +35,13 @@ class SRA1(Solver):
         width = expand(h, x)
         k1 = term.drift(x, t)
         middle = x + 0.75 * width * k1
-        carried = x
+        carried, euler = x, x + width * k1
         if term.stochastic:
             dw, dz = space_time_increment(noise, t, t_next, x)
             area = dz / expand(h.abs(), x)
             g, g_next = expand(term.diffusion(t), x), expand(term.diffusion(t_next), x)
             middle = middle + 1.5 * g_next * area
-            carried = x + g_next * (dw - area) + g * area
+            carried, euler = x + g_next * (dw - area) + g * area, euler + g * dw
         k2 = term.drift(middle, t + 0.75 * h)
         x_next = carried + width * (k1 + 2 * k2) / 3
-        euler = x + width * k1
-        if term.stochastic:
-            euler = euler + g * dw
         return Step(x_next, error=x_next - euler, slope=k1)
