@@ -252,6 +252,9 @@ class Counted(Term):
     def diffusion(self, t: Tensor) -> Any:
         return self.term.diffusion(t)
 
+    def warm(self, ts: Tensor) -> None:
+        self.term.warm(ts)
+
     def restrict(self, keep: Tensor) -> None:
         """Go on with some of the samples only."""
         self.term = self.term.select(keep)

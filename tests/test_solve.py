@@ -457,3 +457,26 @@ def test_a_spoiled_solver_does_not(solver, words):
 def test_check_solver_takes_instances():
     with pytest.raises(sg.InvalidInputError, match="instance of a Solver"):
         testing.check_solver("heun")
+
+
+class CountingVP(sg.VPSDE):
+    """Notes how often its coefficients are computed."""
+
+    computed = 0
+
+    def alpha(self, t):
+        type(self).computed += 1
+        return super().alpha(t)
+
+
+@pytest.mark.parametrize("name", ["euler", "heun", "rk4", "dopri5", "ddim", "unipc3", "adams", "ancestral", "euler-maruyama"])
+def test_the_coefficients_of_a_fixed_grid_are_computed_together(name):
+    """As often for 40 steps as for 10: before the first of them."""
+    counts = []
+    for steps in (10, 40):
+        model = sg.Denoiser(torch.nn.Identity(), CountingVP(), parametrization="noise")
+        model.net.forward = lambda x, t: x
+        CountingVP.computed = 0
+        sg.sample(model, (2, 3), solver=name, steps=steps, seed=0)
+        counts.append(CountingVP.computed)
+    assert counts[0] == counts[1]

@@ -643,8 +643,12 @@ def test_a_second_signal_acts_at_once(tmp_path):
         pytest.fail("still running")
 
     model = small()
-    with pytest.raises(KeyboardInterrupt):
-        fit(model, points(), steps=20, out=tmp_path, seed=0, callback=send, callback_every=1)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a runner of tests may ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fit(model, points(), steps=20, out=tmp_path, seed=0, callback=send, callback_every=1)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert model.training
     fit(model, points(), steps=1, out=tmp_path, seed=0)  # the lock is free
 

@@ -130,8 +130,8 @@ class _Look:
         if self.lines is not None or path.xs[0, 0].numel() == 1:
             return path.xs.shape[1] if self.lines is None else self.lines
         steps = path.xs.diff(dim=0).flatten(2)
-        turns = (steps[1:] * steps[:-1]).sum(2) < 0  # every second step of a Brownian path, hardly any of a smooth one
-        return 5 if bool(turns.double().mean() > 0.1) else 60
+        turns = (steps[1:] * steps[:-1]).sum(2) < 0  # every second step of a Brownian path, few of a smooth one
+        return 5 if bool(turns.double().mean() > 0.25) else 60
 
 
 def _titled(paths: Any) -> dict[str, Solution]:

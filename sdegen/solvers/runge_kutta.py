@@ -47,6 +47,10 @@ class RungeKutta(Solver):
         self.grid = "theta"
 
     def start(self, term: Term, x: Tensor, t: Tensor, grid: Tensor | None = None) -> State:
+        if grid is not None:
+            inner = [node for node in self.c if 0 < node < 1]
+            if inner:
+                term.warm(torch.cat([grid[:-1] + node * grid.diff() for node in inner]))
         return {"k": term.drift(x, t)} if self.fsal else {}
 
     def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: State, noise: Noise) -> Step:
