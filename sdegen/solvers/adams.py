@@ -35,7 +35,7 @@ from ..steps import Tolerance, carried, warn_of_order
 from ..terms import ProbabilityFlow, ReverseSDE, Term
 from .base import Entry, Solver, State, Step
 from .gaussian_start import GaussianStart, newton_table
-from .weights import lagrange_weights
+from .weights import lagrange_weights, summed
 
 _SMALL = 64  # numbers in an event
 
@@ -256,11 +256,11 @@ class Adams(Solver):
         slope = term.drift(x, t)
         slopes = [slope, *run.slopes]
         if run.k:
-            x = _summed(run.x, run.back[run.k - 1], slopes)
+            x = summed(run.x, run.back[run.k - 1], slopes)
         elif run.leap is not None:
             x, past, _ = run.leap.landed(run.x, x, slope)
             slopes = [slope, *past]
-        x_next = _summed(x, run.ahead[run.k], slopes)
+        x_next = summed(x, run.ahead[run.k], slopes)
         after = replace(run, k=run.k + 1, x=x, slopes=slopes[: run.keep])
         return Step(x_next, {"run": after}, slope=slope)
 
@@ -297,12 +297,6 @@ class _Fixed:
             tables.append(table)
         ahead, back = tables
         return cls(max(predictor, corrector) - 1, ahead, back)
-
-
-def _summed(x: Tensor, weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
-    for w, v in zip(weights, values, strict=False):
-        x = torch.add(x, v, alpha=w)
-    return x
 
 
 class _Layout:

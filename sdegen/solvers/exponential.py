@@ -35,7 +35,7 @@ from ..steps import warn_of_order
 from ..terms import Term
 from .analytic import Variance, check_variance, widened
 from .base import Solver, State, Step
-from .weights import lagrange_weights, moments
+from .weights import lagrange_weights, moments, summed
 
 _ADAMS_BASHFORTH = {
     1: (1.0,),
@@ -352,13 +352,13 @@ class Multistep(Solver):
         corrected = None
         before = run.plan[run.k - 1]
         if before.back and run.k and value is not None:
-            corrected = _summed(before.ratio * run.x, before.back, [value, *run.values])
+            corrected = summed(before.ratio * run.x, before.back, [value, *run.values])
             if run.dw is not None:
                 corrected = corrected + run.dw
         if corrected is None:  # x = alpha D + sigma eps: the carried part and the newest value in one
-            x_next = _summed(prediction.combine(*plan.fused), plan.ahead[1:], run.values)
+            x_next = summed(prediction.combine(*plan.fused), plan.ahead[1:], run.values)
         else:
-            x_next = _summed(plan.ratio * corrected, plan.ahead, [value, *run.values])
+            x_next = summed(plan.ratio * corrected, plan.ahead, [value, *run.values])
         dw = None
         if plan.std:
             dw = plan.std * noise.standard(t, t_next, x)
@@ -410,13 +410,6 @@ def _fraction(prediction: Any) -> Tensor:
             "noise='ddpm-learned' needs a model that predicts its variance: discrete.LearnedVariance(net, sde)"
         )
     return fraction
-
-
-def _summed(x: Tensor, weights: Sequence[float], values: Sequence[Tensor | None]) -> Tensor:
-    """x + sum_i w_i v_i."""
-    for w, v in zip(weights, values, strict=False):
-        x = torch.add(x, v, alpha=w)  # type: ignore[arg-type]
-    return x
 
 
 def _published(rule: str, l: Tensor, l_next: Tensor, nodes: Tensor, weight: Callable[[Tensor], Tensor]) -> Tensor:

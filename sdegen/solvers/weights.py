@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -47,3 +47,14 @@ def moments(start: Tensor, stop: Tensor, weight: Callable[[Tensor], Tensor], cou
     width = (stop - start)[:, None]
     factor = weight(start[:, None] + width * x) * width * w
     return [(factor * x**j).sum(1) for j in range(count)]
+
+
+def summed(x: Tensor, weights: Sequence[float], values: Sequence[Tensor | None]) -> Tensor:
+    """x + sum_i w_i v_i, a new tensor; as many terms as both have."""
+    total = None
+    for w, v in zip(weights, values, strict=False):
+        if total is None:
+            total = torch.add(x, v, alpha=w)  # type: ignore[arg-type]
+        else:
+            total.add_(v, alpha=w)  # type: ignore[arg-type]
+    return x if total is None else total
