@@ -24,7 +24,7 @@ from .sampling import sample
 from .sde import VPSDE
 from .training import fit
 
-TOY_STEPS, DIGIT_STEPS = 4000, 800
+TOY_STEPS, DIGIT_STEPS = 2800, 650
 FLOW_EVALUATIONS = 20
 SDE_STEPS = 100
 
