@@ -113,7 +113,7 @@ def test_loss_is_the_weighted_error_of_score_noise_and_x0_alike(sde, parametriza
     score, eps, clean = (
         ((a - b) ** 2).mean(1) for a, b in ((belief.score, -noise / sigma), (belief.noise, noise), (belief.x0, x0))
     )
-    # systems.md 3.3, each weight in the residual it was published for
+    # each weight in the residual it was published for
     published = {
         "simple": eps,
         "likelihood": g[:, 0] ** 2 * score,
@@ -168,7 +168,7 @@ def test_table_that_ends_in_pure_noise_has_finite_loss():
 @pytest.mark.parametrize("sde", [VPSDE(), VESDE(0.1, 5.0), LinearPathSDE()], ids=name)
 @pytest.mark.parametrize("loss", [dsm_loss, implicit_loss, sliced_loss])
 def test_gap_between_two_models_is_the_explicit_one(sde, loss):
-    """E loss(model) - E loss(oracle) = E w ||s_theta - s||^2 / d (systems.md 3.1): all else is a constant."""
+    """E loss(model) - E loss(oracle) = E w ||s_theta - s||^2 / d (Vincent 2011): all else is a constant."""
     oracle = MixtureModel(mixture(), sde)
     wrong = Shifted(oracle, 1.0)
     n = 40_000
