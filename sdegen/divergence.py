@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -158,10 +159,8 @@ class _Jacobian:
             return g
 
         if len(vectors) >= _WORTH_BATCHING:
-            try:
-                with warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", message=".*batching rule.*")
-                    return product(vectors, True)
-            except (RuntimeError, NotImplementedError):  # once more, in the way that asks nothing of the network
-                pass
+            # where this fails, go on in the way that asks nothing of the network
+            with suppress(RuntimeError, NotImplementedError), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*batching rule.*")
+                return product(vectors, True)
         return torch.stack([product(v, False) for v in vectors])

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from .errors import InvalidInputError
 from .model import ScoreModel
@@ -17,7 +18,10 @@ from .shapes import flat
 
 @dataclass(frozen=True)
 class Gaussian:
-    """N(mean, C) over flattened events of d numbers; C has eigenvalues `variances` along `axes`, and `rest` elsewhere.
+    """N(mean, C) over flattened events of d numbers, C = U diag(variances) U^T + rest (I - U U^T), U the `axes`.
+
+    Made by `of_data(x0)`, `of_covariance(c)` or `of_variances(v)`; along a process its marginal at t is
+    N(alpha mean, alpha^2 C + sigma^2 I).
 
     Args:
         mean: () or (d,).
@@ -33,7 +37,11 @@ class Gaussian:
 
     @classmethod
     def of_covariance(cls, covariance: Tensor, mean: Tensor | None = None) -> Gaussian:
-        """From a covariance (d, d); a tensor of another form is taken for variances."""
+        """From a covariance C (d, d); a tensor of another form is taken for variances.
+
+        Raises:
+            InvalidInputError: NaN or infinity, a negative eigenvalue or variance.
+        """
         c = torch.as_tensor(covariance).detach().double().cpu()
         if c.ndim != 2 or c.shape[0] != c.shape[1]:
             return cls.of_variances(c, mean)
@@ -46,7 +54,11 @@ class Gaussian:
 
     @classmethod
     def of_variances(cls, variances: Tensor, mean: Tensor | None = None) -> Gaussian:
-        """From the variance of each coordinate, of an event's shape, or one for all."""
+        """C = diag(variances): one for each coordinate, of an event's shape, or one for all.
+
+        Raises:
+            InvalidInputError: NaN or infinity, a negative variance.
+        """
         v = torch.as_tensor(variances).detach().double().cpu()
         if not bool((torch.isfinite(v) & (v >= 0)).all()):
             raise InvalidInputError(f"variances from {float(v.min()):.3g} to {float(v.max()):.3g}: wanted none below 0")
@@ -114,10 +126,9 @@ class Gaussian:
 
 def reference(model: ScoreModel) -> Gaussian:
     """The data's mean with its covariance or, where that is unknown, its standard deviation (1 at worst)."""
-    mean = model.data_mean
     if model.data_covariance is not None:
-        return _of_covariance(model, model.data_covariance, mean)
-    return Gaussian.of_variances(torch.tensor(model.sigma_data**2, dtype=torch.float64), mean)
+        return replace(_decomposed(model.data_covariance), mean=_flat_mean(model.data_mean))
+    return Gaussian.of_variances(torch.tensor(model.sigma_data**2, dtype=torch.float64), model.data_mean)
 
 
 def known(model: ScoreModel) -> Gaussian:
@@ -127,12 +138,15 @@ def known(model: ScoreModel) -> Gaussian:
     return Gaussian.of_variances(model.data_std.double() ** 2, model.data_mean)
 
 
-def _of_covariance(model: ScoreModel, covariance: Tensor, mean: Tensor | None) -> Gaussian:
-    """Decomposed once for each covariance that the model has had."""
-    known = model.__dict__.get("_decomposed")
-    if known is None or known[0] is not covariance:
-        known = model.__dict__["_decomposed"] = (covariance, Gaussian.of_covariance(covariance))
-    return replace(known[1], mean=_flat_mean(mean))
+_KNOWN = WeakTensorKeyDictionary()  # covariance -> (its version, its Gaussian), for as long as the tensor lives
+
+
+def _decomposed(covariance: Tensor) -> Gaussian:
+    """Gaussian.of_covariance, computed once for each tensor: models and their views share it."""
+    found = _KNOWN.get(covariance)
+    if found is None or found[0] != covariance._version:
+        found = _KNOWN[covariance] = (covariance._version, Gaussian.of_covariance(covariance))
+    return found[1]
 
 
 def _flat_mean(mean: Tensor | None) -> Tensor:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from sdegen.mixture import GaussianMixture
+from sdegen.model import Denoiser
+from sdegen.nets import MLP
 from sdegen.parametrization import NAMES, Parametrization
 from sdegen.sde import (
     EDMSDE,
@@ -134,3 +136,15 @@ MIXTURES: dict[str, GaussianMixture] = {
     "points": GaussianMixture([[1.0, 0.0], [-1.0, 1.0]], std=0.0),
 }
 DENSE_MIXTURES = {name: m for name, m in MIXTURES.items() if name not in ("flat", "points")}
+
+
+# ---- something to train
+
+
+def small(seed: int = 0, **words) -> Denoiser:
+    torch.manual_seed(seed)
+    return Denoiser(MLP(2, hidden=8, layers=1, embedding=4, **words), VPSDE())
+
+
+def points(n: int = 200, d: int = 2, seed: int = 3) -> Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) * 0.5 + 0.2

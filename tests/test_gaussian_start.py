@@ -230,3 +230,16 @@ def test_wrong_calls():
         sg.encode(model, torch.zeros(2, 2), solver=leaping, steps=5)
     with pytest.raises(sg.InvalidInputError, match="start='point'"):
         sg.encode(model, torch.zeros(2, 2), solver=leaping, rtol=1e-3)
+
+
+def test_a_covariance_is_decomposed_once(monkeypatch):
+    """Though every call of sample makes views of the model of its own; and again where it was changed in place."""
+    calls, eigh = [], torch.linalg.eigh
+    model = oblong_model(sg.VPSDE())
+    monkeypatch.setattr(torch.linalg, "eigh", lambda c: calls.append(1) or eigh(c))
+    for seed in range(3):
+        sg.sample(model, 2, solver=sg.make_solver("adams", start="gaussian"), steps=5, seed=seed)
+    assert len(calls) == 1
+    model.data_covariance.mul_(1.1)
+    sg.sample(model, 2, solver=sg.make_solver("adams", start="gaussian"), steps=5, seed=0)
+    assert len(calls) == 2

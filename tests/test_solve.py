@@ -15,6 +15,7 @@ import sdegen as sg
 from sdegen import testing
 from sdegen.oracle import MixtureModel
 from sdegen.solvers import Solver, Step
+from sdegen.terms import Counted
 
 F64 = torch.float64
 MIXTURE = sg.GaussianMixture([[1.0, 0.4], [-0.8, 0.9]], std=[0.3, 0.4])
@@ -480,3 +481,10 @@ def test_the_coefficients_of_a_fixed_grid_are_computed_together(name):
         sg.sample(model, (2, 3), solver=name, steps=steps, seed=0)
         counts.append(CountingVP.computed)
     assert counts[0] == counts[1]
+
+
+def test_counting_calls_hides_nothing_of_a_term():
+    """What a term may define, the counted term passes on: a default in its place would go unnoticed."""
+    public = {name for name, value in vars(sg.Term).items() if callable(value) and not name.startswith("_")}
+    left = public - set(vars(Counted))
+    assert left == {"check", "select"}  # asked of the term itself, before it is counted and by `restrict`

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cases import points, small
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
@@ -41,15 +42,6 @@ from sdegen.training.ema import Average
 from sdegen.training.options import Options
 
 fit = functools.partial(fit, progress=False, device="cpu")
-
-
-def small(seed: int = 0, **words) -> Denoiser:
-    torch.manual_seed(seed)
-    return Denoiser(MLP(2, hidden=8, layers=1, embedding=4, **words), VPSDE())
-
-
-def points(n: int = 200, d: int = 2, seed: int = 3) -> Tensor:
-    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) * 0.5 + 0.2
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:

@@ -16,13 +16,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cases import points, small
 from torch import Tensor, nn
 
 from sdegen.checkpoint import load, steps
 from sdegen.errors import CheckpointError, IncompatibleCheckpointError, InvalidInputError, NonFiniteError, SdegenError
 from sdegen.losses import dsm_loss, sliced_loss
 from sdegen.model import Denoiser, ScoreModel
-from sdegen.nets import MLP, UNet
+from sdegen.nets import UNet
 from sdegen.sde import VPSDE
 from sdegen.training import History, averaged, fit
 from sdegen.training.batches import batches
@@ -32,15 +33,6 @@ from sdegen.training.folder import Interrupts
 from sdegen.training.team import Team
 
 fit = functools.partial(fit, progress=False, device="cpu")
-
-
-def small(seed: int = 0, **words) -> Denoiser:
-    torch.manual_seed(seed)
-    return Denoiser(MLP(2, hidden=8, layers=1, embedding=4, **words), VPSDE())
-
-
-def points(n: int = 200, d: int = 2, seed: int = 3) -> Tensor:
-    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) * 0.5 + 0.2
 
 
 def pictures(n: int = 64) -> Tensor:

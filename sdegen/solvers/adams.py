@@ -34,7 +34,7 @@ from ..shapes import flat
 from ..steps import Tolerance, carried, warn_of_order
 from ..terms import ProbabilityFlow, ReverseSDE, Term
 from .base import Entry, Solver, State, Step
-from .gaussian_start import GaussianStart, newton_table
+from .gaussian_start import GaussianStart, newton_table, scale_of_circle
 from .weights import lagrange_weights, summed
 
 _SMALL = 64  # numbers in an event
@@ -44,14 +44,12 @@ class Adams(Solver):
     """Predictor-corrector Adams of variable order, in the term's time; error control per sample, or a fixed grid.
 
     In `sample` and `encode` it runs on the circular path of the data's scale (`TrigSDE`), where Gaussian data are
-    solved exactly and a tolerance means the same
-    all the way. 1 evaluation a step; order up to max_order + 1 (3 from the one-value start, where nothing is flat
-    there).
+    solved exactly and a tolerance means the same all the way. 1 evaluation a step; order up to max_order + 1 (3 from
+    the one-value start, where nothing is flat there).
 
     Control: E_j = rms(h g_{j+1} phi'_{j+1})/scale. Steps are accepted up to E_k = `accept` and aimed at E_k = `aim`;
-    the corrected state is one order better
-    than the estimate, which is why a step above 1 need not be thrown away. The next order is the j with the largest
-    (aim/E_j)^(1/(j+1)).
+    the corrected state is one order better than the estimate, which is why a step above 1 need not be thrown away. The
+    next order is the j with the largest (aim/E_j)^(1/(j+1)).
 
     Args:
         max_order: most past values used, up to 8.
@@ -61,8 +59,12 @@ class Adams(Solver):
         start: "point", or "gaussian": leap from t_max by the closed form of the data's Gaussian (see `GaussianStart`),
             sampling only. A sample for which the leap is not good enough for the tolerance begins at t_max after all,
             one evaluation lost; on a fixed grid the leap is the first step, without an evaluation.
-        covariance: for that start, of the data: (d, d), variances of the event's shape, or a `Gaussian`; None: what
-            the model knows (its `data_covariance`, else its `data_std`).
+        covariance: for that start, of the data: (d, d), or a `Gaussian` such as `Gaussian.of_data(x0, rank=32)` or
+            `Gaussian.of_variances(v)`; None: what the model knows (its `data_covariance`, else its `data_std`).
+
+    Raises:
+        InvalidInputError: options that cannot be meant; for the Gaussian start a run that is not of a model's flow
+            downward along a circular path, as in `sample`.
 
     Source: Shampine & Gordon 1975, chapter 5; Krogh 1974. The thresholds: docs/decisions.md.
     """
@@ -128,11 +130,9 @@ class Adams(Solver):
     def enter(self, term: Term, x: Tensor, t: Tensor, tolerance: Tolerance, noise: Noise) -> Entry:
         if not self.leaps:
             return super().enter(term, x, t, tolerance, noise)
-        s, begin = self._circle(term), float(t[0])
-        if begin <= 1.001 * term.t_min:
-            raise InvalidInputError("start='gaussian' is for sampling, t falling: use start='point' upward")
+        s, begin = scale_of_circle(term), float(t[0])
         stop = math.atan(max(4.0, (10 * s / (tolerance.atol + tolerance.rtol * s)) ** 0.25))
-        if not term.t_min < stop < begin:
+        if begin > term.t_min and not term.t_min < stop < begin:  # nothing to leap over
             return super().enter(term, x, t, tolerance, noise)
         leap = GaussianStart.planned(term, self.law, begin, stop, x)
         there, stops = leap.carried(x, stop), torch.full_like(t, stop)
@@ -156,17 +156,6 @@ class Adams(Solver):
 
     def landing(self, n: int) -> float | None:
         return min(max(0.25 * n**1.2, 3.5), 45.0) if self.leaps else None
-
-    def _circle(self, term: Term) -> float:
-        """The data scale of the circular path that a term lives on."""
-        sde, t = term.sde, term.t_min
-        s = getattr(sde, "sigma_data", None)
-        if s is None or abs(float(sde.alpha(t)) - math.cos(t)) > 1e-9:
-            raise InvalidInputError(
-                f"start='gaussian' works on the circular path, not along {type(sde).__name__}: use sample(), or a term "
-                "of model.on(TrigSDE(s))"
-            )
-        return s
 
     def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: State, noise: Noise) -> Step:
         if "run" in state:
@@ -236,11 +225,7 @@ class Adams(Solver):
             warn_of_order(self.name, values[0], len(grid) - 1)
         if not self.leaps:
             return _Fixed.planned(grid, *values)
-        self._circle(term)
-        begin, stop = float(grid[0]), float(grid[1])
-        if stop > begin:
-            raise InvalidInputError("start='gaussian' is for sampling, t falling: use start='point' upward")
-        leap = GaussianStart.planned(term, self.law, begin, stop, x)
+        leap = GaussianStart.planned(term, self.law, float(grid[0]), float(grid[1]), x)
         nodes = torch.cat([torch.tensor([leap.past[1], leap.past[0]], dtype=grid.dtype), grid[1:]])
         return replace(_Fixed.planned(nodes, *values, known=2), leap=leap, k=-1)
 

@@ -15,10 +15,10 @@ Source: Wang & Vastola 2024 (arXiv 2412.09726) for the leap; the correction and 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import InvalidInputError
@@ -32,23 +32,29 @@ class GaussianStart:
     """A leap from `start` to `stop`, times of a circular path of data scale s.
 
     Args:
-        law: the centred data's Gaussian.
-        sde: the circular path.
+        law: the data's Gaussian; its mean is not used, the state being centred.
+        s: alpha = cos t and sigma = s sin t.
         start, stop: times of the leap, falling.
         power: k.
     """
 
     law: Gaussian
-    sde: object
+    s: float
     start: float
     stop: float
     power: int
 
     @classmethod
     def planned(cls, term: Term, law: Gaussian | None, start: float, stop: float, x: Tensor) -> GaussianStart:
-        """The leap for a term: `law` or, if None, what its model knows of the data."""
-        model = term.model
-        law = known(model) if law is None else law
+        """The leap for a term along a circular path: of `law` or, if None, of what its model knows of the data.
+
+        Raises:
+            InvalidInputError: another path, a law of another number of dimensions than x has.
+        """
+        s = scale_of_circle(term)
+        if stop > start:
+            raise InvalidInputError("start='gaussian' is for sampling, t falling: use start='point' upward")
+        law = known(term.model) if law is None else law
         d = math.prod(x.shape[1:])
         came = law.variances.shape[:1] if law.axes is None else law.axes.shape[:1]
         if came not in ((), (d,)):
@@ -56,8 +62,7 @@ class GaussianStart:
                 f"the covariance is of {came[0]} numbers, but an event of shape {tuple(x.shape[1:])} has {d}: wanted "
                 f"({d}, {d}), or variances of the event's shape"
             )
-        centred = Gaussian(torch.zeros((), dtype=torch.float64), law.variances, law.axes, law.rest)
-        return cls(centred.to(x), term.sde, start, stop, 2 if law.complete else 1)
+        return cls(law.to(x), s, start, stop, 2 if law.complete else 1)
 
     @property
     def past(self) -> list[float]:
@@ -66,14 +71,11 @@ class GaussianStart:
 
     def carried(self, x: Tensor, t: float) -> Tensor:
         """The Gaussian flow from x at `start` to t."""
-        a, b, c, d = *self._level(self.start), *self._level(t)
-        return self._applied(lambda v: ((c**2 * v + d**2) / (a**2 * v + b**2)) ** 0.5, x)
+        return self._applied(lambda v: (self._total(v, t) / self._total(v, self.start)) ** 0.5, x)
 
     def slope(self, x: Tensor, t: float) -> Tensor:
         """dx/dt of the Gaussian flow at (x, t)."""
-        alpha, sigma = self._level(t)
-        s = self.sde.sigma_data  # type: ignore[attr-defined]
-        return self._applied(lambda v: (s**2 - v) * math.sin(t) * math.cos(t) / (alpha**2 * v + sigma**2), x)
+        return self._applied(lambda v: (self.s**2 - v) * math.sin(t) * math.cos(t) / self._total(v, t), x)
 
     def landed(self, x: Tensor, x_stop: Tensor, slope: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
         """(x at `stop` corrected, slopes at `past`, the correction), given x at `start` and the slope at `stop`."""
@@ -85,12 +87,24 @@ class GaussianStart:
         ]
         return x_stop - correction, slopes, correction
 
-    def _level(self, t: float) -> tuple[float, float]:
-        level = self.sde.level(torch.tensor(t, dtype=torch.float64))  # type: ignore[attr-defined]
-        return level.alpha, level.sigma
+    def _total(self, v: Any, t: float) -> Any:
+        """alpha^2 v + sigma^2 at t."""
+        return math.cos(t) ** 2 * v + (self.s * math.sin(t)) ** 2
 
-    def _applied(self, f, x: Tensor) -> Tensor:
+    def _applied(self, f: Callable[[Any], Any], x: Tensor) -> Tensor:
         return self.law.apply(f, flat(x)).reshape(x.shape)
+
+
+def scale_of_circle(term: Term) -> float:
+    """s of the circular path that a term lives on; any other path is refused."""
+    sde, t = term.sde, term.t_min
+    s = getattr(sde, "sigma_data", None)
+    if s is None or abs(float(sde.alpha(t)) - math.cos(t)) > 1e-9:
+        raise InvalidInputError(
+            f"start='gaussian' works on the circular path, not along {type(sde).__name__}: use sample(), or a term "
+            "of model.on(TrigSDE(s))"
+        )
+    return s
 
 
 def newton_table(slope: Tensor, slopes: Sequence[Tensor], t: float, past: Sequence[float]) -> list[Tensor]:

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -67,9 +67,8 @@ class RunFolder:
 
     def __exit__(self, *_: Any) -> None:
         try:
-            (self.path / _OWNER).unlink(missing_ok=True)
-        except OSError:
-            pass  # the number of a process that is no more does no harm
+            with suppress(OSError):  # the number of a process that is no more does no harm
+                (self.path / _OWNER).unlink(missing_ok=True)
         finally:
             self._lock.release()
 
