@@ -94,6 +94,9 @@ def load(
         sde: your own process; sdegen's are rebuilt from the file.
         device: where to; None: CUDA if there is one.
 
+    Returns:
+        A Denoiser, or a LearnedVariance where one was saved.
+
     Raises:
         CorruptCheckpointError: bytes on disk are not the bytes that were written.
         IncompatibleCheckpointError: another version, network or process, or one that needs `net=` or `sde=`.

@@ -60,7 +60,14 @@ class Images:
         return torch.cat([x, x.flip(-1)]) if self.flips else x
 
     def batch(self, numbers: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The images of these numbers, (B,) integers: x (B, C, H, W) and their conditions."""
+        """Some images.
+
+        Args:
+            numbers: (B,) integers, 0 .. len - 1.
+
+        Returns:
+            x, (B, C, H, W) float32 in [-1, 1], and their conditions: {"label": (B,)}, or {} in a set without labels.
+        """
         rows = numbers % self._n
         x = self._scaled(self.stored[rows if self.rows is None else self.rows[rows]])
         if self.flips:
@@ -76,6 +83,9 @@ class Images:
     def flipped(self) -> Images:
         """The same images, their mirrored ones after them.
 
+        Returns:
+            `Images`, twice as many.
+
         Raises:
             InvalidInputError: they have that already.
         """
@@ -84,11 +94,21 @@ class Images:
         return replace(self, flips=True, labels=None if self.labels is None else self.labels.repeat(2))
 
     def unlabelled(self) -> Images:
-        """The same images without labels."""
+        """The same images without labels.
+
+        Returns:
+            `Images`; the memory is shared.
+        """
         return replace(self, labels=None, n_classes=None, classes=None)
 
     def only(self, numbers: Tensor | Sequence[int] | slice) -> Images:
         """The images of these numbers, as a set of its own.
+
+        Args:
+            numbers: whole numbers or a slice, 0 .. N - 1.
+
+        Returns:
+            `Images`; the memory is shared.
 
         Raises:
             InvalidInputError: the set has flips: take the images first.
@@ -104,6 +124,9 @@ class Images:
         Args:
             part: "train", "held-out" or "all".
             held_out_every: 4 holds out a quarter.
+
+        Returns:
+            `Images`; the memory is shared.
 
         Raises:
             InvalidInputError: an unknown part, or held_out_every below 2.

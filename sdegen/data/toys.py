@@ -18,7 +18,20 @@ from ..mixture import GaussianMixture
 def ring(
     modes: int = 8, *, radius: float = 1.0, std: float = 0.1, weights: Sequence[float] | None = None
 ) -> GaussianMixture:
-    """Equal round modes on a circle: m_k = radius (cos, sin)(2 pi k/K), C_k = std^2 I."""
+    """Equal round modes on a circle: m_k = radius (cos, sin)(2 pi k/K), C_k = std^2 I.
+
+    Args:
+        modes: K.
+        radius: of the circle.
+        std: of a mode, in each direction.
+        weights: one per mode, None for equal ones.
+
+    Returns:
+        A `GaussianMixture` in two dimensions.
+
+    Raises:
+        InvalidInputError: modes below 1; a std or weights that no mixture has.
+    """
     _check_count("modes", modes)
     angles = [2 * math.pi * k / modes for k in range(modes)]
     return GaussianMixture([[radius * math.cos(a), radius * math.sin(a)] for a in angles], std=std, weights=weights)
@@ -27,7 +40,20 @@ def ring(
 def grid(
     side: int = 5, *, spacing: float = 0.5, std: float = 0.05, weights: Sequence[float] | None = None
 ) -> GaussianMixture:
-    """Round modes on a square grid of side x side points around 0, `spacing` apart."""
+    """Round modes on a square grid of side x side points around 0, `spacing` apart.
+
+    Args:
+        side: how many modes along each axis.
+        spacing: between neighbouring modes.
+        std: of a mode, in each direction.
+        weights: side^2 of them, row by row along the second axis; None for equal ones.
+
+    Returns:
+        A `GaussianMixture` in two dimensions.
+
+    Raises:
+        InvalidInputError: a side below 1; a std or weights that no mixture has.
+    """
     _check_count("side", side)
     places = [spacing * (i - (side - 1) / 2) for i in range(side)]
     return GaussianMixture([[a, b] for a in places for b in places], std=std, weights=weights)
@@ -44,6 +70,12 @@ def anisotropic(
         modes: K.
         long, short: standard deviations along and across a mode.
         weights: one per mode, None for equal ones.
+
+    Returns:
+        A `GaussianMixture` in two dimensions.
+
+    Raises:
+        InvalidInputError: modes below 1; standard deviations or weights that no mixture has.
     """
     _check_count("modes", modes)
     a = 2 * math.pi / modes * torch.arange(modes, dtype=torch.float64)
@@ -62,6 +94,8 @@ def two_moons(n: int, *, noise: float = 0.05, seed: int | None = None) -> Tensor
 
     Returns:
         (n, 2), in torch's default dtype.
+
+    Source: as in scikit-learn's make_moons, the angles drawn instead of evenly spaced.
     """
     u, z = _draws(n, 2, seed)
     a, upper = math.pi * u[:, 0], u[:, 1] < 0.5
@@ -73,7 +107,13 @@ def two_moons(n: int, *, noise: float = 0.05, seed: int | None = None) -> Tensor
 def swiss_roll(n: int, *, noise: float = 0.03, seed: int | None = None) -> Tensor:
     """A spiral of one and a half turns: (a cos a, a sin a)/10, a uniform on [3 pi/2, 9 pi/2].
 
-    Arguments and result as for `two_moons`.
+    Args:
+        n: how many points.
+        noise: standard deviation of the isotropic Gaussian noise added.
+        seed: draw i depends on (seed, i) alone; None: a seed from torch's global generator.
+
+    Returns:
+        (n, 2), in torch's default dtype.
     """
     u, z = _draws(n, 1, seed)
     a = 1.5 * math.pi * (1 + 2 * u[:, 0])
@@ -83,7 +123,13 @@ def swiss_roll(n: int, *, noise: float = 0.03, seed: int | None = None) -> Tenso
 def checkerboard(n: int, *, noise: float = 0.0, seed: int | None = None) -> Tensor:
     """Uniform on the squares of [-2, 2)^2 where floor(x) + floor(y) is even, density 1/8.
 
-    Arguments and result as for `two_moons`.
+    Args:
+        n: how many points.
+        noise: standard deviation of the isotropic Gaussian noise added.
+        seed: draw i depends on (seed, i) alone; None: a seed from torch's global generator.
+
+    Returns:
+        (n, 2), in torch's default dtype.
     """
     u, z = _draws(n, 3, seed)
     x = 4 * u[:, 0] - 2
@@ -100,12 +146,23 @@ SAMPLERS: dict[str, Callable[..., Tensor]] = {
 
 
 def names() -> list[str]:
-    """What `sample` knows."""
+    """What `sample` knows.
+
+    Returns:
+        The names.
+    """
     return [*MIXTURES, *SAMPLERS]
 
 
 def mixture(name: str, **options) -> GaussianMixture:
     """The mixture of that name, options as in its function.
+
+    Args:
+        name: "ring", "grid" or "anisotropic".
+        **options: of the function of that name.
+
+    Returns:
+        A `GaussianMixture` in two dimensions.
 
     Raises:
         InvalidInputError: no mixture of that name.
@@ -118,9 +175,16 @@ def mixture(name: str, **options) -> GaussianMixture:
 
 
 def sample(name: str, n: int, *, seed: int | None = None, **options) -> Tensor:
-    """n draws of the toy of that name, (n, 2) in torch's default dtype; draw i depends on (seed, i) alone.
+    """Draws of the toy of that name.
 
-    Options are those of its function.
+    Args:
+        name: one of `names()`.
+        n: how many points.
+        seed: draw i depends on (seed, i) alone; None: a seed from torch's global generator.
+        **options: of the function of that name.
+
+    Returns:
+        (n, 2), in torch's default dtype.
 
     Raises:
         InvalidInputError: no toy of that name.

@@ -47,19 +47,57 @@ class Classifier(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on the CPU
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features: (N, C, H, W) -> (N, 64), on the CPU."""
+        """The features of images.
+
+        Args:
+            x: (N, C, H, W), scaled as those it learned.
+
+        Returns:
+            (N, 64), on the CPU.
+
+        Raises:
+            InvalidInputError: images of another shape.
+        """
         return self._in_portions(x, self.embed)
 
     def probabilities(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, n_classes), on the CPU."""
+        """How likely each class is.
+
+        Args:
+            x: (N, C, H, W), scaled as those it learned.
+
+        Returns:
+            (N, n_classes) on the CPU, rows that sum to 1.
+
+        Raises:
+            InvalidInputError: images of another shape.
+        """
         return self._in_portions(x, lambda some: self.out(self.embed(some)).softmax(1))
 
     def accuracy(self, x: Tensor, labels: Tensor) -> float:
-        """The share of images (N, C, H, W) whose likeliest class is their label (N,)."""
+        """The share of images whose likeliest class is their label.
+
+        Args:
+            x: (N, C, H, W), scaled as those it learned.
+            labels: (N,) whole numbers.
+
+        Returns:
+            In [0, 1].
+
+        Raises:
+            InvalidInputError: images of another shape.
+        """
         return float((self.probabilities(x).argmax(1) == labels.cpu()).double().mean())
 
     def embed(self, x: Tensor) -> Tensor:
-        """The hidden layer, (N, C, H, W) -> (N, 64), with gradients, in the module's mode."""
+        """The hidden layer, with gradients and in the module's mode: what `forward` gives without.
+
+        Args:
+            x: (N, C, H, W), scaled as those it learned.
+
+        Returns:
+            (N, 64).
+        """
         return F.silu(self.hidden(self.convolutions(x).mean((2, 3))))
 
     @torch.no_grad()

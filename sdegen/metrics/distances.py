@@ -32,6 +32,9 @@ def sliced_wasserstein(x: Tensor, y: Tensor, *, p: float = 2, projections: int =
         projections: how many directions.
         seed: of the directions.
 
+    Returns:
+        SW_p, in the units of x.
+
     Raises:
         InvalidInputError: shapes that differ, empty sets, NaN or infinity; p or projections below 1.
 
@@ -62,6 +65,12 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
     each mean over all pairs, a sample with itself among them (the V-statistic, never negative). Bias: for equal
     distributions the mean of E^2 is (1/N + 1/M) E|X - X'|. Time O((N + M)^2), memory bounded.
 
+    Args:
+        x, y: (N, *event) and (M, *event).
+
+    Returns:
+        E, in the root of the units of x.
+
     Raises:
         InvalidInputError: shapes that differ, empty sets, NaN or infinity.
 
@@ -85,6 +94,9 @@ def mmd(x: Tensor, y: Tensor, *, bandwidth: float | None = None) -> float:
         x, y: (N, *event) and (M, *event).
         bandwidth: h. None: `median_distance(x, y)`, which depends on the sets: fix it to compare several.
 
+    Returns:
+        MMD, between 0 and sqrt(2).
+
     Raises:
         InvalidInputError: shapes that differ, empty sets, NaN or infinity; a bandwidth that is not positive, or a
             median of 0.
@@ -106,7 +118,18 @@ def mmd(x: Tensor, y: Tensor, *, bandwidth: float | None = None) -> float:
 
 
 def median_distance(x: Tensor, y: Tensor, *, rows: int = 1000) -> float:
-    """The median distance of two points of both sets together, from at most `rows` evenly spaced rows of each."""
+    """The median distance of two points of both sets together, from at most `rows` evenly spaced rows of each.
+
+    Args:
+        x, y: (N, *event) and (M, *event).
+        rows: of each set.
+
+    Returns:
+        In the units of x.
+
+    Raises:
+        InvalidInputError: shapes that differ, empty sets, NaN or infinity.
+    """
     x, y = samples(x, y)
     some = (z[torch.linspace(0, len(z) - 1, min(rows, len(z))).round().long().to(z.device)] for z in (x, y))
     return float(torch.pdist(torch.cat(list(some))).median())

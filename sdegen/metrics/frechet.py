@@ -21,6 +21,9 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
     Args:
         x, y: features, (N, *event) and (M, *event), at least two of each.
 
+    Returns:
+        FD, at least 0, in the square of the features' units.
+
     Raises:
         InvalidInputError: shapes that differ, fewer than two rows, NaN or infinity.
 
@@ -39,8 +42,17 @@ def frechet_distance_of_moments(m1: Tensor, c1: Tensor, m2: Tensor, c2: Tensor) 
     Tr (C1 C2)^(1/2) is the sum of the singular values of C1^(1/2) C2^(1/2). They are the square roots of the
     eigenvalues of C1^(1/2) C2 C1^(1/2), without the loss of half the digits that taking those roots is.
 
+    Args:
+        m1, c1: (d,) and (d, d), of the one.
+        m2, c2: of the other.
+
+    Returns:
+        FD, at least 0, in the square of the features' units.
+
     Raises:
         InvalidInputError: shapes that do not fit, NaN or infinity, a covariance with a negative eigenvalue.
+
+    Source: Dowson & Landau 1982.
     """
     m1, c1, m2, c2 = (torch.as_tensor(a).detach().double() for a in (m1, c1, m2, c2))
     d = m1.numel()
@@ -63,6 +75,9 @@ def frechet_bias(x: Tensor, n: int, m: int) -> float:
     Args:
         x: features, (N, *event).
         n, m: sizes of the two sets.
+
+    Returns:
+        In the units of `frechet_distance`.
 
     Raises:
         InvalidInputError: fewer than two rows, NaN or infinity, a size below 2.

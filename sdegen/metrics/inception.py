@@ -30,6 +30,9 @@ def fid(
         batch_size: images a call of the network.
         device: None: CUDA if there is one.
 
+    Returns:
+        The FID.
+
     Raises:
         InvalidInputError: images of another shape, or fewer than two.
         ImportError: torch-fidelity is not installed.

@@ -13,7 +13,12 @@ from .distances import samples
 
 
 class KernelDistance(NamedTuple):
-    """An estimate of MMD^2, which may be negative, and its standard error."""
+    """An estimate and how sure it is.
+
+    Attributes:
+        value: of MMD^2; it may be negative.
+        stderr: its standard error.
+    """
 
     value: float
     stderr: float
@@ -31,6 +36,9 @@ def kernel_distance(x: Tensor, y: Tensor, *, groups: int = 20) -> KernelDistance
     Args:
         x, y: features, (N, *event) and (M, *event).
         groups: how many are left out in turn; each set has two samples in each group at least.
+
+    Returns:
+        KernelDistance(value, stderr).
 
     Raises:
         InvalidInputError: shapes that differ, NaN or infinity, fewer than two groups or sets smaller than 2 groups.

@@ -13,7 +13,12 @@ from .distances import samples
 
 
 class PrecisionRecall(NamedTuple):
-    """Two shares in [0, 1]."""
+    """Two shares in [0, 1].
+
+    Attributes:
+        precision: of the samples, those that look real.
+        recall: of the real ones, those that could be made.
+    """
 
     precision: float
     recall: float
@@ -32,6 +37,9 @@ def precision_recall(x: Tensor, real: Tensor, *, k: int = 3) -> PrecisionRecall:
         x: features of samples, (N, *event).
         real: features of real samples, (M, *event).
         k: at least 1, below N and M.
+
+    Returns:
+        PrecisionRecall(precision, recall).
 
     Raises:
         InvalidInputError: shapes that differ, NaN or infinity, a k that does not fit.

@@ -88,7 +88,19 @@ class DiT(nn.Module):
         self.out = zero(nn.Linear(hidden, self.config["out_channels"] * patch**2))
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | int | None = None) -> Tensor:
-        """(B, C, H, W), (B,), (B,) -> (B, out_channels, H, W)."""
+        """The network's output.
+
+        Args:
+            x: (B, C, H, W), H and W divisible by patch.
+            t: (B,), the number that says the noise level.
+            label: (B,) classes, one for all, or None.
+
+        Returns:
+            (B, out_channels, H, W), in the dtype of x.
+
+        Raises:
+            InvalidInputError: x, t or label of another shape, or a label for a network without classes.
+        """
         self.check(x, t)
         p = self.config["patch"]
         rows, columns = x.shape[2] // p, x.shape[3] // p
@@ -105,7 +117,14 @@ class DiT(nn.Module):
         return from_patches(y.transpose(1, 2).unflatten(2, (rows, columns)), p)
 
     def check(self, x: Tensor, t: Tensor) -> None:
-        """Refuse shapes that do not fit."""
+        """Refuse shapes that do not fit, as `forward` does first.
+
+        Args:
+            x, t: as `forward` takes them.
+
+        Raises:
+            InvalidInputError: saying what came and what was wanted.
+        """
         c, p = self.config["in_channels"], self.config["patch"]
         if x.ndim != 4 or x.shape[1] != c:
             raise InvalidInputError(f"x has shape {tuple(x.shape)}: this network was built for (B, {c}, H, W)")

@@ -75,7 +75,19 @@ class MLP(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | int | None = None) -> Tensor:
-        """(B, *event), (B,), (B,) -> (B, *event)."""
+        """The network's output.
+
+        Args:
+            x: (B, *event).
+            t: (B,), the number that says the noise level.
+            label: (B,) classes, one for all, or None.
+
+        Returns:
+            (B, *event), in the dtype of x.
+
+        Raises:
+            InvalidInputError: x, t or label of another shape, or a label for a network without classes.
+        """
         if tuple(x.shape[1:]) != self.event_shape or not x.ndim:
             raise InvalidInputError(
                 f"x has shape {tuple(x.shape)}: this network was built for (B, {', '.join(map(str, self.event_shape))})"

@@ -80,6 +80,9 @@ def make_net(name: str, in_channels: int | None = None, **changes: Any) -> nn.Mo
         in_channels: None: that of the images the name stands for.
         changes: arguments that differ, as `UNet` or `DiT` takes them: n_classes=10, dropout=0.0.
 
+    Returns:
+        A `UNet` or a `DiT`; its arguments are in `net.config`.
+
     Raises:
         InvalidInputError: an unknown name or argument, or one out of range.
     """

@@ -136,9 +136,20 @@ class UNet(nn.Module):
         tokens: Tensor | None = None,
         token_mask: Tensor | None = None,
     ) -> Tensor:
-        """(B, C, H, W), (B,), (B,), (B, T, D), (B, T) -> (B, out_channels, H, W).
+        """The network's output.
 
-        Where token_mask is False a token is not seen; a sample without any is one without condition, as is None.
+        Args:
+            x: (B, C, H, W), H and W divisible by patch * 2^(levels - 1).
+            t: (B,), the number that says the noise level.
+            label: (B,) classes, one for all, or None.
+            tokens: (B, T, D), or None.
+            token_mask: (B, T); where it is False a token is not seen. A sample without any is one without condition.
+
+        Returns:
+            (B, out_channels, H, W), in the dtype of x.
+
+        Raises:
+            InvalidInputError: x, t, label or tokens of another shape, or conditions that the network was not built for.
         """
         self.check(x, t)
         told = (self.embedding(t, label), *self._with_no_token(x, tokens, token_mask))
@@ -185,7 +196,14 @@ class UNet(nn.Module):
         return torch.cat([none, tokens.to(none.dtype)], 1), seen
 
     def check(self, x: Tensor, t: Tensor) -> None:
-        """Refuse shapes that do not fit."""
+        """Refuse shapes that do not fit, as `forward` does first.
+
+        Args:
+            x, t: as `forward` takes them.
+
+        Raises:
+            InvalidInputError: saying what came and what was wanted.
+        """
         c, n, p = self.config["in_channels"], self.factor, self.patch
         if x.ndim != 4 or x.shape[1] != c:
             raise InvalidInputError(f"x has shape {tuple(x.shape)}: this network was built for (B, {c}, H, W)")

@@ -60,6 +60,9 @@ def measure_noise(
         batch_size: samples to a call.
         **cond: conditions; tensors are per sample of `data`.
 
+    Returns:
+        A function of log(alpha/sigma), linear between the levels, that gives E|eps|^2/d.
+
     Raises:
         InvalidInputError: data that are not (n, *event), fewer than two levels.
     """
