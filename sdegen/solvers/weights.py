@@ -28,17 +28,12 @@ def lagrange_weights(
     x, w = gauss_legendre(_POINTS)
     width = (stop - start)[:, None]
     u = start[:, None] + width * x
-    p = variable(u)  # (n, q)
-    factor = weight(u) * width * w
-    columns = []
-    m = nodes.shape[1]
-    for i in range(m):
-        product = factor
-        for j in range(m):
-            if j != i:
-                product = product * ((p - nodes[:, j : j + 1]) / (nodes[:, i : i + 1] - nodes[:, j : j + 1]))
-        columns.append(product.sum(1))
-    return torch.stack(columns, 1)
+    gaps = variable(u)[:, None] - nodes[..., None]  # (n, m, q)
+    one = torch.ones_like(gaps[:, :1])
+    newer = torch.cat([one, gaps[:, :-1].cumprod(1)], 1)  # products over the nodes before each, and after it
+    older = torch.cat([gaps[:, 1:].flip(1).cumprod(1).flip(1), one], 1)
+    apart = nodes[:, :, None] - nodes[:, None] + torch.eye(nodes.shape[1], dtype=nodes.dtype)
+    return (newer * older * (weight(u) * width * w)[:, None]).sum(2) / apart.prod(2)
 
 
 def moments(start: Tensor, stop: Tensor, weight: Callable[[Tensor], Tensor], count: int) -> list[Tensor]:
