@@ -16,11 +16,22 @@ from torch import Tensor
 
 from .errors import InvalidInputError
 from .noise import STEP, Noise
-from .shapes import as_time, expand, flat
+from .shapes import as_time, expand, factor, flat, plus
 
 _ROOT, _SPLIT, _AREA, _NEW, _PIECE = 21, 22, 23, 24, 25  # what a draw is for
 _SNAP = 2.0**-20  # of a finest interval: times this close to a dyadic one are that one
 _AT_ONCE = 2**16  # so many normals are drawn in one call
+
+
+def path_and_mean(noise: Noise, t: Tensor, t_next: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(dW, I) over a step: the increment and, I = dZ/|h|, the mean of W - W(t); see `space_time_increment`."""
+    h = (t_next - t).abs()
+    if isinstance(noise, BrownianTree | Remembered):
+        dw, dz = noise.space_time(t, t_next, x)
+        return dw, dz / expand(h, x)
+    dw = noise.increment(t, t_next, x)
+    area = noise.normal(x.shape, _AREA, t, t_next, dtype=x.dtype, device=x.device)
+    return dw, plus(dw / 2, factor((h / 12) ** 0.5, x), area)
 
 
 def space_time_increment(noise: Noise, t: Tensor, t_next: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,10 +48,8 @@ def space_time_increment(noise: Noise, t: Tensor, t_next: Tensor, x: Tensor) -> 
     """
     if isinstance(noise, BrownianTree | Remembered):
         return noise.space_time(t, t_next, x)
-    h = (t_next - t).abs()
-    dw = noise.increment(t, t_next, x)
-    area = noise.normal(x.shape, _AREA, t, t_next, dtype=x.dtype, device=x.device) * expand((h / 12).sqrt(), x)
-    return dw, expand(h, x) * (dw / 2 + area)
+    dw, mean = path_and_mean(noise, t, t_next, x)
+    return dw, factor((t_next - t).abs(), x) * mean
 
 
 class _Interval(NamedTuple):

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from .errors import InvalidInputError
 from .memo import Memo
-from .parametrization import Parametrization, parametrization
+from .parametrization import Parametrization, ones, parametrization
 from .prediction import Prediction
-from .sde import SDE
-from .shapes import as_time, check_time, expand, per_sample
+from .sde import SDE, LevelsOf
+from .shapes import as_time, check_time, expand
 
 
 class ScoreModel(nn.Module):
@@ -222,22 +222,22 @@ class Denoiser(ScoreModel):
 
     def _output(self, x: Tensor, c_in: Any, c_noise: Any, cond: Mapping[str, Any]) -> Any:
         """net(c_in x, c_noise), called in the network's own dtype (and that of its `time_dtype`, if it has one)."""
-        dtype = self._dtype(x)
+        net = self.net
+        dtype = self._dtype(net, x)
         time_dtype = self._time_dtype or dtype
-        if isinstance(c_in, Tensor):
-            x_in = x * expand(c_in, x)
-            t_in = per_sample(c_noise, x).to(time_dtype)
+        if isinstance(c_noise, Tensor):
+            t_in = c_noise.to(device=x.device, dtype=time_dtype, copy=True).expand(x.shape[0])
         else:
-            x_in = x if c_in == 1.0 else x * c_in
             t_in = torch.full((x.shape[0],), c_noise, dtype=time_dtype, device=x.device)
-        return self.net(x_in if x_in.dtype == dtype else x_in.to(dtype), t_in, **cond)
+        x_in = x if isinstance(c_in, float) and c_in == 1.0 else x * expand(c_in, x)
+        return net(x_in if x_in.dtype == dtype else x_in.to(dtype), t_in, **cond)
 
-    def _dtype(self, x: Tensor) -> torch.dtype:
-        net, first = self._first
-        if net is not self.net:  # the search costs more than many a small network's layer: made once
-            parameters = self.net.parameters() if isinstance(self.net, nn.Module) else ()
+    def _dtype(self, net: Any, x: Tensor) -> torch.dtype:
+        known, first = self._first
+        if known is not net:  # the search costs more than many a small network's layer: made once
+            parameters = net.parameters() if isinstance(net, nn.Module) else ()
             first = next((p for p in parameters if p.is_floating_point()), None)
-            self._first = (self.net, first)
+            self._first = (net, first)
         return x.dtype if first is None else first.dtype
 
     def warm(self, ts):
@@ -247,11 +247,12 @@ class Denoiser(ScoreModel):
     def condition_names(self):
         return _words(getattr(self.net, "forward", self.net))
 
-    def _evaluate_coefficients(self, t: Tensor) -> tuple[Tensor, ...]:
+    def _evaluate_coefficients(self, t: Tensor) -> tuple[Any, ...]:
         t = t.to(torch.float64)
         c = self.coefficients()
-        c_skip, c_out, c_in, c_noise = (f(self.sde, t).expand(t.shape) for f in (c.c_skip, c.c_out, c.c_in, c.c_noise))
-        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
+        at = self.sde.at(t)
+        c_skip, c_out, c_noise = (f(self.sde, t).expand(t.shape) for f in (c.c_skip, c.c_out, c.c_noise))
+        c_in = 1.0 if c.c_in is ones else c.c_in(self.sde, t).expand(t.shape)
         if self._ends_without_signal() and not bool(torch.isfinite(c_skip + c_out).all()):
             raise InvalidInputError(
                 f"at t = {self.sde.t_max:g} there is no signal (alpha = 0), and a network that predicts the noise or "
@@ -264,10 +265,11 @@ class Denoiser(ScoreModel):
                 "c_noise (of 'edm': log(sigma/alpha)/4), is infinite: begin at an earlier time, with t_span= or times "
                 "in steps=, or train the parametrization 'v' or 'x0'"
             )
-        return c_skip, c_out, c_in, c_noise, (1 - alpha * c_skip) / sigma, -alpha * c_out / sigma
+        fall = at.alpha / -at.sigma  # noise = (x - alpha x0)/sigma
+        return c_skip, c_out, c_in, c_noise, torch.addcmul(1 / at.sigma, fall, c_skip), fall * c_out
 
     def _ends_without_signal(self) -> bool:
-        return bool(self.sde.level(torch.tensor(self.sde.t_max, dtype=torch.float64)).alpha == 0)
+        return bool(self.sde.levels.of(self.sde.t_max)[0] == 0)
 
 
 class _OnPath(ScoreModel):
@@ -319,15 +321,19 @@ class _OnPath(ScoreModel):
 
     def _evaluate_map(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """The model's time of equal sigma/alpha, kept inside its range against rounding, and the factor on x."""
-        t = t.to(torch.float64)
-        there = self.model.sde.time(self.sde.half_log_snr(t)).clamp(self.model.sde.t_min, self.model.sde.t_max)
-        return there, rescaling(self.sde, t, self.model.sde, there)
+        at = self.sde.at(t.to(torch.float64))
+        there = self.model.sde.at_ratio(at.sigma / at.alpha)
+        return there.t, _rescaling(at, there)
 
 
 def rescaling(sde: SDE, t: Tensor, other: SDE, there: Tensor) -> Tensor:
-    """alpha_there/alpha = sigma_there/sigma for times of equal sigma/alpha: by the larger two, since alpha may be 0."""
-    by_alpha = other.alpha(there) / sde.alpha(t)
-    return torch.where(sde.half_log_snr(t) > 0, by_alpha, other.sigma(there) / sde.sigma(t))
+    """alpha_there/alpha = sigma_there/sigma for times of equal sigma/alpha."""
+    return _rescaling(sde.at(t), other.at(there))
+
+
+def _rescaling(here: LevelsOf, there: LevelsOf) -> Tensor:
+    """By the sums: alpha alone may be 0."""
+    return (there.alpha + there.sigma) / (here.alpha + here.sigma)
 
 
 def _words(function: Any) -> set[str] | None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .errors import InvalidInputError
-from .shapes import as_time, expand
+from .shapes import as_time, factor
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -112,12 +112,13 @@ class Noise:
         z ^= z >> 27
         z *= _signed(_SECOND)
         u = z.view(torch.int32).to(torch.float64).add_(0.5).mul_(2.0**-31)  # (-1, 1), the middles of 2^32 cells
-        return u.erfinv_().mul_(math.sqrt(2))[:, :size].to(dtype).reshape(shape)
+        drawn = u.erfinv_().mul_(math.sqrt(2))
+        return (drawn if size % 2 == 0 else drawn[:, :size]).to(dtype).reshape(shape)
 
     def increment(self, t: float | Tensor, t_next: float | Tensor, x: Tensor, *, purpose: int = STEP) -> Tensor:
         """W(t_next) - W(t), like x: variance |t_next - t|; t and t_next are scalars or (B,)."""
         t, t_next = as_time(t), as_time(t_next)
-        return self.standard(t, t_next, x, purpose=purpose) * expand((t_next - t).abs().sqrt(), x)
+        return self.standard(t, t_next, x, purpose=purpose) * factor((t_next - t).abs() ** 0.5, x)
 
     def standard(self, t: float | Tensor, t_next: float | Tensor, x: Tensor, *, purpose: int = STEP) -> Tensor:
         """The increment over [t, t_next] divided by the root of its length: standard normals, like x."""

@@ -52,7 +52,7 @@ def counting(of: str | Parametrization) -> Parametrization:
     return replace(parametrization(of), c_noise=c_noise)
 
 
-def _ones(sde: SDE, t: Tensor) -> Tensor:
+def ones(sde: SDE, t: Tensor) -> Tensor:
     return torch.ones_like(t)
 
 
@@ -62,25 +62,26 @@ def _time(sde: SDE, t: Tensor) -> Tensor:
 
 def _linear(c_skip: Function, c_out: Function) -> Parametrization:
     """A network that sees x and t as they are."""
-    return Parametrization(c_skip, c_out, _ones, _time)
+    return Parametrization(c_skip, c_out, ones, _time)
 
 
 def _w(sde: SDE, t: Tensor) -> Tensor:
     """alpha sigma' - alpha' sigma = g^2 alpha/(2 sigma), finite where alpha is 0 and g infinite."""
-    d_alpha, d_sigma = sde.rates(t)
-    return sde.alpha(t) * d_sigma - d_alpha * sde.sigma(t)
+    at = sde.at(t)
+    d_alpha, d_sigma = at.rates
+    return at.alpha * d_sigma - d_alpha * at.sigma
 
 
 def _n(sde: SDE, t: Tensor) -> Tensor:
-    return sde.alpha(t) ** 2 + sde.sigma(t) ** 2
+    return sde.at(t).alpha ** 2 + sde.at(t).sigma ** 2
 
 
 _LINEAR = {
-    "x0": _linear(lambda sde, t: torch.zeros_like(t), _ones),
-    "noise": _linear(lambda sde, t: 1 / sde.alpha(t), lambda sde, t: -sde.sigma(t) / sde.alpha(t)),
-    "score": _linear(lambda sde, t: 1 / sde.alpha(t), lambda sde, t: sde.sigma(t) ** 2 / sde.alpha(t)),
-    "v": _linear(lambda sde, t: sde.alpha(t) / _n(sde, t), lambda sde, t: -sde.sigma(t) / _n(sde, t)),
-    "velocity": _linear(lambda sde, t: sde.rates(t)[1] / _w(sde, t), lambda sde, t: -sde.sigma(t) / _w(sde, t)),
+    "x0": _linear(lambda sde, t: torch.zeros_like(t), ones),
+    "noise": _linear(lambda sde, t: 1 / sde.at(t).alpha, lambda sde, t: -sde.at(t).sigma / sde.at(t).alpha),
+    "score": _linear(lambda sde, t: 1 / sde.at(t).alpha, lambda sde, t: sde.at(t).sigma ** 2 / sde.at(t).alpha),
+    "v": _linear(lambda sde, t: sde.at(t).alpha / _n(sde, t), lambda sde, t: -sde.at(t).sigma / _n(sde, t)),
+    "velocity": _linear(lambda sde, t: sde.at(t).rates[1] / _w(sde, t), lambda sde, t: -sde.at(t).sigma / _w(sde, t)),
 }
 
 NAMES = (*_LINEAR, "edm")
@@ -99,11 +100,11 @@ def _edm(sigma_data: float) -> Parametrization:
     s = sigma_data
 
     def r(sde: SDE, t: Tensor) -> Tensor:
-        return torch.hypot(sde.alpha(t) * s, sde.sigma(t))
+        return torch.hypot(sde.at(t).alpha * s, sde.at(t).sigma)
 
     return Parametrization(
-        c_skip=lambda sde, t: sde.alpha(t) * s**2 / r(sde, t) ** 2,
-        c_out=lambda sde, t: sde.sigma(t) * s / r(sde, t),
+        c_skip=lambda sde, t: sde.at(t).alpha * s**2 / r(sde, t) ** 2,
+        c_out=lambda sde, t: sde.at(t).sigma * s / r(sde, t),
         c_in=lambda sde, t: 1 / r(sde, t),
         c_noise=lambda sde, t: -sde.half_log_snr(t) / 4,
     )

@@ -49,8 +49,9 @@ class Prediction:
         t: Tensor,
     ) -> Self:
         """x0 = x0[0] x + x0[1] output, noise = noise[0] x + noise[1] output; views are computed when asked for."""
-        prediction = cls(x, output, sde, t)
-        prediction._x0, prediction._noise = x0, noise
+        prediction = cls.__new__(cls)
+        prediction._basis, prediction._x0, prediction._noise = (x, output), x0, noise
+        prediction.sde, prediction.t = sde, t
         return prediction
 
     @classmethod
@@ -72,7 +73,7 @@ class Prediction:
     def combine(self, a: Coefficient, b: Coefficient) -> Tensor:
         """a x0 + b noise, (B, *event), with coefficients of t's shape: combine(alpha', sigma') is DDIM's step."""
         (p0, q0), (p1, q1) = self._x0, self._noise
-        return _mixed(a * p0 + b * p1, self._basis[0], a * q0 + b * q1, self._basis[1])
+        return _mixed(_sum(a, p0, b, p1), self._basis[0], _sum(a, q0, b, q1), self._basis[1])
 
     def on(self, sde: SDE, t: Tensor) -> Prediction:
         """The same belief as seen from the point of another process that has the same sigma/alpha."""
@@ -110,11 +111,23 @@ class Prediction:
         return self.combine(*self.sde.level(self.t).rates)
 
 
+def _sum(a: Coefficient, p: Coefficient, b: Coefficient, q: Coefficient) -> Coefficient:
+    """a p + b q of coefficients; what a basis has of x0 and noise, p and q, is often 0 or 1."""
+    if isinstance(q, Tensor):
+        if isinstance(p, Tensor):
+            return torch.addcmul(a * p, b, q) if isinstance(b, Tensor) else a * p + b * q
+    elif q == 0.0:
+        return a if not isinstance(p, Tensor) and p == 1.0 else a * p
+    if not isinstance(p, Tensor) and p == 0.0:
+        return b if not isinstance(q, Tensor) and q == 1.0 else b * q
+    return a * p + b * q
+
+
 def _mixed(p: Coefficient, u: Tensor, q: Coefficient, w: Tensor) -> Tensor:
     """p u + q w, with the work that zeros and ones make needless left out."""
     if isinstance(p, Tensor) or isinstance(q, Tensor):
-        p, q = (expand(c, u) if isinstance(c, Tensor) else c for c in (p, q))
-        return p * u + q * w
+        p, q = expand(p, u), expand(q, u)
+        return torch.addcmul(p * u, q, w) if isinstance(q, Tensor) else torch.add(p * u, w, alpha=q)
     if q == 0.0:
         return u if p == 1.0 else p * u
     if p == 0.0:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .errors import InvalidInputError
-from .memo import Memo
+from .memo import Latest, Memo, carries
 from .noise import PRIOR, Noise, check_seed
 from .quadrature import Antiderivative
 from .shapes import as_number, as_time, check_time, event_sum, expand
@@ -43,24 +43,33 @@ class Level(NamedTuple):
 
 
 class LevelsOf:
-    """A process at each sample's own time, (B,): as `Level`, every coefficient computed when asked for."""
+    """A process at times of any shape: as `Level`, but tensors, every one computed when first asked for."""
 
-    __slots__ = ("_sde", "_t")
+    __slots__ = ("_known", "_sde", "t")
 
-    def __init__(self, sde: SDE, t: Tensor) -> None:
-        self._sde, self._t = sde, t
+    def __init__(self, sde: SDE, t: Tensor, **known: Tensor) -> None:
+        self._sde, self.t = sde, t
+        self._known: dict[str, Any] = known
+
+    def _once(self, name: str, function: Callable[[Tensor], Any]) -> Any:
+        value = self._known.get(name)
+        if value is None:
+            value = function(self.t)
+            if not carries(value[0] if isinstance(value, tuple) else value):
+                self._known[name] = value
+        return value
 
     @property
     def alpha(self) -> Tensor:
-        return self._sde.alpha(self._t)
+        return self._once("alpha", self._sde.alpha)
 
     @property
     def sigma(self) -> Tensor:
-        return self._sde.sigma(self._t)
+        return self._once("sigma", self._sde.sigma)
 
     @property
     def rates(self) -> tuple[Tensor, Tensor]:
-        return self._sde.rates(self._t)
+        return self._once("rates", self._sde.rates)
 
     @property
     def d_alpha(self) -> Tensor:
@@ -72,7 +81,7 @@ class LevelsOf:
 
     @property
     def g(self) -> Tensor:
-        return self._sde.diffusion(self._t)
+        return self._once("g", self._sde.diffusion)
 
 
 class SDE(ABC):
@@ -91,6 +100,7 @@ class SDE(ABC):
     t_max: float
     config: dict[str, Any] | None = None
     _levels: Memo | None = None
+    _latest: Latest | None = None
 
     # ---- what a subclass defines
 
@@ -133,7 +143,22 @@ class SDE(ABC):
 
     def level(self, t: Tensor) -> Level | LevelsOf:
         """The coefficients at t: plain floats, remembered, for a scalar time (see `Memo`), else of t's shape."""
-        return LevelsOf(self, t) if t.ndim else Level(*self.levels(t))
+        return self.at(t) if t.ndim else Level(*self.levels(t))
+
+    def at(self, t: Tensor) -> LevelsOf:
+        """The coefficients at t as tensors of its shape, remembered until another tensor comes."""
+        known = None if self._latest is None else self._latest.of(t)
+        return self._kept(LevelsOf(self, t)) if known is None else known
+
+    def _kept(self, levels: LevelsOf) -> LevelsOf:
+        if self._latest is None:
+            self._latest = Latest()
+        self._latest.keep(levels.t, levels)
+        return levels
+
+    def at_ratio(self, ratio: Tensor) -> LevelsOf:
+        """The coefficients where sigma/alpha is `ratio`, times moved onto [t_min, t_max] against rounding."""
+        return self.at(self.time(-torch.log(ratio)).clamp(self.t_min, self.t_max))
 
     @property
     def levels(self) -> Memo:
@@ -273,8 +298,8 @@ class SDE(ABC):
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles leave the memo behind: it belongs to the process that made it."""
-        return {name: value for name, value in self.__dict__.items() if name != "_levels"}
+        """Copies and pickles leave behind what is remembered: it belongs to the process that made it."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_levels", "_latest")}
 
     def __repr__(self) -> str:
         words = {k: v if isinstance(v, list) else getattr(self, k, v) for k, v in (self.config or {}).items()}
@@ -327,8 +352,9 @@ class _VariancePreserving(_FromIntegral):
         return self.beta(t).sqrt()
 
     def rates(self, t: float | Tensor) -> tuple[Tensor, Tensor]:
-        alpha, sigma, beta = self.alpha(t), self.sigma(t), self.beta(t)
-        return -beta * alpha / 2, beta * alpha**2 / (2 * sigma)
+        at = self.at(as_time(t))
+        half = self.beta(at.t) * at.alpha / 2
+        return -half, half * at.alpha / at.sigma
 
     def half_log_snr(self, t: float | Tensor) -> Tensor:
         integral = self._integral(as_time(t))
@@ -337,6 +363,12 @@ class _VariancePreserving(_FromIntegral):
     def time(self, half_log_snr: float | Tensor) -> Tensor:
         wanted = as_time(half_log_snr)
         return self._time_of_integral(torch.nn.functional.softplus(-2 * wanted, threshold=700))
+
+    def at_ratio(self, ratio: Tensor) -> LevelsOf:
+        square = ratio.square()
+        t = self._time_of_integral(torch.log1p(square)).clamp(self.t_min, self.t_max)
+        known = {"alpha": torch.rsqrt(1 + square), "sigma": torch.rsqrt(1 + 1 / square)}
+        return self._kept(LevelsOf(self, t, **known))
 
 
 class _LinearBeta(_FromIntegral):
@@ -602,8 +634,8 @@ class TrigSDE(SDE):
         return self.sigma_data * torch.sqrt(2 * torch.tan(as_time(t)))
 
     def rates(self, t: float | Tensor) -> tuple[Tensor, Tensor]:
-        t = as_time(t)
-        return -torch.sin(t), self.sigma_data * torch.cos(t)
+        at = self.at(as_time(t))
+        return at.sigma * (-1 / self.sigma_data), self.sigma_data * at.alpha
 
     def half_log_snr(self, t: float | Tensor) -> Tensor:
         return -torch.log(self.sigma_data * torch.tan(as_time(t)))

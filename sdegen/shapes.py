@@ -44,6 +44,18 @@ def expand(coefficient: Any, x: Tensor) -> Any:
     return coefficient.to(device=x.device, dtype=x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
 
 
+def factor(coefficient: Any, x: Tensor) -> Any:
+    """The same, and a zero-dimensional tensor without gradients as a float: what `plus` takes in its one operation."""
+    if isinstance(coefficient, Tensor) and coefficient.ndim == 0 and not coefficient.requires_grad:
+        return float(coefficient)
+    return expand(coefficient, x)
+
+
+def plus(x: Tensor, c: Any, v: Tensor) -> Tensor:
+    """x + c v in one operation, c a number or shaped to multiply v: see `factor`."""
+    return torch.addcmul(x, c, v) if isinstance(c, Tensor) else torch.add(x, v, alpha=c)
+
+
 def per_sample(t: Tensor, x: Tensor) -> Tensor:
     """t as a (B,) tensor of x's dtype and device: what a network is called with."""
     return t.to(device=x.device, dtype=x.dtype).expand(x.shape[0])

@@ -18,7 +18,7 @@ from .paths import NEAR, OwnPath, SharedPath
 from .shapes import check_state, flat
 from .solution import ARRIVED, MAX_STEPS, NON_FINITE, UNDERFLOW, Solution, code_of, describe, judged
 from .solvers import Outcome, OutsideSolver, Solver, Step, choose
-from .solvers.base import State
+from .solvers.base import State, reverted
 from .steps import Tolerance, check_span, check_tolerances, clamp_tolerance, count_or_times, resolution
 from .terms import Counted, Term
 
@@ -335,6 +335,16 @@ def _ended(p: _Problem, x: Tensor, ts: Tensor, path: SharedPath, watch: _Watch) 
     return _solution(p, x, *path.saved(), nfe, accepted, torch.zeros_like(nfe), t, failed.long() * NON_FINITE)
 
 
+def _finite(step: Step) -> Tensor | None:
+    """(B,) which samples' steps are finite; None on the CPU where a look at the whole batch, the cheapest, says all."""
+    parts = [step.x.detach()]
+    if step.error is not None:  # a NaN at the step's very end is in its estimate alone
+        parts.append(step.error.detach())
+    if step.x.device.type == "cpu" and all(math.isfinite(float(part.sum())) for part in parts):
+        return None
+    return torch.stack([torch.isfinite(flat(part).sum(1)) for part in parts]).all(0)
+
+
 class _Watch:
     """Notes the first step at which each sample stopped being finite, without waiting for a device at every step."""
 
@@ -345,7 +355,7 @@ class _Watch:
         self._steps = 0
 
     def add(self, x: Tensor) -> None:
-        x = x.detach()
+        x = x.detach() if x.requires_grad else x
         if self._at_hand and math.isfinite(float(x.sum())):
             self._steps += 1
             return
@@ -385,16 +395,16 @@ class _Adaptive:
         self.h = torch.full_like(self.t, self.length * p.solver.first_step)
         self.cap = self.length * p.solver.largest_step
         self.noise = Remembered.of(p.noise) if p.noisy else p.noise
-        self.accepted = torch.zeros(b, dtype=torch.int64, device=device)
-        self.rejected = torch.zeros_like(self.accepted)
+        self.tried = 0  # steps, by all samples in the batch
+        self.rejected = torch.zeros(b, dtype=torch.int64, device=device)
         # results, one row a sample
         self.out = p.x.clone()
         self.status = torch.full((b,), MAX_STEPS, dtype=torch.int64, device=device)
         self.stopped_at = self.t.clone()
-        self.nfe = torch.zeros_like(self.accepted)
-        self.absent = torch.zeros_like(self.accepted)  # calls that a sample had no part in
-        self.taken = torch.zeros_like(self.accepted)
-        self.refused = torch.zeros_like(self.accepted)
+        self.nfe = torch.zeros_like(self.rejected)
+        self.absent = torch.zeros_like(self.rejected)  # calls that a sample had no part in
+        self.taken = torch.zeros_like(self.rejected)
+        self.refused = torch.zeros_like(self.rejected)
         self.path = OwnPath(p.save, self.t, p.x)
         self.whole = p.term.term
 
@@ -423,23 +433,21 @@ class _Adaptive:
         t_next = torch.where(last, self.end, self.t + self.sign * h)
         step = p.solver.step(p.term, self.x, self.t, t_next, state, self.noise)
         accept, factor, carried = p.solver.judge(step, self.x, state, p.tolerance)  # type: ignore[arg-type]
-        finite = torch.isfinite(flat(step.x.detach()).sum(1))
-        if step.error is not None:  # a NaN at the step's very end is in its estimate alone
-            finite = finite & torch.isfinite(flat(step.error.detach()).sum(1))
-        accept = accept & finite
+        factor = factor.nan_to_num(0.1)
+        finite = _finite(step)
+        if finite is not None:
+            accept, factor = accept & finite, torch.where(finite, factor, 0.1)
         self.path.add(self.rows, accept, self.t, t_next, self.x, step)
-        self.x = torch.where(accept.reshape(-1, *(1,) * (self.x.ndim - 1)), step.x, self.x)
-        self.t = torch.where(accept, t_next, self.t)
-        self.h = h * torch.where(finite, factor.nan_to_num(0.1), 0.1)
-        self.accepted = self.accepted + accept
-        self.rejected = self.rejected + ~accept
-        arrived = accept & last
-        stuck = ~accept & (self.h < resolution(self.t, self.length))
-        left_behind = arrived | stuck
-        n_left = int(left_behind.sum())
-        if n_left:
-            code = torch.where(arrived, ARRIVED, torch.where(finite, UNDERFLOW, NON_FINITE))
-            carried = self._leave(left_behind, carried, code)
+        refused = (~accept).nonzero().flatten()
+        self.x, self.t = reverted(step.x, self.x, refused), reverted(t_next, self.t, refused)
+        self.h, self.tried = h * factor, self.tried + 1
+        done = accept & last
+        if len(refused):
+            self.rejected = self.rejected + ~accept
+            done = done | ~accept & (self.h < resolution(self.t, self.length))
+        if bool(done.any()):
+            code = torch.where(accept, ARRIVED, UNDERFLOW)
+            carried = self._leave(done, carried, code if finite is None else torch.where(finite, code, NON_FINITE))
         p.report(1 - len(self.rows) / len(self.out))
         return carried
 
@@ -449,11 +457,11 @@ class _Adaptive:
         self.out[rows], self.stopped_at[rows] = self.x[who], self.t[who]
         self.status[rows] = code[who] if isinstance(code, Tensor) else code
         self.nfe[rows] = self.p.term.calls - self.absent[rows]
-        self.taken[rows], self.refused[rows] = self.accepted[who], self.rejected[who]
+        self.taken[rows], self.refused[rows] = self.tried - self.rejected[who], self.rejected[who]
         keep = (~who).nonzero().flatten()
         state = self.p.solver.select(state, keep, self.x)
         self.rows, self.x, self.t, self.h = self.rows[keep], self.x[keep], self.t[keep], self.h[keep]
-        self.accepted, self.rejected = self.accepted[keep], self.rejected[keep]
+        self.rejected = self.rejected[keep]
         self.noise = self.noise.select(keep)
         self.p.term.restrict(keep)
         return state

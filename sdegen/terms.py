@@ -14,7 +14,7 @@ from .model import ScoreModel
 from .ode import ODE, in_best_coordinates
 from .prediction import Prediction
 from .sde import SDE
-from .shapes import as_time, expand
+from .shapes import as_time, factor
 
 
 class Term(ABC):
@@ -260,12 +260,16 @@ class Counted(Term):
         self.term = self.term.select(keep)
 
 
-def noise_increment(term: Term, dw: Tensor, t: Tensor) -> Tensor:
-    """diffusion(t) dw."""
-    g = term.diffusion(t)
+def rate_of_noise(term: Term, x: Tensor, t: Tensor) -> Any:
+    """diffusion(t), a number or shaped to multiply x.
+
+    Raises:
+        InvalidInputError: it is infinite.
+    """
+    g = factor(term.diffusion(t), x)
     if isinstance(g, float) and g == math.inf:
         raise InvalidInputError(
             f"the rate of noise is infinite at t = {float(t):g}, where there is no signal: begin at an earlier time, "
             "with t_span= or times in steps=, or use 'ancestral'"
         )
-    return expand(g, dw) * dw
+    return g

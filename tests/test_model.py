@@ -279,6 +279,31 @@ class Liar(ScoreModel):
         return self.wrong(self, self.exact(x, t), x, torch.as_tensor(t, dtype=F64))
 
 
+class Scribbles(Small):
+    """A network that writes into the times it is given."""
+
+    def forward(self, x, t):
+        out = super().forward(x, t)
+        t.mul_(1000)
+        return out
+
+
+@pytest.mark.parametrize("parametrization", ["edm", "noise"])
+def test_a_network_may_write_into_its_times(parametrization):
+    """Coefficients of one tensor of times are remembered: what the network gets is its own."""
+    torch.manual_seed(0)
+    tidy, untidy = Small().double(), Scribbles().double()
+    untidy.load_state_dict(tidy.state_dict())
+    t, x = torch.linspace(0.2, 0.8, 5, dtype=F64), torch.randn(5, 2, dtype=F64)
+    wanted = Denoiser(tidy, VPSDE(), parametrization=parametrization)(x, t).score
+    model = Denoiser(untidy, VPSDE(), parametrization=parametrization)
+    assert all(torch.equal(model(x, t).score, wanted) for _ in range(3))
+    along = model.on(TrigSDE(1.0, sigma_min=0.1, sigma_max=9.0))
+    first = along(x, t).velocity
+    assert all(torch.equal(along(x, t).velocity, first) for _ in range(3))
+    assert torch.equal(t, torch.linspace(0.2, 0.8, 5, dtype=F64))
+
+
 class Mistold(Prediction):
     """A belief one of whose views is wrong."""
 

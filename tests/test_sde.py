@@ -328,6 +328,52 @@ def test_levels_are_remembered_for_scalars_and_forgotten_by_a_narrowed_process()
     assert (narrow.narrowed(0.0, 9.0).t_min, narrow.narrowed(1e-9, 9.0).t_max) == (0.1, 0.5)
 
 
+@pytest.mark.parametrize("name", SDES)
+def test_a_ratio_of_noise_to_signal_has_one_time_and_its_coefficients(name):
+    sde = SDES[name]
+    t = torch.linspace(sde.t_min, sde.t_max, 41, dtype=F64)[1:-1]
+    there = sde.at_ratio(sde.sigma(t) / sde.alpha(t))
+    torch.testing.assert_close(there.t, t, rtol=1e-9, atol=1e-12 * sde.t_max)
+    for name, wanted in (("alpha", sde.alpha(t)), ("sigma", sde.sigma(t)), ("g", sde.diffusion(t))):
+        torch.testing.assert_close(getattr(there, name), wanted, rtol=1e-8, atol=1e-10 * float(sde.sigma(sde.t_max)))
+    assert sde.at(there.t) is there
+    outside = sde.at_ratio(torch.exp(torch.tensor([-60.0, 60.0], dtype=F64))).t
+    assert bool(((outside >= sde.t_min) & (outside <= sde.t_max)).all())
+
+
+def test_levels_of_times_are_computed_once_for_a_tensor_and_anew_where_they_would_differ():
+    asked = []
+    rate = torch.tensor(2.0, dtype=F64, requires_grad=True)
+
+    def alpha(t):
+        asked.append(len(t) if t.ndim else 1)
+        return torch.exp(-(rate if learned else 2.0) * t)
+
+    learned = False
+    sde = PathSDE(alpha, lambda t: torch.sqrt(-torch.expm1(-4.0 * t)))
+    t = torch.tensor([0.2, 0.4], dtype=F64)
+    asked.clear()
+    assert sde.level(t).alpha is sde.level(t).alpha and asked == [2]
+    assert torch.equal(sde.level(t.clone()).alpha, sde.alpha(t)) and len(asked) == 3
+    before = sde.level(t).alpha
+    t += 0.1
+    torch.testing.assert_close(sde.level(t).alpha, torch.exp(-2.0 * t))
+    assert sde.level(t).alpha is not before
+    with torch.inference_mode():
+        assert torch.equal(sde.level(t + 0.0).alpha, sde.level(t).alpha)
+    learned = True  # what depends on weights keeps its gradient, whatever was asked before under no_grad
+    u = t.clone()
+    with torch.no_grad():
+        assert not sde.level(u).alpha.requires_grad
+    for _ in range(2):
+        (slope,) = torch.autograd.grad(sde.level(u).alpha.sum(), rate)
+        torch.testing.assert_close(slope, -(u * torch.exp(-2.0 * u)).sum())
+    v = t.clone().requires_grad_()
+    for _ in range(2):
+        (slope,) = torch.autograd.grad(sde.level(v).alpha.sum(), v)
+        torch.testing.assert_close(slope, -2.0 * torch.exp(-2.0 * t))
+
+
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_built_in_processes_can_be_pickled_rebuilt_and_printed(name):
     sde = BUILT_IN[name]

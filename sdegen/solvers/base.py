@@ -25,7 +25,8 @@ class Step:
     Attributes:
         x: the state at t_next, (B, *event).
         state: what the solver carries on.
-        error: the local error estimate, like x; None for a solver that has none.
+        error: the local error estimate, like x; None for a solver that has none, or where all samples share their
+            times, since nobody asks for it there.
         slope: dx/dt at t (known, or a function that gives it), for interpolation inside the step; None: linear.
         slope_next: dx/dt at t_next where the step knows it.
     """
@@ -65,7 +66,7 @@ class Solver(ABC):
         start_order: the order that a whole run has, where a start of low order caps it; None: the same.
         evaluations: network evaluations a step.
         kind: "ODE" (deterministic terms), "SDE" (takes noise), "any".
-        adaptive: whether `step` returns an error estimate, so that rtol and atol can be used.
+        adaptive: whether `step` returns an error estimate at times of shape (B,), so that rtol and atol can be used.
         error_order: the order in the step size of that estimate, for the step-size controller.
         first_step, largest_step: under error control, in fractions of the span. The cap is there because at high noise
             the right-hand
@@ -148,7 +149,7 @@ class Solver(ABC):
             raise InvalidInputError(f"{self.name!r} has no error estimate")
         ratio = tolerance.ratio(step.error, x, step.x)
         accept, factor = self.controller.propose(ratio, state.get("ratio"), self.error_order)
-        remembered = torch.where(torch.isfinite(ratio), ratio, 1.0)  # a step that failed says nothing about the next
+        remembered = ratio.nan_to_num(1.0, posinf=1.0)  # a step that failed says nothing about the next
         return accept, factor, merge(accept, {**step.state, "ratio": remembered}, state)
 
     def select(self, state: State, keep: Tensor, x: Tensor) -> State:
@@ -170,12 +171,15 @@ class Solver(ABC):
 
 def merge(accept: Tensor, new: State, old: State) -> State:
     """Carry `new` where a step was accepted and `old` elsewhere (names that are not in `old` are taken from `new`)."""
-    merged = {}
-    for name, value in new.items():
-        before = old.get(name)
-        keep = accept.reshape(-1, *(1,) * (value.ndim - 1))
-        merged[name] = value if before is None else torch.where(keep, value, before)
-    return merged
+    refused = (~accept).nonzero().flatten()
+    if not len(refused):
+        return new
+    return {name: v if name not in old else reverted(v, old[name], refused) for name, v in new.items()}
+
+
+def reverted(new: Tensor, old: Tensor, refused: Tensor) -> Tensor:
+    """`new` with the rows `refused` as they were: few, so that a choice between whole tensors would cost more."""
+    return new.index_copy(0, refused, old.index_select(0, refused)) if len(refused) else new
 
 
 @dataclass(frozen=True)

@@ -289,13 +289,13 @@ class Multistep(Solver):
             return self._weights(gauge, sde, l[k], l[k + 1], l[nodes], p[nodes], e, s, carry[k])
 
         table: list[_Planned] = [_Planned() for _ in range(n)]
-        finite = torch.isfinite(p).tolist()
+        finite, without_signal = torch.isfinite(p).tolist(), endless.tolist()
         for first, most, name in ((0, self.values, "ahead"), (1, self.corrector + 1, "back")):
             if name == "back" and not self.corrector:
                 break
             groups: dict[int, list[int]] = {}
             for k in range(n):
-                if endless[k]:
+                if without_signal[k]:
                     continue
                 # order rises by one a step; a node where the variable is infinite (alpha = 0) is not used
                 count = min(most, k + 1 + first)
@@ -312,11 +312,11 @@ class Multistep(Solver):
             *(a[:-1], b[:-1], alpha[1:] * carry, alpha[1:] * carry_sh),
         )
         by_step = zip(*(c.tolist() for c in columns), strict=True)
-        held, endless = (sigma[1:] * held).tolist(), endless.tolist()
+        held = (sigma[1:] * held).tolist()
         for k, (ratio, std_k, spread_k, extra_k, a_k, b_k, p_x0, p_noise) in enumerate(by_step):
             step = table[k]
             step.std, step.spread, step.extra, step.value = std_k, spread_k, extra_k, (a_k, b_k)
-            if endless[k]:
+            if without_signal[k]:
                 step.fused = float(alpha[k + 1]), held[k]
                 table[k - 1].back = []  # what leads up to such a step, or is one, is not corrected
                 continue
@@ -353,23 +353,23 @@ class Multistep(Solver):
         before = run.plan[run.k - 1]
         if before.back and run.k and value is not None:
             corrected = summed(before.ratio * run.x, before.back, [value, *run.values])
-            if run.dw is not None:
-                corrected = corrected + run.dw
+            if run.z is not None:
+                corrected = torch.add(corrected, run.z, alpha=before.std)
         if corrected is None:  # x = alpha D + sigma eps: the carried part and the newest value in one
             x_next = summed(prediction.combine(*plan.fused), plan.ahead[1:], run.values)
         else:
             x_next = summed(plan.ratio * corrected, plan.ahead, [value, *run.values])
-        dw = None
+        z = None
         if plan.std:
-            dw = plan.std * noise.standard(t, t_next, x)
+            z = noise.standard(t, t_next, x)
             if plan.extra:
                 left = 1 - event_mean(prediction.noise.square())
-                dw = dw * expand((1 + (plan.extra / plan.std) ** 2 * left).clamp_min(0.0).sqrt(), x)
+                z = z * expand((1 + (plan.extra / plan.std) ** 2 * left).clamp_min(0.0).sqrt(), x)
             if self.noise == "ddpm-learned":
-                dw = dw * torch.exp(plan.spread * _fraction(prediction))
-            x_next = x_next + dw
+                z = z * torch.exp(plan.spread * _fraction(prediction))
+            x_next = torch.add(x_next, z, alpha=plan.std)
         values = [] if value is None else [value, *run.values][: max(self.values - 1, self.corrector)]
-        after = _Run(run.plan, run.k + 1, values, x if corrected is None else corrected, dw)
+        after = _Run(run.plan, run.k + 1, values, x if corrected is None else corrected, z)
         return Step(x_next, {"run": after}, slope=lambda: prediction.velocity)
 
 
@@ -393,14 +393,14 @@ class _Planned:
 
 @dataclass(slots=True, eq=False)
 class _Run:
-    """Where a run over a grid stands: the plan, the step, past values (newest first), the corrected state and the noise
-    that led on from it."""
+    """Where a run over a grid stands: the plan, the step, past values (newest first), the corrected state and the
+    normals whose std-fold led on from it."""
 
     plan: list[_Planned]
     k: int = 0
     values: Sequence[Tensor] = ()
     x: Any = None
-    dw: Tensor | None = None
+    z: Tensor | None = None
 
 
 def _fraction(prediction: Any) -> Tensor:

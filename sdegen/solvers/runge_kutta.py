@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from ..noise import Noise
-from ..shapes import expand
+from ..shapes import factor, plus
 from ..terms import Term
 from .base import Solver, State, Step
+
+_SMALL = 64  # numbers in an event
 
 
 class RungeKutta(Solver):
@@ -50,27 +52,23 @@ class RungeKutta(Solver):
         if grid is not None:
             inner = [node for node in self.c if 0 < node < 1]
             if inner:
-                term.warm(torch.cat([grid[:-1] + node * grid.diff() for node in inner]))
+                term.warm(torch.cat([torch.add(grid[:-1], grid.diff(), alpha=node) for node in inner]))
         return {"k": term.drift(x, t)} if self.fsal else {}
 
     def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: State, noise: Noise) -> Step:
         h = t_next - t
-        width = float(h) if h.ndim == 0 else expand(h, x)
+        width = factor(h, x)
+        if t.ndim and x.numel() <= _SMALL * len(x):  # broadcasting it at every stage takes 4 times as long
+            width = width.expand_as(x).contiguous()
         k = [state["k"] if self.fsal else term.drift(x, t)]
         for row, node in zip(self.a, self.c[1:], strict=True):
-            stage = _moved(x, width, row, k)
-            k.append(term.drift(stage, t_next if node == 1 else t + node * h))
-        x_next = stage if self.fsal else _moved(x, width, self.b, k)
-        error = None if self.error_weights is None else width * _weighted(self.error_weights, k)
+            stage = plus(x, width, _weighted(row, k))
+            k.append(term.drift(stage, t_next if node == 1 else torch.add(t, h, alpha=node)))
+        x_next = stage if self.fsal else plus(x, width, _weighted(self.b, k))
+        error = width * _weighted(self.error_weights, k) if t.ndim and self.error_weights is not None else None
         return Step(
             x_next, {"k": k[-1]} if self.fsal else {}, error, slope=k[0], slope_next=k[-1] if self.fsal else None
         )
-
-
-def _moved(x: Tensor, width: float | Tensor, weights: Sequence[float], k: Sequence[Tensor]) -> Tensor:
-    """x + h sum_i w_i k_i."""
-    slope = _weighted(weights, k)
-    return torch.addcmul(x, width, slope) if isinstance(width, Tensor) else torch.add(x, slope, alpha=width)
 
 
 def _weighted(weights: Sequence[float], k: Sequence[Tensor]) -> Tensor:

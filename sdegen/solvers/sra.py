@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..brownian import space_time_increment
+from ..brownian import path_and_mean
 from ..noise import Noise
-from ..shapes import expand
+from ..shapes import factor, plus
 from ..terms import Term
 from .base import Solver, State, Step
 
@@ -14,7 +14,7 @@ from .base import Solver, State, Step
 class SRA1(Solver):
     """Roessler's SRA1, in the term's own time, either direction.
 
-    With h = t' - t, dW the increment of the path over the step, dZ the integral of W - W(t) over it and I = dZ/|h|:
+    With h = t' - t, dW the increment of the path over the step and I the mean of W - W(t) over it:
 
         k_1 = drift(x, t),    k_2 = drift(x + 3/4 h k_1 + 3/2 g(t') I, t + 3/4 h)
         x'  = x + h (k_1 + 2 k_2)/3 + g(t') (dW - I) + g(t) I
@@ -31,17 +31,16 @@ class SRA1(Solver):
     source = "Roessler 2010, table 6.3"
 
     def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: State, noise: Noise) -> Step:
-        h = t_next - t
-        width = expand(h, x)
+        h = factor(t_next - t, x)
         k1 = term.drift(x, t)
-        middle = x + 0.75 * width * k1
-        carried, euler = x, x + width * k1
+        middle, carried, noisy = plus(x, 0.75 * h, k1), x, x
         if term.stochastic:
-            dw, dz = space_time_increment(noise, t, t_next, x)
-            area = dz / expand(h.abs(), x)
-            g, g_next = expand(term.diffusion(t), x), expand(term.diffusion(t_next), x)
-            middle = middle + 1.5 * g_next * area
-            carried, euler = x + g_next * (dw - area) + g * area, euler + g * dw
-        k2 = term.drift(middle, t + 0.75 * h)
-        x_next = carried + width * (k1 + 2 * k2) / 3
-        return Step(x_next, error=x_next - euler, slope=k1)
+            dw, mean = path_and_mean(noise, t, t_next, x)
+            g, g_next = factor(term.diffusion(t), x), factor(term.diffusion(t_next), x)
+            middle = plus(middle, 1.5 * g_next, mean)
+            carried = plus(plus(x, g_next, dw), g - g_next, mean)
+            noisy = plus(x, g, dw) if t.ndim else x
+        k2 = term.drift(middle, t + 0.75 * (t_next - t))
+        x_next = plus(plus(carried, h / 3, k1), 2 * h / 3, k2)
+        error = x_next - plus(noisy, h, k1) if t.ndim else None  # from Euler's method
+        return Step(x_next, error=error, slope=k1)

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from ..errors import InvalidInputError
 from ..noise import Noise
-from ..shapes import expand
-from ..terms import Term, noise_increment
+from ..shapes import expand, factor, plus
+from ..terms import Term, rate_of_noise
 from .base import Solver, State, Step
 
 
@@ -23,10 +23,9 @@ class EulerMaruyama(Solver):
     source = "Maruyama 1955; arXiv 2011.13456 sec. 4.1"
 
     def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: State, noise: Noise) -> Step:
-        h = t_next - t
-        x_next = x + expand(h, x) * term.drift(x, t)
+        x_next = plus(x, factor(t_next - t, x), term.drift(x, t))
         if term.stochastic:
-            x_next = x_next + noise_increment(term, noise.increment(t, t_next, x), t)
+            x_next = plus(x_next, rate_of_noise(term, x, t), noise.increment(t, t_next, x))
         return Step(x_next)
 
 
@@ -45,14 +44,14 @@ class StochasticHeun(Solver):
     source = "Kloeden & Platen 1992 sec. 15.1 (Platen)"
 
     def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: State, noise: Noise) -> Step:
-        width = expand(t_next - t, x)
+        h = factor(t_next - t, x)
         first = term.drift(x, t)
         carried = x
         if term.stochastic:
             g, g_next = term.diffusion(t), term.diffusion(t_next)
-            carried = x + expand(((g**2 + g_next**2) / 2) ** 0.5, x) * noise.increment(t, t_next, x)
-        second = term.drift(carried + width * first, t_next)
-        return Step(carried + width / 2 * (first + second), slope=first)
+            carried = plus(x, factor(((g**2 + g_next**2) / 2) ** 0.5, x), noise.increment(t, t_next, x))
+        second = term.drift(plus(carried, h, first), t_next)
+        return Step(plus(carried, h / 2, first + second), slope=first)
 
 
 def forward_kernel(term: Term, t: Tensor, t_next: Tensor) -> tuple[float | Tensor, float | Tensor]:
