@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -17,7 +18,7 @@ from .sde import SDE
 from .shapes import event_mean
 
 _LOWEST = -5.0  # stands for the lambda of an end without signal: about where linear VP ends
-GRIDS = ("uniform", "sqrt-time", "lambda", "theta", "karras")
+GRIDS = ("uniform", "sqrt-time", "lambda", "theta", "blend", "karras")
 FAR = 10.0  # sigma/alpha in units of the data's standard deviation, above which noisy data are as good as Gaussian
 
 
@@ -69,9 +70,9 @@ def warn_of_order(name: str, values: int, steps: int) -> None:
         )
 
 
-def carried(steps: int, low: int = 12) -> tuple[int, int]:
+def carried(steps: int, low: int = 8) -> tuple[int, int]:
     """Values of the predictor and of the corrector that a grid of so many steps carries; up to `low` the fewest."""
-    table = ((low, (2, 3)), (16, (3, 4)), (24, (4, 5)), (60, (5, 6)))
+    table = ((low, (2, 3)), (16, (3, 4)), (26, (4, 5)), (60, (5, 6)))
     return next((order for most, order in table if steps <= most), (6, 7))
 
 
@@ -93,12 +94,15 @@ def formula_grid(sde: SDE, n: int, *, kind: str, start: float, stop: float, sigm
         "sqrt-time"  u = sqrt(t_VP), t_VP the time of equal noise of the linear VP process
         "lambda"     u = log(alpha/sigma)
         "theta"      u = atan(sh/s)^(1/1.6), sh = sigma/alpha, s = sigma_data
+        "blend"      u = 3/4 atan(sh/s)^(1/1.3) and 1/4 lambda, each divided by its range: most steps where Gaussian
+                     data of scale s would turn, the rest wherever structure of another scale may be
         "karras"     u = sh^(1/7)
 
     An end where alpha is 0, and sh infinite, is spaced as if lambda were -5 there.
 
     Source: Karras et al. 2022 (arXiv 2206.00364) eq. 5 for "karras"; Lu et al. 2022 (arXiv 2206.00927) for "lambda";
-    Song et al. 2020 (arXiv 2010.02502) appendix D.2 "quadratic" for "sqrt-time".
+    Song et al. 2020 (arXiv 2010.02502) appendix D.2 "quadratic" for "sqrt-time"; this package for the others,
+    docs/decisions.md.
     """
     if kind not in GRIDS:
         raise InvalidInputError(f"grid kind {kind!r}: wanted one of {', '.join(map(repr, GRIDS))}, 'pilot'")
@@ -107,16 +111,17 @@ def formula_grid(sde: SDE, n: int, *, kind: str, start: float, stop: float, sigm
     if kind == "uniform":
         ts = ends[0] + fraction * (ends[1] - ends[0])
     else:
-        to_u, to_lambda = _variable(kind, sigma_data)
         levels = sde.half_log_snr(ends)
-        u = to_u(torch.where(torch.isinf(levels), _LOWEST, levels))
+        levels = torch.where(torch.isinf(levels), _LOWEST, levels)
+        to_u, to_lambda = _variable(kind, sigma_data, levels)
+        u = to_u(levels)
         ts = sde.time(to_lambda(u[0] + fraction * (u[1] - u[0])))
     ts[0], ts[-1] = ends[0], ends[1]
     return ts
 
 
-def _variable(kind: str, s: float):
-    """The variable u as a function of lambda, and back."""
+def _variable(kind: str, s: float, ends: Tensor):
+    """The variable u as a function of lambda between `ends`, and back."""
     if kind == "lambda":
         return (lambda half: half), (lambda u: u)
     if kind == "karras":
@@ -126,6 +131,14 @@ def _variable(kind: str, s: float):
             lambda half: torch.atan(torch.exp(-half) / s) ** (1 / 1.6),
             lambda u: -torch.log(s * torch.tan(u**1.6)),
         )
+    if kind == "blend":
+        arcs = torch.atan(torch.exp(-ends) / s) ** (1 / 1.3)
+
+        def blend(half: Tensor) -> Tensor:
+            arc = torch.atan(torch.exp(-half) / s) ** (1 / 1.3)
+            return 0.75 * (arc - arcs[0]) / (arcs[1] - arcs[0]) + 0.25 * (half - ends[0]) / (ends[1] - ends[0])
+
+        return blend, lambda u: _solved(blend, u, ends)
 
     def integral(half: Tensor) -> Tensor:  # int beta of the linear VP process, in units of its time squared
         return torch.nn.functional.softplus(-2 * half, threshold=700)
@@ -141,6 +154,16 @@ def _variable(kind: str, s: float):
         return -(i + torch.log(-torch.expm1(-i))) / 2
 
     return to_u, to_lambda
+
+
+def _solved(rising: Callable[[Tensor], Tensor], u: Tensor, ends: Tensor) -> Tensor:
+    """Where a function that rises from ends[0] to ends[1] is u, by bisection."""
+    below, above = ends[0].expand_as(u), ends[1].expand_as(u)
+    for _ in range(60):
+        middle = (below + above) / 2
+        high = rising(middle) > u
+        below, above = torch.where(high, below, middle), torch.where(high, middle, above)
+    return (below + above) / 2
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 import sdegen as sg
 from sdegen import testing
 from sdegen.oracle import MixtureModel
+from sdegen.steps import GRIDS
 
 F64 = torch.float64
 MIXTURE = sg.GaussianMixture([[1.0, 0.4], [-0.8, 0.9]], std=[0.3, 0.4], weights=[1, 2])
@@ -302,9 +304,17 @@ def test_grids_are_their_formulas():
         "theta": lambda t: torch.atan(sh(t) / s) ** (1 / 1.6),
         "karras": lambda t: sh(t) ** (1 / 7),
     }
+    both = torch.tensor([start, stop], dtype=F64)
+
+    def part(v: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+        return (v(t) - v(both[:1])) / (v(both[1:]) - v(both[:1]))
+
+    formulas["blend"] = lambda t: (
+        0.75 * part(lambda t: torch.atan(sh(t) / s) ** (1 / 1.3), t) + 0.25 * part(formulas["lambda"], t)
+    )
     for kind, u in formulas.items():
         ts = sg.grid(MODEL, n, kind=kind, t_span=(start, stop))
-        ends = u(torch.tensor([start, stop], dtype=F64))
+        ends = u(both)
         torch.testing.assert_close(u(ts), ends[0] + even * (ends[1] - ends[0]), rtol=1e-10, atol=1e-12)
         assert float(ts[0]) == start and float(ts[-1]) == stop and bool((ts.diff() < 0).all())
         up = sg.grid(MODEL, n, kind=kind, t_span=(stop, start))
@@ -312,7 +322,7 @@ def test_grids_are_their_formulas():
 
 
 @pytest.mark.parametrize("sde", [sg.VPSDE(), sg.CosineSDE(), sg.VESDE(), sg.EDMSDE(), sg.TrigSDE(0.5)], ids=repr)
-@pytest.mark.parametrize("kind", ["uniform", "sqrt-time", "lambda", "theta", "karras"])
+@pytest.mark.parametrize("kind", GRIDS)
 def test_grids_of_a_sampler_end_with_the_denoising(sde, kind):
     for n in (1, 2, 7):
         ts = sg.grid(sde, n, kind=kind)

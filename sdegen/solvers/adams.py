@@ -74,7 +74,7 @@ class Adams(Solver):
     adaptive = True
     evaluations = 1
     coordinates = "best"
-    grid = "sqrt-time"
+    grid = "blend"
     default_steps = 50
     first_step = 1 / 12
     largest_step = 1 / 6
@@ -107,7 +107,7 @@ class Adams(Solver):
         law = covariance
         self.law = law if law is None or isinstance(law, Gaussian) else Gaussian.of_covariance(law)
         if self.leaps:
-            self.grid = "theta"
+            self.grid = "theta"  # nothing is left to find far above the data's scale
 
     def options(self) -> dict[str, Any]:
         values = {} if self.values is None else {"order": self.values}
@@ -230,7 +230,7 @@ class Adams(Solver):
         return replace(_Fixed.planned(nodes, *values, known=2), leap=leap, k=-1)
 
     def choices(self, steps: int) -> dict[str, Any]:
-        """The orders: 12 steps carry 2 past values, 6 after a Gaussian start, which knows its past; see docs."""
+        """The orders: 8 steps carry 2 past values, 6 after a Gaussian start, which knows its past; see docs."""
         if self.values is not None or steps < 1:
             return {}
         return {"order": carried(steps - 1, low=6) if self.leaps else carried(steps)}
