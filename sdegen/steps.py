@@ -126,17 +126,17 @@ def _variable(kind: str, s: float, ends: Tensor):
         return (lambda half: half), (lambda u: u)
     if kind == "karras":
         return (lambda half: torch.exp(-half / 7)), (lambda u: -7 * torch.log(u))
+
+    def angle(half: Tensor, root: float) -> Tensor:
+        return torch.atan(torch.exp(-half) / s) ** (1 / root)
+
     if kind == "theta":
-        return (
-            lambda half: torch.atan(torch.exp(-half) / s) ** (1 / 1.6),
-            lambda u: -torch.log(s * torch.tan(u**1.6)),
-        )
+        return (lambda half: angle(half, 1.6)), (lambda u: -torch.log(s * torch.tan(u**1.6)))
     if kind == "blend":
-        arcs = torch.atan(torch.exp(-ends) / s) ** (1 / 1.3)
+        first, range_, width = angle(ends[0], 1.3), angle(ends, 1.3).diff(), ends.diff()
 
         def blend(half: Tensor) -> Tensor:
-            arc = torch.atan(torch.exp(-half) / s) ** (1 / 1.3)
-            return 0.75 * (arc - arcs[0]) / (arcs[1] - arcs[0]) + 0.25 * (half - ends[0]) / (ends[1] - ends[0])
+            return 0.75 * (angle(half, 1.3) - first) / range_ + 0.25 * (half - ends[0]) / width
 
         return blend, lambda u: _solved(blend, u, ends)
 
