@@ -20,6 +20,7 @@ from sdegen import testing
 from sdegen.brownian import BrownianTree
 from sdegen.solvers import Multistep
 from sdegen.solvers.runge_kutta import RungeKutta, bosh3, dopri5, euler, heun, rk4
+from sdegen.steps import Tolerance
 
 OWN = [row.name for row in sg.solvers() if ":" not in row.name]
 RUNGE_KUTTA = {make().name: make() for make in (euler, heun, rk4, bosh3, dopri5)}
@@ -176,7 +177,66 @@ def test_adams_with_k_values_is_exact_for_slopes_of_degree_k_on_any_steps(p):
         wanted = ((t_next ** (p + 1) - t ** (p + 1)) / (p + 1))[:, None].expand(x.shape)
         if k >= p:
             torch.testing.assert_close(step.x - x, wanted, rtol=0, atol=1e-13)
-        state, x = {"phi": step.state["phi"], "past": step.state["past"]}, step.x
+        state, x = {name: step.state[name] for name in ("phi", "psi")}, step.x
+
+
+class _Waves(sg.Term):
+    """dx/dt = 4 x sin(9 t^2), sample by sample; keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[torch.Tensor] = []
+
+    def drift(self, x, t):
+        self.asked.append(x)
+        return 4 * torch.sin(9 * t**2).reshape(-1, *(1,) * (x.ndim - 1)).expand(len(x), *(1,) * (x.ndim - 1)) * x
+
+
+@pytest.mark.parametrize("event", [(1,), (2,), (4, 4), (64,), (65,), (3, 5, 5)])
+def test_adams_takes_the_same_steps_whatever_the_number_of_equal_coordinates(event):
+    """Tables of small and of large events are laid out differently; models are given contiguous states of both."""
+    start = torch.linspace(0.1, 3, 7, dtype=torch.float64)
+    one = sg.solve(_Waves(), start, solver="adams", rtol=1e-5, t_span=(0.0, 1.5))
+    term = _Waves()
+    x = start.reshape(-1, *(1,) * len(event)).expand(7, *event).contiguous()
+    many = sg.solve(term, x, solver="adams", rtol=1e-5, t_span=(0.0, 1.5))
+    assert torch.equal(one.nfe, many.nfe) and int(one.rejected.sum()) > 7 and len(one.nfe.unique()) > 1
+    torch.testing.assert_close(many.x, one.x.reshape(-1, *(1,) * len(event)).expand_as(x), rtol=1e-8, atol=0)
+    assert many.x.is_contiguous() and all(asked.is_contiguous() for asked in term.asked)
+
+
+@pytest.mark.parametrize("event", [(3,), (70,)])
+def test_gradients_flow_through_the_steps_of_adams_by_tolerance(event):
+    """On a linear equation, steps being what they are, x_end is proportional to x: its gradient is x_end/x."""
+    x = torch.rand(6, *event, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.1
+    x.requires_grad_()
+    solution = sg.solve(_Waves(), x, solver="adams", rtol=1e-4, t_span=(0.0, 1.5))
+    (slope,) = torch.autograd.grad(solution.x.sum(), x)
+    assert int(solution.rejected.sum()) > 0
+    torch.testing.assert_close(slope * x, solution.x, rtol=1e-11, atol=0)
+
+
+@pytest.mark.parametrize("d", [2, 70])
+def test_a_refused_step_leaves_the_table_of_adams_as_it_was(d):
+    """Sample by sample: of two states, one a thousand times the other, an absolute tolerance refuses one."""
+    term, solver, loose = _Waves(), sg.make_solver("adams"), Tolerance(1e-3, 0.0)
+    x = torch.tensor([[1.0], [1000.0]], dtype=torch.float64).expand(2, d).contiguous()
+    t, h = torch.zeros(2, dtype=torch.float64), torch.tensor([0.02, 0.03], dtype=torch.float64)
+    state = solver.start(term, x, t)
+    for _ in range(4):
+        step = solver.step(term, x, t, t + h, state, sg.Noise(0))
+        accept, _, state = solver.judge(step, x, state, loose)
+        assert bool(accept.all())
+        x, t, h = step.x, t + h, 1.2 * h
+    step = solver.step(term, x, t, t + h, state, sg.Noise(0))
+    errors = step.state["squares"].gather(0, step.state["row"][None]).div(d).sqrt()
+    accept, _, after = solver.judge(step, x, state, Tolerance(0.0, float(errors.log().mean().exp())))
+    assert accept.tolist() == [True, False] and len(state["psi"]) > 2
+    axis, batch = (1, -1) if d == 2 else (0, 1)
+    width = min(after["phi"].shape[axis], state["phi"].shape[axis])
+    for i, source in enumerate((step.state, state)):
+        for name, ax, b in (("phi", axis, batch), ("psi", 0, 1)):
+            came, wanted = (of[name].narrow(ax, 0, width).select(b, i) for of in (after, source))
+            assert torch.equal(came, wanted), (name, i)
 
 
 def test_the_error_of_adams_is_its_tolerance():

@@ -1,20 +1,22 @@
 """Adams' method with error control: every evaluation is a step, and the error estimates of all orders are free.
 
 Variable step and order in Newton form (Krogh 1974; Shampine & Gordon 1975). Let t_0 be a sample's time, t_-1, t_-2 ...
-its earlier ones and
-f[...] divided differences of its slopes. With the modified differences
+its earlier ones and f[...] divided differences of its slopes. With the modified differences
 
-    phi_i = psi_1 ... psi_(i-1) f[t_0 ... t_-(i-1)],      psi_i = t_0 - t_-i,
+    phi_i = psi_1 ... psi_(i-1) f[t_0 ... t_-(i-1)],      psi_i = t_0 - t_-i,      psi_0 = 0,
 
-a step of width h to t' = t_0 + h first scales them to the new spacing, phi*_i = beta_i phi_i, then
+a step of width h to t' = t_0 + h first scales them to the new spacing psi'_i = psi_(i-1) + h,
+
+    phi*_i = beta_i phi_i,      beta_i = prod_{l<i} psi'_l/psi_l,
+
+then
 
     predict   p = x + h sum_{i<=k} g_i phi*_i              (order k)
     evaluate  f' = drift(p, t'),  phi'_1 = f',  phi'_{i+1} = phi'_i - phi*_i
     correct   x' = p + h g_{k+1} phi'_{k+1}                (order k + 1)
 
 and |h g_{j+1} phi'_{j+1}| is what the corrector changes at order j: the error estimate, for every j from the same
-table. f' is kept as the new slope (PEC): one
-evaluation a step.
+table. f' is kept as the new slope (PEC): one evaluation a step.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -123,9 +126,11 @@ class Adams(Solver):
     def start(self, term: Term, x: Tensor, t: Tensor, grid: Tensor | None = None) -> State:
         if grid is not None:
             return {"run": self._planned(term, x, grid)}
-        order = torch.ones(x.shape[0], dtype=torch.int64, device=x.device)
-        # phi (i, d, B) or (i, B, d); past (i, B): t_0, t_-1, ...; how many of the phi_i are in use, how many are valid
-        return {"phi": _Layout(x).rows(term.drift(x, t))[None], "past": t[None], "order": order, "known": order}
+        layout = _Layout(x)
+        one = torch.ones(x.shape[0], dtype=layout.dtype, device=x.device)
+        phi = layout.rows(term.drift(x, t)).unsqueeze(layout.axis)
+        # psi (i, B) from psi_0 on; how many of the phi_i are in use, how many are valid; all in one dtype
+        return {"phi": phi, "psi": torch.zeros_like(one)[None], "order": one, "known": one}
 
     def enter(self, term: Term, x: Tensor, t: Tensor, tolerance: Tolerance, noise: Noise) -> Entry:
         if not self.leaps:
@@ -139,20 +144,19 @@ class Adams(Solver):
         slope = term.drift(there, stops)
         there, slopes, correction = leap.landed(x, there, slope)
         layout = _Layout(x)
-        phi = torch.stack([layout.rows(v) for v in newton_table(slope, slopes, stop, leap.past)])
-        past = torch.stack([stops, *(torch.full_like(t, u) for u in leap.past)])
+        phi = torch.stack([layout.rows(v) for v in newton_table(slope, slopes, stop, leap.past)], layout.axis)
+        psi = torch.stack([stops - u for u in (stop, *leap.past)]).to(layout.dtype)
         # what comes after the correction is smaller by about alpha s/sigma
         good = tolerance.ratio(correction, x, there) / math.tan(stop) <= self.aim
         refused = (~good).nonzero().flatten()
-        if len(refused):
-            above = begin + torch.tensor([0.0, 0.1, 0.2], dtype=t.dtype, device=t.device)  # only the first is used
+        if len(refused):  # they begin with one slope; what fills up their tables is not used
             first = layout.rows(term.drift_of(refused, x[refused], t[refused]))
-            fill = torch.zeros_like(first).expand(2, *first.shape)
-            phi = phi.index_copy(layout.batch_axis, refused, torch.cat([first[None], fill]))
-            past = past.index_copy(1, refused, above[:, None].expand(-1, len(refused)))
+            fill = torch.zeros_like(first)
+            phi = phi.index_copy(layout.batch_axis, refused, torch.stack([first, fill, fill], layout.axis))
             there = there.index_copy(0, refused, x[refused])
-        state = {"phi": phi, "past": past, "order": good.long() + 1, "known": 2 * good.long() + 1}
-        return Entry(there, past[0], state, absent=good.long() * (len(refused) > 0))
+        one = good.to(layout.dtype)
+        state = {"phi": phi, "psi": psi, "order": one + 1, "known": 2 * one + 1}
+        return Entry(there, torch.where(good, stops, t), state, absent=good.long() * (len(refused) > 0))
 
     def landing(self, n: int) -> float | None:
         return min(max(0.25 * n**1.2, 3.5), 45.0) if self.leaps else None
@@ -160,64 +164,65 @@ class Adams(Solver):
     def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: State, noise: Noise) -> Step:
         if "run" in state:
             return self._fixed_step(term, x, t, t_next, state["run"])
-        phi, past, k = state["phi"], state["past"], state["order"]
-        layout, width, h = _Layout(x), len(phi), t_next - t
-        psi = t_next - past  # psi_i at t', i = 1..width
-        beta = torch.ones_like(psi)
-        if width > 1:  # beta_i = prod_{l < i} psi_l(t')/psi_l(t_0)
-            beta[1:] = (psi[:-1] / (past[0] - past[1:])).cumprod(0)
-        weights = h * _coefficients(h, psi)  # h g_i, i = 1..width + 1
-        in_use = (k - torch.arange(width, device=x.device)[:, None]).clamp(0, 1)
-        ahead = layout.spread(weights[:width] * beta * in_use, x)
-        predicted = x + layout.state((phi * ahead).sum(0), x)
-        slope = term.drift(predicted, t_next)
-        change = layout.rows(slope)
-        table = [change]  # phi'_1, phi'_2 ... phi'_(width + 1)
-        for phi_i, beta_i in zip(phi, layout.spread(beta, x), strict=True):
-            change = torch.addcmul(change, phi_i, beta_i, value=-1)
-            table.append(change)
-        changes = torch.stack(table)
-        last = changes.gather(0, layout.spread(k, None).expand_as(change)[None])[0]
-        corrected = predicted + layout.state(last * layout.spread(weights.gather(0, k[None])[0], x), x)
+        layout, phi, k = _Layout(x), state["phi"], state["order"]
+        h = (t_next - t).to(layout.dtype)
+        psi = state["psi"] + h  # psi'_i, i = 1..width
+        beta = (psi[:-1] / state["psi"][1:]).cumprod(0)  # beta_i, i = 2..width; beta_1 = 1
+        weights = _weights(h, psi)  # h g_i, i = 1..width + 1
+        ahead = weights[:-1] * (k - _column(0, len(psi), k.dtype, k.device)).clamp(0, 1)  # those in use, i <= k
+        ahead[1:].mul_(beta)
+        predicted = layout.plus(layout.rows(x), phi, ahead)
+        slope = term.drift(_packed(layout.state(predicted, x)), t_next)
+        first, *others = phi.unbind(layout.axis)
+        changes = [layout.rows(slope)]  # phi'_1, phi'_2 ... phi'_(width + 1)
+        changes.append(changes[0] - first)
+        for phi_i, beta_i in zip(others, layout.spread(beta).unbind(0), strict=True):
+            changes.append(torch.addcmul(changes[-1], phi_i, beta_i, value=-1))
+        table, index = torch.stack(changes, layout.axis), k.long()
+        corrected = predicted + layout.pick(table, index) * layout.spread(weights.gather(0, index[None])[0])
+        squares = layout.squares(layout.cut(table.detach(), 1, len(psi)))
         carried = {
-            "phi": changes,
-            "past": torch.cat([t_next[None], past]),
-            "errors": weights[1:].abs() * layout.rms(changes[1:].detach()),  # of orders 1..width
+            "phi": table,
+            "psi": torch.cat([state["psi"][:1], psi]),
+            "squares": weights[1:].square() * squares,  # |h g_{j+1} phi'_{j+1}|^2, j = 1..width
+            "row": index - 1,  # of order k in it
         }
-        return Step(corrected, carried, slope=lambda: layout.state(phi[0], x), slope_next=slope)
+        return Step(layout.state(corrected, x), carried, slope=lambda: layout.state(first, x), slope_next=slope)
 
     def judge(self, step: Step, x: Tensor, state: State, tolerance: Tolerance) -> tuple[Tensor, Tensor, State]:
-        k, known, carried = state["order"], state["known"], step.state
-        e = (carried["errors"] / tolerance.scale(x.detach(), step.x.detach())).clamp_min(1e-14)
-        own = e.gather(0, k[None] - 1)[0]
-        accept = own <= self.accept
-        orders = torch.arange(1, len(e) + 1, device=x.device)[:, None]
-        gains = (math.log(self.aim) - e.log()) / (orders + 1)  # log of the factor on the step, by order
-        # an order without an estimate is out; to stay is worth 8 %
-        barred = (orders - torch.minimum(known, k + 1)).clamp_min(0)
-        best = (gains + math.log(1.08) * (orders == k) - 1e3 * barred).max(0).indices + 1
+        layout, k, known, carried = _Layout(x), state["order"], state["known"], step.state
+        above, count = k + 1, len(carried["squares"])
+        reach = torch.minimum(known, above)  # the largest order whose estimate counts
+        # room_j = log(aim/E_j), j = 1..count; an E_j below 1e-14 counts as that
+        aim = torch.as_tensor(tolerance.scale(x.detach(), step.x.detach()) * (self.aim * layout.d**0.5)).to(k.dtype)
+        room = torch.sub(aim.log(), carried["squares"].log(), alpha=0.5).clamp_max(math.log(self.aim / 1e-14))
+        own = room.gather(0, carried["row"][None])[0]
+        accept = own >= math.log(self.aim / self.accept)
+        # gains: log of the factor on the step, at order k and at the best one in reach
+        orders = _column(1, count + 1, k.dtype, k.device)
+        gains = torch.sub(room / (orders + 1), (orders - reach).clamp_min(0), alpha=1e3)
+        gain, most = own / above, gains.amax(0)
+        best = torch.add(orders, (gains - most).sign(), alpha=100).amax(0)  # the order where gains == most
+        best = torch.where(most - gain > math.log(1.08), best, k)  # to stay is worth 8 %
+        lower = torch.minimum(best, k)
         # as long as every step brings an order that has no estimate yet, take it
-        best = (best + (accept & (best == k) & (k == known))).clamp_max(self.max_order)
-        best = torch.where(accept, best, torch.minimum(best, k))
-        gain = gains.gather(0, torch.minimum(best, k)[None] - 1)[0]
-        before = state.get("ratio")
-        memory = 0.0 if before is None else (before / own).log() * (0.2 / (k + 1))
+        best = torch.where(accept, best + (lower == reach), lower).clamp_max(self.max_order)
+        gain = torch.where(best < k, most, gain)
+        memory = 0.2 * (own - state["room"]) / above if "room" in state else 0.0
         low, high = math.log(0.3), math.log(2.0)
         factor = torch.where(accept, (gain + memory).clamp(low, high), gain.clamp(low, math.log(0.8))).exp()
-        width = min(int(best.max()) + 1, len(carried["phi"]))
-        phi, past = carried["phi"][:width], carried["past"][:width]
-        refused = (~accept).nonzero().flatten()
-        if len(refused):
-            # what fills a table up is never used, it is beyond `known`; but past times must differ
-            times = state["past"]
-            phi = _reverted(phi, state["phi"], torch.zeros_like(phi[:1]), refused, _Layout(x).batch_axis)
-            past = _reverted(past, times, 2 * times[-1:] - carried["past"][:1], refused, -1)
-        after = {"phi": phi, "past": past, "order": best, "known": (known + accept).clamp_max(width)}
-        return accept, factor.nan_to_num(0.3), {**after, "ratio": own.nan_to_num(1.0)}
+        width = min(int(best.max()), count) + 1
+        phi, psi = layout.cut(carried["phi"], 0, width), carried["psi"][:width]
+        if not bool(accept.all()):
+            # what fills a table up is never used, it is beyond `known`; but psi must not be 0
+            phi = torch.where(layout.spread(accept), phi, layout.filled(state["phi"], width))
+            psi = torch.where(accept, psi, torch.cat([state["psi"], psi[count:]])[:width])
+        after = {"phi": phi, "psi": psi, "order": best, "known": (known + accept).clamp_max(width)}
+        return accept, factor.nan_to_num(0.3), {**after, "room": own.nan_to_num(math.log(self.aim))}
 
     def select(self, state: State, keep: Tensor, x: Tensor) -> State:
-        axes = {"phi": _Layout(x).batch_axis, "past": -1}
-        return {name: value.index_select(axes.get(name, 0), keep) for name, value in state.items()}
+        layout = _Layout(x)
+        return {k: layout.select(v, keep) if k == "phi" else v.index_select(-1, keep) for k, v in state.items()}
 
     def _planned(self, term: Term, x: Tensor, grid: Tensor) -> _Fixed:
         values = self.values or self.choices(len(grid) - 1)["order"]
@@ -287,46 +292,82 @@ class _Fixed:
 class _Layout:
     """How a table of states is laid out, so that coefficients (i, B) multiply it at full speed.
 
-    Small events, of d numbers, stand before the batch, (i, d, B); large ones after it, (i, B, d).
+    Small events, of d numbers, stand before everything, (d, i, B); large ones after it, (i, B, d). An entry of a table
+    is (d, B) or (B, d). All in the dtype of x, or float32 if that is less.
     """
 
     def __init__(self, x: Tensor) -> None:
-        self.small = math.prod(x.shape[1:]) <= _SMALL
-        self.event_axis, self.batch_axis = (-2, -1) if self.small else (-1, -2)
+        self.d = math.prod(x.shape[1:])
+        self.small = self.d <= _SMALL
+        self.axis, self.event_axis, self.batch_axis = (1, 0, -1) if self.small else (0, -1, -2)
+        self.dtype = torch.promote_types(x.dtype, torch.float32)
 
     def rows(self, x: Tensor) -> Tensor:
-        return flat(x).t().contiguous() if self.small else flat(x)
+        """A state as an entry."""
+        x = flat(x).to(self.dtype)
+        return _packed(x.t()) if self.small else x
 
-    def state(self, rows: Tensor, x: Tensor) -> Tensor:
-        return (rows.t() if self.small else rows).reshape(x.shape)
+    def state(self, entry: Tensor, x: Tensor) -> Tensor:
+        """An entry as a state like x. It is not copied: in memory, the batch of small events stays last."""
+        return (entry.t() if self.small else entry).reshape(x.shape).to(x.dtype)
 
-    def spread(self, c: Tensor, x: Tensor | None) -> Tensor:
-        """Coefficients (..., B), in the dtype of x, to multiply rows with."""
-        return (c if x is None else c.to(x.dtype)).unsqueeze(self.event_axis)
+    def spread(self, c: Tensor) -> Tensor:
+        """Coefficients (..., B) to multiply tables or entries with."""
+        return c if self.small else c.unsqueeze(-1)
 
-    def rms(self, table: Tensor) -> Tensor:
-        """Root mean square over the event of every entry: (i, B) float64."""
-        return table.square().mean(self.event_axis).sqrt().to(torch.float64)
+    def plus(self, entry: Tensor, table: Tensor, c: Tensor) -> Tensor:
+        """entry + sum_i c_i table_i, term by term: `sum` has an order of its own for a single sample."""
+        for row, c_i in zip(table.unbind(self.axis), self.spread(c).unbind(0), strict=True):
+            entry = torch.addcmul(entry, row, c_i)
+        return entry
+
+    def squares(self, table: Tensor) -> Tensor:
+        """Sum of squares over the event of every entry: (i, B)."""
+        if self.small:
+            return table.square().sum(self.event_axis)
+        return torch.linalg.vector_norm(table, dim=self.event_axis).square()
+
+    def pick(self, table: Tensor, index: Tensor) -> Tensor:
+        """The entry that consists of every sample's own one, index (B,)."""
+        index = self.spread(index).expand_as(table.select(self.axis, 0)).unsqueeze(self.axis)
+        return table.gather(self.axis, index).squeeze(self.axis)
+
+    def select(self, table: Tensor, keep: Tensor) -> Tensor:
+        """The table of the samples at the positions `keep`."""
+        if self.small:  # index_select takes six times as long here
+            return table.gather(-1, keep.expand(*table.shape[:-1], -1))
+        return table.index_select(self.batch_axis, keep)
+
+    def cut(self, table: Tensor, first: int, count: int) -> Tensor:
+        return table.narrow(self.axis, first, count)
+
+    def filled(self, table: Tensor, width: int) -> Tensor:
+        """The first `width` entries; one more than there are is zero."""
+        if table.shape[self.axis] < width:
+            table = torch.cat([table, torch.zeros_like(self.cut(table, 0, 1))], self.axis)
+        return self.cut(table, 0, width)
 
 
-def _coefficients(h: Tensor, psi: Tensor) -> Tensor:
-    """g_1 ... g_(width + 1), (width + 1, B): h g_i phi*_i is the integral of the i-th Newton term over the step.
+def _packed(x: Tensor) -> Tensor:
+    """x, contiguous. (With an axis more, because torch copies matrices that are transposed at half the speed.)"""
+    return x[None].contiguous()[0]
 
-    c_(1,q) = 1/q, c_(2,q) = 1/(q (q + 1)), c_(i+1,q) = c_(i,q) - (h/psi_i) c_(i,q+1), g_i = c_(i,1).
+
+def _weights(h: Tensor, psi: Tensor) -> Tensor:
+    """h g_1 ... h g_(width + 1), (width + 1, B): h g_i phi*_i is the integral of the i-th Newton term over the step.
+
+    c_(1,q) = h/q, c_(2,q) = h/(q (q + 1)), c_(i+1,q) = c_(i,q) - (h/psi'_i) c_(i,q+1), h g_i = c_(i,1).
     """
-    width = len(psi)
-    q = torch.arange(1, width + 1, dtype=torch.float64, device=h.device)
-    alpha = h / psi  # alpha_i, i = 1..width, the first 1
-    c = (1 / (q * (q + 1)))[:, None].expand(-1, len(h))  # c_2
-    g = [torch.ones_like(h), c[0]]
-    for i in range(1, width):
-        c = torch.addcmul(c[:-1], alpha[i], c[1:], value=-1)
+    q = _column(1, len(psi) + 1, h.dtype, h.device)
+    c = h / (q * (q + 1))  # c_2
+    g = [h, c[0]]
+    for alpha in (h / psi[1:]).unbind(0):
+        c = torch.addcmul(c[:-1], alpha, c[1:], value=-1)
         g.append(c[0])
     return torch.stack(g)
 
 
-def _reverted(new: Tensor, old: Tensor, fill: Tensor, refused: Tensor, axis: int) -> Tensor:
-    """A table (i, ...) with the entries of the refused samples as in `old`, filled up to the length of `new`."""
-    missing = max(len(new) - len(old), 0)
-    old = torch.cat([old[: len(new)], fill.expand(missing, *fill.shape[1:])]).index_select(axis, refused)
-    return new.index_copy(axis, refused, old)
+@lru_cache(maxsize=64)
+def _column(first: int, stop: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """first ... stop - 1, (stop - first, 1)."""
+    return torch.arange(first, stop, dtype=dtype, device=device)[:, None]
