@@ -52,8 +52,9 @@ def arguments() -> argparse.Namespace:
     run.add_argument("--steps", type=int, default=10_000)
     run.add_argument("--batch-size", type=int, default=128, help="of all processes together")
     run.add_argument("--accumulate", type=int, default=1, help="work through a batch in so many parts")
-    run.add_argument("--lr", type=float, default=2e-3, help="the largest; it rises over the warm-up and falls to 0")
+    run.add_argument("--lr", type=float, default=2e-3, help="the largest; it rises over the warm-up")
     run.add_argument("--warmup", type=int, help="steps")
+    run.add_argument("--schedule", default="cosine", choices=("cosine", "constant"), help="of the rate, to 0 or not")
     run.add_argument("--ema", type=float, nargs="+", default=[0.999], help="a decay, or two widths such as 0.05 0.1")
     run.add_argument("--weight", help="of the loss: simple, likelihood, edm, min-snr, one; default: what suits")
     run.add_argument("--precision", default="full", choices=("full", "bf16", "fp16"))
@@ -126,6 +127,7 @@ def main() -> None:
         batch_size=args.batch_size,
         lr=args.lr,
         warmup=args.warmup,
+        schedule=args.schedule,
         ema=args.ema[0] if len(args.ema) == 1 else args.ema,
         loss=partial(sg.dsm_loss, weight=args.weight),
         precision=args.precision,
