@@ -80,7 +80,7 @@ class Adams(Solver):
     grid = "blend"
     default_steps = 50
     first_step = 1 / 12
-    largest_step = 1 / 6
+    largest_step = 1 / 8
     source = "Shampine & Gordon 1975"
 
     def __init__(
@@ -88,7 +88,7 @@ class Adams(Solver):
         *,
         max_order: int = 7,
         accept: float = 6.0,
-        aim: float = 0.55,
+        aim: float = 0.5,
         order: tuple[int, int] | None = None,
         start: str = "point",
         covariance: Tensor | Gaussian | None = None,
