@@ -20,7 +20,7 @@ from .model import ScoreModel
 from .noise import PROBE, Noise
 from .parametrization import COUNTING
 from .sde import SDE
-from .shapes import as_time, check_state, check_time, event_mean, expand, flat
+from .shapes import as_time, check_state, check_time, event_mean, expand, flat, plus
 
 Times = str | float | Tensor  # the name of a law, or times
 Weight = str | Callable[[SDE, Tensor], Any]  # the name of a weight, or a function of (sde, t)
@@ -213,13 +213,14 @@ def _draw(
     law, weight = _chosen(model, t, weight)
     times, correction = _times(law, sde, std, x0, seed)
     noise = _normal(seed, x0, _PERTURBATION) if noise is None else noise
-    alpha, sigma = sde.alpha(times), sde.sigma(times)
+    alpha, sigma = sde.at(times).alpha, sde.at(times).sigma
     signal = std * alpha
     m = torch.hypot(sigma, signal)
     c = signal / m
     w = _weight(weight, sde, times, alpha, sigma, c)
     w = w if correction is None else w * correction
-    return _Draw(sde.perturb(x0, times, noise), noise, times, sigma, sigma / (std * m), -c, w)
+    x = plus(expand(alpha, x0) * x0, expand(sigma, x0), noise)
+    return _Draw(x, noise, times, sigma, sigma / (std * m), -c, w)
 
 
 def _chosen(model: ScoreModel, t: Times | None, weight: Weight | None) -> tuple[Times, Weight]:
@@ -257,7 +258,7 @@ def _times(law: Times, sde: SDE, std: float, x0: Tensor, seed: Seed) -> tuple[Te
     if math.isinf(low):
         raise InvalidInputError(f"t='importance': the signal-to-noise ratio of {sde} ends at 0: use t='uniform'")
     t = sde.time(high + (low - high) * u).clamp(sde.t_min, sde.t_max)
-    return t, 2 * (high - low) / length * (sde.sigma(t) / sde.diffusion(t)) ** 2
+    return t, 2 * (high - low) / length * (sde.at(t).sigma / sde.at(t).g) ** 2
 
 
 def _given_times(t: float | Tensor, sde: SDE, x0: Tensor) -> Tensor:
@@ -292,8 +293,7 @@ def _uniform(seed: Seed, x0: Tensor) -> Tensor:
     """(B,) numbers in [0, 1), float64."""
     if seed is None:
         return torch.rand(len(x0), dtype=torch.float64, device=x0.device)
-    z = _noise(seed).normal((len(x0), 1), _TIME, dtype=torch.float64, device=x0.device)
-    return torch.special.ndtr(z[:, 0])
+    return _noise(seed).uniform((len(x0),), _TIME, dtype=torch.float64, device=x0.device)
 
 
 def _normal(seed: Seed, x0: Tensor, purpose: int) -> Tensor:

@@ -15,6 +15,7 @@ import math
 import operator
 import struct
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -100,6 +101,17 @@ class Noise:
     ) -> Tensor:
         """Standard normals of `shape` (B, *event) at an address of integers, times (floats) or (B,) tensors of them."""
         shape = _shape(shape)
+        return self._spread(shape, address, device).erfinv_().mul_(math.sqrt(2)).to(dtype).reshape(shape)
+
+    def uniform(
+        self, shape: Sequence[int], *address: int | float | Tensor, dtype: torch.dtype, device: torch.device | str
+    ) -> Tensor:
+        """Numbers of (0, 1), equally likely, of `shape` (B, *event) at an address."""
+        shape = _shape(shape)
+        return self._spread(shape, address, device).add_(1).mul_(0.5).to(dtype).reshape(shape)
+
+    def _spread(self, shape: tuple[int, ...], address: Sequence[Any], device: torch.device | str) -> Tensor:
+        """(B, d) float64 in (-1, 1), equally likely."""
         batch, size = shape[0], math.prod(shape[1:])
         columns = (size + 1) // 2
         word = _word(address)
@@ -112,8 +124,7 @@ class Noise:
         z ^= z >> 27
         z *= _signed(_SECOND)
         u = z.view(torch.int32).to(torch.float64).add_(0.5).mul_(2.0**-31)  # (-1, 1), the middles of 2^32 cells
-        drawn = u.erfinv_().mul_(math.sqrt(2))
-        return (drawn if size % 2 == 0 else drawn[:, :size]).to(dtype).reshape(shape)
+        return u[:, :size] if size % 2 else u
 
     def increment(self, t: float | Tensor, t_next: float | Tensor, x: Tensor, *, purpose: int = STEP) -> Tensor:
         """W(t_next) - W(t), like x: variance |t_next - t|; t and t_next are scalars or (B,)."""

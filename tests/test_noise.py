@@ -276,3 +276,11 @@ def test_no_seed_takes_one_from_torch():
 def test_wrong_input(call, words):
     with pytest.raises(InvalidInputError, match=words):
         call()
+
+
+@pytest.mark.parametrize("event", [(), (1,), (3,), (2, 2)])
+def test_a_uniform_number_is_the_probability_of_the_normal_at_its_address(event):
+    noise, words = Noise(5, index=[3, 1, 4, 1000]), dict(dtype=torch.float64, device="cpu")
+    u, z = noise.uniform((4, *event), 7, **words), noise.normal((4, *event), 7, **words)
+    assert u.shape == (4, *event)
+    torch.testing.assert_close(u, torch.special.ndtr(z), rtol=1e-9, atol=1e-15)

@@ -24,6 +24,7 @@ from sdegen.errors import CheckpointError, IncompatibleCheckpointError, InvalidI
 from sdegen.losses import dsm_loss, sliced_loss
 from sdegen.model import Denoiser, ScoreModel
 from sdegen.nets import UNet
+from sdegen.noise import Noise
 from sdegen.sde import VPSDE
 from sdegen.training import History, averaged, fit
 from sdegen.training.batches import batches
@@ -61,13 +62,20 @@ def same_history(a: History, b: History) -> bool:
 
 
 @pytest.mark.parametrize("total", [1, 3, 16, 37])
-@pytest.mark.parametrize("event", [(1,), (1, 4, 4)])
+@pytest.mark.parametrize("event", [(1,), (3, 20, 40)])
 def test_rows_draw_what_the_whole_batch_draws(total, event):
     words = dict(dtype=torch.float32, device="cpu")
     whole = Draws(7, 0, total, total).normal((total, *event), 5, **words)
+    times = Draws(7, 0, total, total).uniform((total, *event), 5, **words)
+    assert bool(((times >= 0) & (times < 1)).all())
     for ends in ([0, total], [0, total // 2, total], [0, 1, total], sorted({0, total // 3, 2 * total // 3, total})):
         rows = [Draws(7, a, b, total).normal((b - a, *event), 5, **words) for a, b in zip(ends, ends[1:])]
         assert torch.equal(torch.cat(rows), whole)
+        rows = [Draws(7, a, b, total).uniform((b - a, *event), 5, **words) for a, b in zip(ends, ends[1:])]
+        assert torch.equal(torch.cat(rows), times)
+    chosen = torch.tensor([total - 1])  # as samples of a batch they keep their numbers
+    z = Draws(7, 0, total, total).select(chosen).normal((1, *event), 5, **words)
+    assert torch.equal(z, Noise(7, index=[total - 1]).normal((1, *event), 5, **words))
     assert not torch.equal(Draws(7, 0, total, total).normal((total, *event), 6, **words), whole)
     assert not torch.equal(Draws(8, 0, total, total).normal((total, *event), 5, **words), whole)
 

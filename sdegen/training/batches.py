@@ -47,6 +47,8 @@ class Batch(NamedTuple):
 
     def parts(self, n: int) -> list[Batch]:
         """These rows in n parts, about equal."""
+        if n == 1:
+            return [self]
         ends = [i * len(self.x0) // n for i in range(n + 1)]
         return [self.rows(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True)]
 

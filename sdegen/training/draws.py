@@ -4,6 +4,7 @@ take a seed, normals that belong to a place in the batch, so that a batch can be
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from ..noise import Noise
 
-_BLOCKS = 4  # of a batch: a process draws the blocks that its rows lie in
+_BLOCKS = 4  # of a batch, at most: a process draws the blocks that its rows lie in
+_LEAST = 4096  # numbers in a block, drawn in the time that it takes to seed a generator
 
 
 def derived_seed(seed: int, *address: str | int) -> int:
@@ -47,22 +49,50 @@ class Draws(Noise):
     """
 
     def __init__(self, seed: int, start: int, stop: int, total: int) -> None:
-        super().__init__(seed, index=torch.arange(start, stop))
-        self.start, self.stop, self.size = start, stop, max(1, -(-total // _BLOCKS))
-        self.total = total
+        super().__init__(seed)
+        self.start, self.stop, self.total = start, stop, total
+
+    def select(self, keep: Tensor) -> Noise:
+        return self._hashed().select(keep)
 
     def normal(
         self, shape: Sequence[int], *address: int | float | Tensor, dtype: torch.dtype, device: torch.device | str
     ) -> Tensor:
-        if not shape[0] or shape[0] != self.stop - self.start or not all(isinstance(part, int) for part in address):
-            return super().normal(shape, *address, dtype=dtype, device=device)
+        if not self._placed(shape, address):
+            return self._hashed().normal(shape, *address, dtype=dtype, device=device)
+        return self._drawn(torch.randn, shape, address, dtype, torch.device(device))
+
+    def uniform(
+        self, shape: Sequence[int], *address: int | float | Tensor, dtype: torch.dtype, device: torch.device | str
+    ) -> Tensor:
+        if not self._placed(shape, address):
+            return self._hashed().uniform(shape, *address, dtype=dtype, device=device)
+        return self._drawn(torch.rand, shape, address, dtype, torch.device(device))
+
+    def _placed(self, shape: Sequence[int], address: Sequence[Any]) -> bool:
+        """Whether these are numbers for all of the rows, that nothing but the place tells apart."""
+        return 0 < shape[0] == self.stop - self.start and all(isinstance(part, int) for part in address)
+
+    def _hashed(self) -> Noise:
+        """The noise of these rows as sample numbers have it."""
+        return Noise(self.seed, index=torch.arange(self.start, self.stop))
+
+    def _drawn(
+        self,
+        draw: Callable[..., Tensor],
+        shape: Sequence[int],
+        address: Sequence[Any],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> Tensor:
         generator = torch.Generator(device)
-        first = self.start // self.size * self.size
+        size = max(-(-self.total // _BLOCKS), -(-_LEAST // max(math.prod(shape[1:]), 1)))  # rows of a block
+        first = self.start // size * size
         blocks = []
-        for at in range(first, self.stop, self.size):
-            generator.manual_seed(derived_seed(self.seed, at // self.size, *address))  # type: ignore[arg-type]
-            rows = min(self.size, self.total - at)
-            blocks.append(torch.randn(rows, *shape[1:], generator=generator, dtype=dtype, device=device))
+        for at in range(first, self.stop, size):
+            generator.manual_seed(derived_seed(self.seed, at // size, *address))
+            rows = min(size, self.total - at)
+            blocks.append(draw(rows, *shape[1:], generator=generator, dtype=dtype, device=device))
         drawn = torch.cat(blocks) if len(blocks) != 1 else blocks[0]
         return drawn[self.start - first : self.stop - first]
 

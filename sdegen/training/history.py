@@ -103,9 +103,8 @@ class Recorder:
         if not steps:
             return
         first = len(self.loss)
-        means, norms, failed = torch.stack(
-            [torch.stack([s.mean.double(), s.gradient_norm.double(), s.failed.double()]) for s in steps], 1
-        ).tolist()
+        columns = zip(*((s.mean, s.gradient_norm, s.failed) for s in steps), strict=True)
+        means, norms, failed = torch.stack([torch.stack(column).double() for column in columns]).tolist()
         self.gradient_norm.extend(norms)
         self._add_levels([s for i, s in enumerate(steps) if not failed[i] and (first + i) % _EVERY == 0])
         for i, bad in enumerate(failed):

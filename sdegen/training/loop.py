@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -283,7 +283,7 @@ class _Run:
         losses, t = self._summed([self._backward(part) for part in batch.parts(self.options.accumulate)], batch)
         self.scaler.unscale_(self.optimiser)
         norm, mean = clip_grad_norm_(self.parameters, self.clip), losses.mean()
-        failed = ((norm + mean) * 0 != 0).float()  # NaN or infinity, not waited for
+        failed = ((norm + mean) * 0).nan_to_num(1.0).float()  # of NaN or infinity, not waited for
         self.optimiser.found_inf = failed  # type: ignore  # with it the fused AdamW leaves weights and moments alone
         self.optimiser.param_groups[0]["lr"] = self.options.rate(self.step)
         self.optimiser.step()
@@ -305,7 +305,7 @@ class _Run:
             cond["seed"] = Draws(seed, part.start, part.start + rows, part.total)
         seed_draws(derived_seed(self.seed, "draws", self.step, part.start), self.device)
         self._asked, dtype = None, PRECISIONS[self.options.precision]
-        with torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+        with torch.autocast(self.device.type, dtype) if dtype is not None else nullcontext():
             losses = self.options.loss(self.model, x0, **cond)
         _check_losses(losses, rows)
         self.scaler.scale(losses.sum() / part.total).backward()
