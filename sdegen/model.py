@@ -46,6 +46,7 @@ class ScoreModel(nn.Module):
         event_shape: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
+        self._size: tuple[Tensor | None, float] = (None, 1.0)  # data_std, and as one number
         if not isinstance(sde, SDE):
             raise InvalidInputError(f"sde is {sde!r}: pass a process such as VPSDE()")
         self.sde = sde
@@ -110,7 +111,12 @@ class ScoreModel(nn.Module):
     @property
     def sigma_data(self) -> float:
         """The data's standard deviation as one number: the root mean square of `data_std`, 1 where unknown."""
-        return 1.0 if self.data_std is None else float(self.data_std.double().square().mean().sqrt())
+        std, known = self._size
+        if std is not self.data_std:  # asked for at every call
+            std = self.data_std
+            known = 1.0 if std is None else float(std.double().square().mean().sqrt())
+            self._size = (std, known)
+        return known
 
     def warm(self, ts: Tensor) -> None:
         """Compute the coefficients at all of these times in one go, before a fixed grid is walked."""
@@ -266,7 +272,7 @@ class Denoiser(ScoreModel):
                 "in steps=, or train the parametrization 'v' or 'x0'"
             )
         fall = at.alpha / -at.sigma  # noise = (x - alpha x0)/sigma
-        return c_skip, c_out, c_in, c_noise, torch.addcmul(1 / at.sigma, fall, c_skip), fall * c_out
+        return c_skip, c_out, c_in, c_noise, torch.addcmul(at.sigma.reciprocal(), fall, c_skip), fall * c_out
 
     def _ends_without_signal(self) -> bool:
         return bool(self.sde.levels.of(self.sde.t_max)[0] == 0)

@@ -52,24 +52,22 @@ class LevelsOf:
         self._known: dict[str, Any] = known
 
     def _once(self, name: str, function: Callable[[Tensor], Any]) -> Any:
-        value = self._known.get(name)
-        if value is None:
-            value = function(self.t)
-            if not carries(value[0] if isinstance(value, tuple) else value):
-                self._known[name] = value
+        value = function(self.t)
+        if not carries(value[0] if isinstance(value, tuple) else value):
+            self._known[name] = value
         return value
 
     @property
     def alpha(self) -> Tensor:
-        return self._once("alpha", self._sde.alpha)
+        return self._known["alpha"] if "alpha" in self._known else self._once("alpha", self._sde.alpha)
 
     @property
     def sigma(self) -> Tensor:
-        return self._once("sigma", self._sde.sigma)
+        return self._known["sigma"] if "sigma" in self._known else self._once("sigma", self._sde.sigma)
 
     @property
     def rates(self) -> tuple[Tensor, Tensor]:
-        return self._once("rates", self._sde.rates)
+        return self._known["rates"] if "rates" in self._known else self._once("rates", self._sde.rates)
 
     @property
     def d_alpha(self) -> Tensor:
@@ -81,7 +79,7 @@ class LevelsOf:
 
     @property
     def g(self) -> Tensor:
-        return self._once("g", self._sde.diffusion)
+        return self._known["g"] if "g" in self._known else self._once("g", self._sde.diffusion)
 
 
 class SDE(ABC):
@@ -336,7 +334,7 @@ class _FromIntegral(SDE):
         return self._beta(as_time(t))
 
     def alpha(self, t: float | Tensor) -> Tensor:
-        return torch.exp(-self._integral(as_time(t)) / 2)
+        return torch.exp(self._integral(as_time(t)) * -0.5)
 
     def drift_coefficient(self, t: float | Tensor) -> Tensor:
         return -self.beta(t) / 2
@@ -367,7 +365,7 @@ class _VariancePreserving(_FromIntegral):
     def at_ratio(self, ratio: Tensor) -> LevelsOf:
         square = ratio.square()
         t = self._time_of_integral(torch.log1p(square)).clamp(self.t_min, self.t_max)
-        known = {"alpha": torch.rsqrt(1 + square), "sigma": torch.rsqrt(1 + 1 / square)}
+        known = {"alpha": (square + 1).rsqrt(), "sigma": (square.reciprocal() + 1).rsqrt()}
         return self._kept(LevelsOf(self, t, **known))
 
 
@@ -387,14 +385,14 @@ class _LinearBeta(_FromIntegral):
         self.config = {"beta_min": self.beta_min, "beta_max": self.beta_max, "t_min": self.t_min, "t_max": self.t_max}
 
     def _integral(self, t: Tensor) -> Tensor:
-        return self.beta_min * t + (self.beta_max - self.beta_min) / 2 * t**2
+        return t * (t * ((self.beta_max - self.beta_min) / 2) + self.beta_min)
 
     def _beta(self, t: Tensor) -> Tensor:
         return self.beta_min + (self.beta_max - self.beta_min) * t
 
     def _time_of_integral(self, integral: Tensor) -> Tensor:
-        root = torch.sqrt(self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * integral)
-        return 2 * integral / (self.beta_min + root)
+        half, slope = self.beta_min / 2, self.beta_max - self.beta_min
+        return integral / ((integral * (slope / 2) + half**2).sqrt() + half)
 
 
 class VPSDE(_LinearBeta, _VariancePreserving):
