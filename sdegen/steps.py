@@ -210,13 +210,13 @@ class Controller:
     def propose(self, ratio: Tensor, before: Tensor | None, order: int) -> tuple[Tensor, Tensor]:
         """(accept, factor), (B,) each; a ratio that is not finite is a rejection with the smallest factor."""
         accept = ratio <= 1
-        r = ratio.clamp_min(1e-10)
-        factor = self.safety * r ** (-(self.proportional if before is not None else 1.0) / order)
+        log_r = ratio.clamp_min(1e-10).log()
+        growth = log_r * (-1 / order)
         if before is not None:
-            smoothed = factor * before.clamp_min(1e-10) ** (self.integral / order)
-            factor = torch.where(accept, smoothed, self.safety * r ** (-1 / order))
-        factor = torch.where(accept, factor.clamp(self.least, self.most), factor.clamp(self.least, 1.0))
-        return accept, torch.where(torch.isfinite(ratio), factor, torch.full_like(factor, self.least))
+            smoothed = torch.add(growth * self.proportional, before.clamp_min(1e-10).log(), alpha=self.integral / order)
+            growth = torch.where(accept, smoothed, growth)
+        factor = (self.safety * growth.exp()).clamp(self.least, self.most)
+        return accept, factor.nan_to_num(self.least)
 
 
 def resolution(t: Tensor, length: float) -> Tensor:
