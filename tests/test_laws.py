@@ -304,6 +304,24 @@ def test_law_of_annealed_langevin(sde):
     assert_law(came, (alpha * mean, alpha**2 * variance))
 
 
+@pytest.mark.parametrize("name", ["vp", "sub-vp", "cosine", "linear-path", "ve", "trig-wide"])
+@pytest.mark.parametrize("solver", ["karras-sde", "predictor-corrector", "d-adams2-sde", "heun-sde"])
+def test_small_steps_have_the_datas_law_along_every_process(solver, name):
+    """The misses of mean and variance, in units of the marginal's, fall with the steps, along any process."""
+    from cases import SDES
+
+    sde = SDES[name]
+    wanted = marginal(sde, sde.t_min)
+
+    def miss(n: int) -> float:
+        ts = sg.grid(sde, n, kind="lambda", t_span=(sde.t_max, sde.t_min))
+        mean, variance = law_of(solver, sde, ts)
+        return max(abs(mean - wanted[0]) / wanted[1] ** 0.5, abs(variance / wanted[1] - 1))
+
+    few, many = miss(40), miss(120)
+    assert many < 0.1 and many < 0.45 * few
+
+
 @pytest.mark.parametrize("name", ["ancestral", "euler-maruyama", "predictor-corrector"])
 def test_samples_have_that_law(name):
     """100,000 samples, mean and variance within four standard errors: the noise is as white as it says."""
