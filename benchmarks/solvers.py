@@ -36,7 +36,7 @@ LADDER = (5, 8, 10, 14, 20, 28, 50, 100, 140, 200, 280)
 SURVIVORS = {20: 30, 50: 12, 100: 8, 140: 6}
 MOST = 500  # evaluations, after which a peer's ladder of tolerances ends
 
-OURS, UNKNOWING, LEAPING = "adams", "adams, data unknown", "adams, Gaussian start"
+OURS, UNKNOWING, LEAPING, PILOT = "adams", "adams, data unknown", "adams, Gaussian start", "adams, a pilot's grid"
 GOALS = {  # median, worst
     "adaptive": {e: (0.40, 0.65) for e in ERRORS},
     "tuned": dict(zip(ERRORS, ((1.0, None), (0.7, None), (0.5, None), (0.25, None)), strict=True)),
@@ -116,8 +116,8 @@ def measure(problem: Problem, tolerances: list[float], ladder: Iterable[int]) ->
             m.controlled[name].append(m.point(x, nfe, tol, tol * problem.std, tol))
             if nfe > MOST or (m.controlled[name][-1].error < min(ERRORS) and tol < 1.01 * CALIBRATED[-1]):
                 break
-    for name, solver in (("auto", "auto"), (LEAPING, leap)):
-        m.budgets[name] = {n: budget(m, solver, n) for n in ladder if n <= 100}
+    for name, solver in (("auto", "auto"), (LEAPING, leap), (PILOT, "adams")):
+        m.budgets[name] = {n: budget(m, solver, n, pilot=name == PILOT) for n in ladder if n <= 100}
     tuned(m, ladder)
     return m
 
@@ -127,8 +127,13 @@ def tolerant(m: Measured, model: sg.ScoreModel, solver, tol: float, rtol: float,
     return m.point(solution.x, float(solution.nfe.double().mean()), rtol, atol, tol)
 
 
-def budget(m: Measured, solver, n: int) -> float:
-    solution = sampled(m.problem.model, m.problem.x, solver=solver, steps=n)
+def budget(m: Measured, solver, n: int, pilot: bool = False) -> float:
+    if pilot:
+        model, sde = m.problem.model, m.problem.model.sde
+        times = sg.grid(model, n, kind="pilot", t_span=(sde.t_max, sde.t_min))
+        solution = sg.sample(model, m.problem.x.shape, x_init=m.problem.x, solver=solver, steps=times)
+    else:
+        solution = sampled(m.problem.model, m.problem.x, solver=solver, steps=n)
     if int(solution.nfe.max()) > n:
         raise RuntimeError(f"{solver}: {int(solution.nfe.max())} evaluations for steps={n}")
     return float(m.error(solution.x).square().mean().sqrt())
@@ -183,7 +188,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows]) + "\n"
 
 
-def spread(values: list[float], form: str = "{:.2f}") -> str:
+def spread(values: list[float], form: str = "{:.2g}") -> str:
     """median (worst)"""
     shown = (form.format(v) if math.isfinite(v) else "-" for v in (statistics.median(values), max(values)))
     return "{} ({})".format(*shown)
@@ -257,10 +262,12 @@ def budgets_report(ms: list[Measured]) -> str:
         [label, *(judged([m.budgets[name][n] / m.best(n)[0] for m in ms], (GOALS[key][n], None)) for n in BUDGETS)]
         for label, name, key in (("auto", "auto", "auto"), ("Gaussian start", LEAPING, "leaping"))
     ]
+    rows.append([PILOT, *(spread([m.budgets[PILOT][n] / m.best(n)[0] for m in ms]) for n in BUDGETS)])
     errors = {
         "best of the peers": lambda m, n: m.best(n)[0],
         "auto": lambda m, n: m.budgets["auto"][n],
         LEAPING: lambda m, n: m.budgets[LEAPING][n],
+        PILOT: lambda m, n: m.budgets[PILOT][n],
     }
     absolute = [[name, *(spread([f(m, n) for m in ms], "{:.1e}") for n in BUDGETS)] for name, f in errors.items()]
     winners = {n: statistics.mode(m.best(n)[1] for m in ms) for n in BUDGETS}
@@ -305,7 +312,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="where the picture goes")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    chosen = problems(1, dims=(2,)) if options.quick else problems(2)
+    chosen = problems(1, dims=(2,), batch=64) if options.quick else problems(3)
     ms, begun = [], time.perf_counter()
     with torch.no_grad():
         for problem in chosen:
