@@ -1,17 +1,17 @@
 """Loop overhead: microseconds that a solver adds to each network call, with a network that does nothing.
 
-Two runs that differ in their number of steps are timed in turns and the median difference is divided by the difference
-in calls, so what a call of `sample` costs once is not counted. One thread. "steps=" and "rtol=" are `sample` with a
-Denoiser whose network is the identity; under error control every sample has its own time, so that the coefficients of
-process and parametrisation are vectors, computed at every call. "loop alone" is `solve` of a term whose drift is x.
+Two runs that differ in their number of steps are timed in turns, and the difference of the least CPU times is divided by
+the difference in calls, so what a call of `sample` costs once is not counted. One thread. The first line is a single
+operation, what all others are made of. "steps=" and "rtol=" are `sample` with a Denoiser whose network is the identity;
+under error control every sample has its own time, so that the coefficients of process and parametrisation are vectors,
+computed at every call. "loop alone" is `solve` of a term whose drift is x.
 
-    python benchmarks/overhead.py [--repeats 15]
+    python benchmarks/overhead.py [--repeats 30]
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
 
@@ -37,16 +37,29 @@ class Nothing(torch.nn.Module):
 
 
 def per_call(run: Callable[[int], int], few: int, many: int, repeats: int) -> float:
-    """Median microseconds for each call that `run(many)` makes beyond `run(few)`."""
-    run(few), run(many)
+    """Microseconds of CPU time for each call that `run(many)` makes beyond `run(few)`."""
+    calls = run(many) - run(few)
     costs = []
     for _ in range(repeats):
-        start = time.perf_counter()
-        a = run(few)
-        middle = time.perf_counter()
-        b = run(many)
-        costs.append((time.perf_counter() - middle - (middle - start)) / (b - a))
-    return 1e6 * statistics.median(costs)
+        start = time.process_time()
+        run(few)
+        middle = time.process_time()
+        run(many)
+        costs.append((middle - start, time.process_time() - middle))
+    few_cost, many_cost = (min(column) for column in zip(*costs, strict=True))  # others may slow us down, never speed up
+    return 1e6 * (many_cost - few_cost) / calls
+
+
+def single(shape: tuple[int, ...], repeats: int) -> float:
+    """One torch.add of two states."""
+    x, y = torch.zeros(shape), torch.ones(shape)
+
+    def run(n: int) -> int:
+        for _ in range(n):
+            torch.add(x, y)
+        return n
+
+    return per_call(run, 20, 1020, repeats)
 
 
 def fixed(name: str, shape: tuple[int, ...], repeats: int) -> float:
@@ -96,11 +109,12 @@ def peers(shape: tuple[int, ...], repeats: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=30)
     repeats = parser.parse_args().repeats
     torch.set_num_threads(1)
     print(f"{'microseconds per network call':34}" + "".join(f"{shape!s:>20}" for shape in SHAPES))
-    rows = {f"{n}, steps=": [fixed(n, s, repeats) for s in SHAPES] for n in FIXED}
+    rows = {"one torch.add": [single(s, repeats) for s in SHAPES]}
+    rows |= {f"{n}, steps=": [fixed(n, s, repeats) for s in SHAPES] for n in FIXED}
     rows |= {f"{n}, rtol=": [tolerant(n, s, repeats) for s in SHAPES] for n in TOLERANT}
     rows |= {f"{n}, rtol=, loop alone": [alone(n, s, repeats) for s in SHAPES] for n in TOLERANT}
     by_shape = [peers(s, repeats) for s in SHAPES]

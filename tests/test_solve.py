@@ -488,3 +488,29 @@ def test_counting_calls_hides_nothing_of_a_term():
     public = {name for name, value in vars(sg.Term).items() if callable(value) and not name.startswith("_")}
     left = public - set(vars(Counted))
     assert left == {"check", "select"}  # asked of the term itself, before it is counted and by `restrict`
+
+
+class Asked(sg.VPSDE):
+    """A process that counts how often its signal is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.times = 0
+
+    def alpha(self, t):
+        self.times += 1
+        return super().alpha(t)
+
+
+@pytest.mark.parametrize("name", ["euler", "heun", "rk4", "dopri5", "dpm++2m", "adams", "heun-sde", "sra1"])
+def test_coefficients_of_a_grid_are_computed_all_together(name):
+    sde = Asked()
+    model = sg.Denoiser(torch.nn.Module(), sde, parametrization="noise")
+    model.net.forward = lambda x, t: x
+    term = sg.ReverseSDE(model) if name in ("heun-sde", "sra1") else sg.ProbabilityFlow(model)
+    asked = []
+    for steps in (5, 8, 40):
+        before = sde.times
+        sg.solve(term, torch.ones(2, 3), solver=name, steps=steps, t_span=(0.9, 0.1 + 0.001 * steps), noise=0)
+        asked.append(sde.times - before)
+    assert asked[1] == asked[2]  # the first asks for the ends too

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..brownian import path_and_mean
@@ -30,6 +31,11 @@ class SRA1(Solver):
     default_steps = 250
     source = "Roessler 2010, table 6.3"
 
+    def start(self, term: Term, x: Tensor, t: Tensor, grid: Tensor | None = None) -> State:
+        if grid is not None:
+            term.warm(_middle(grid[:-1], grid[1:]))
+        return {}
+
     def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: State, noise: Noise) -> Step:
         h = factor(t_next - t, x)
         k1 = term.drift(x, t)
@@ -40,7 +46,12 @@ class SRA1(Solver):
             middle = plus(middle, 1.5 * g_next, mean)
             carried = plus(plus(x, g_next, dw), g - g_next, mean)
             noisy = plus(x, g, dw) if t.ndim else x
-        k2 = term.drift(middle, t + 0.75 * (t_next - t))
+        k2 = term.drift(middle, _middle(t, t_next))
         x_next = plus(plus(carried, h / 3, k1), 2 * h / 3, k2)
         error = x_next - plus(noisy, h, k1) if t.ndim else None  # from Euler's method
         return Step(x_next, error=error, slope=k1)
+
+
+def _middle(t: Tensor, t_next: Tensor) -> Tensor:
+    """The time of the second evaluation."""
+    return torch.add(t, t_next - t, alpha=0.75)
