@@ -5,6 +5,7 @@ from types import ModuleType
 
 import pytest
 
+import sdegen
 from sdegen import data, metrics, nets, training
 
 
@@ -42,4 +43,11 @@ def missing(name: str, thing) -> list[str]:
 @pytest.mark.parametrize("module", [data, data.toys, metrics, nets, training], ids=lambda m: m.__name__)
 def test_public_names_say_what_they_take_give_and_raise(module):
     found = [line for name, thing in public(module).items() for line in missing(name, thing)]
+    assert not found, "\n".join(found)
+
+
+def test_public_functions_of_the_package_say_what_they_take_and_give():
+    found = [
+        line for name, thing in public(sdegen).items() if inspect.isfunction(thing) for line in missing(name, thing)
+    ]
     assert not found, "\n".join(found)

@@ -126,8 +126,11 @@ class Table(list[Row]):
 
 
 def solvers() -> Table:
-    """All named solvers with order, evaluations a step, kind of equation, whether they take rtol/atol, and source;
-    prints as a table."""
+    """All named solvers with order, evaluations a step, kind of equation, whether they take rtol/atol, and source.
+
+    Returns:
+        A list of rows that prints as a table.
+    """
     rows = Table()
     for name in _TABLE:
         s = make_solver(name)
@@ -138,6 +141,13 @@ def solvers() -> Table:
 
 def make_solver(name: str, **options: Any) -> Solver:
     """The solver behind a name, with its options: `make_solver("predictor-corrector", snr=0.1)`.
+
+    Args:
+        name: one of those that `solvers()` lists.
+        **options: of the solver of that name.
+
+    Returns:
+        The Solver, as `solver=` takes it.
 
     Raises:
         InvalidInputError: an unknown name (the message lists the known ones), or an option it does not take.
