@@ -282,7 +282,7 @@ def tolerances_report(rows: Iterable[Row]) -> str:
     return table(["error/tolerance (evaluations)", *(f"{tol:g}" for tol in TOLERANCES)], lines)
 
 
-def choices_report(rows: Sequence[Row], auto: dict[float, float], budgets: Sequence[int]) -> str:
+def choices_report(rows: Sequence[Row], auto: dict[int, float], budgets: Sequence[int]) -> str:
     """The best order for each grid, and what "auto" loses to the best of all."""
     lines = []
     for kind in dict.fromkeys(row.solver.split(", ")[1] for row in rows):
