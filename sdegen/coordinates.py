@@ -39,9 +39,9 @@ class Coordinates:
 
     @classmethod
     def even_of(cls, model: ScoreModel) -> Coordinates:
-        """alpha = 1 and a time in proportion to log(sigma), up to 100 standard deviations of the data; centred."""
+        """alpha = 1 and a time in proportion to log(sigma), up to 10,000 standard deviations of the data; centred."""
         low, high = _range(model.sde)
-        high, t_min = min(high, 100 * model.sigma_data), 1e-3
+        high, t_min = min(high, 1e4 * model.sigma_data), 1e-3
         rate = math.log(high / low) / (1 - t_min)
         return cls._along(model, VESDE(high * math.exp(-rate), high, t_min=t_min))
 

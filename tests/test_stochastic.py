@@ -441,3 +441,14 @@ def test_noise_is_measured_from_data():
 def test_wrong_calls(make, words):
     with pytest.raises(sg.InvalidInputError, match=words):
         make()
+
+
+@pytest.mark.parametrize("sde", [sg.VPSDE(), sg.CosineSDE(), sg.LinearPathSDE(t_max=1.0)], ids=repr)
+def test_many_steps_of_a_model_that_does_not_know_its_data(sde):
+    """No two times of a fine grid, which goes up to sh = 148, become one in the solver's coordinates."""
+    model = sg.MixtureModel(sg.GaussianMixture([[0.5, -0.5]], std=0.4), sde)
+    model.set_statistics(None, None)
+    model.data_covariance = None
+    run = sg.sample(model, 2000, solver="d-adams2-sde", steps=150, seed=0)
+    assert int(run.nfe.max()) == 150
+    assert float(run.x.std(0).mean()) == pytest.approx(0.4, abs=0.4 * 4 / math.sqrt(2 * 2 * 2000))
