@@ -29,8 +29,12 @@ class ScoreModel(nn.Module):
             Solvers choose their coordinates from them.
         data_covariance: the data's covariance, (d, d) over the flattened event, None where unknown.
         event_shape: the shape of one sample, None where unknown.
+        smooth: whether the belief is an analytic function of time, as exact scores are. What networks make of time is
+            rougher, and carries lower orders and other steps: solvers that choose these by themselves ask for it. Set
+            it where you know better.
     """
 
+    smooth: bool = False
     sde: SDE
     data_mean: Tensor | None
     data_std: Tensor | None
@@ -150,7 +154,7 @@ class Centred(ScoreModel):
         super().__init__(
             model.sde, data_mean=torch.zeros_like(mean), data_std=model.data_std, event_shape=model.event_shape
         )
-        self.data_covariance = model.data_covariance
+        self.data_covariance, self.smooth = model.data_covariance, model.smooth
         self.model = model
         self.register_buffer("centre", mean, persistent=False)
 
@@ -298,7 +302,7 @@ class _OnPath(ScoreModel):
             data_std=model.data_std,
             event_shape=model.event_shape,
         )
-        self.data_covariance = model.data_covariance
+        self.data_covariance, self.smooth = model.data_covariance, model.smooth
         self.model = model
         self._map = Memo(self._evaluate_map)
 

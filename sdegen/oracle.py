@@ -25,6 +25,8 @@ class MixtureModel(ScoreModel):
     Source: a Gaussian mixture is closed under scaling and added Gaussian noise.
     """
 
+    smooth = True
+
     def __init__(self, mixture: GaussianMixture, sde: SDE) -> None:
         if not isinstance(mixture, GaussianMixture):
             raise InvalidInputError(f"mixture is {mixture!r}: pass a GaussianMixture, then the process")
@@ -61,6 +63,8 @@ class EmpiricalModel(ScoreModel):
     """
 
     data: Tensor
+
+    smooth = True
 
     def __init__(self, data: Tensor, sde: SDE) -> None:
         check_state(data, name="data")

@@ -120,7 +120,7 @@ class Run:
             ends = (float(nodes[0]), 0.0 if denoise else float(nodes[-1]))
             count = solver.default_steps if given is None else given
             nodes, denoise = check_times(term, self._laid(solver, count, ends))
-            laid = solver.grid
+            laid = solver.grid_of(self.model)
         ends = (float(nodes[0]), float(nodes[-1]))
         known = nodes if noisy and not controlled else torch.tensor(ends, dtype=torch.float64) if noisy else None
         save = check_save(self.save, ends, denoise, known)
@@ -133,9 +133,9 @@ class Run:
         if level is not None and (self.model.data_std is not None or solver.kind != "SDE"):
             landing = float(sde.time(torch.tensor(-math.log(level * self.model.sigma_data), dtype=torch.float64)))
             if max(ends[1], sde.t_min) < landing < ends[0]:
-                after = grid(self.model, count, kind=solver.grid, t_span=(landing, ends[1]))
+                after = grid(self.model, count, kind=solver.grid_of(self.model), t_span=(landing, ends[1]))
                 return torch.cat([torch.tensor(ends[:1], dtype=torch.float64), after])
-        return grid(self.model, count, kind=solver.grid, t_span=ends)
+        return grid(self.model, count, kind=solver.grid_of(self.model), t_span=ends)
 
     def _check_direction(self, nodes: Tensor) -> None:
         first, last = float(nodes[0]), float(nodes[-1])

@@ -614,7 +614,7 @@ def _solution(
     status: Tensor,
 ) -> Solution:
     if p.grid is not None:
-        made = (f"{name} {choice}" for name, choice in p.solver.choices(len(p.grid) - 1).items())
+        made = (f"{name} {choice}" for name, choice in p.solver.choices(len(p.grid) - 1, p.term).items())
         how = ", ".join([f"{len(p.grid) - 1 + p.denoise} steps", *made])
     else:
         how = f"rtol={p.tolerance.rtol:g}, atol={p.tolerance.atol:g}" if p.tolerance is not None else ""

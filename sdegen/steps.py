@@ -70,10 +70,16 @@ def warn_of_order(name: str, values: int, steps: int) -> None:
         )
 
 
-def carried(steps: int, low: int = 8) -> tuple[int, int]:
-    """Values of the predictor and of the corrector that a grid of so many steps carries; up to `low` the fewest."""
-    table = ((low, (2, 3)), (16, (3, 4)), (26, (4, 5)), (60, (5, 6)))
-    return next((order for most, order in table if steps <= most), (6, 7))
+def carried(steps: int, low: int | None = None, smooth: bool = True) -> tuple[int, int]:
+    """Values of the predictor and of the corrector that a grid of so many steps carries; up to `low` the fewest.
+
+    Exact scores are smooth, networks are not; both were measured (docs/decisions.md).
+    """
+    if not smooth:
+        table, most = ((low or 12, (2, 3)), (60, (3, 4))), (4, 5)
+    else:
+        table, most = ((low or 8, (2, 3)), (16, (3, 4)), (26, (4, 5)), (60, (5, 6))), (6, 7)
+    return next((order for last, order in table if steps <= last), most)
 
 
 def check_span(t_span: Any) -> tuple[float, float]:

@@ -565,7 +565,7 @@ class _Watched(ScoreModel):
 
     def __init__(self, model: ScoreModel, *, below: float = 0.0) -> None:
         super().__init__(model.sde, data_mean=model.data_mean, data_std=model.data_std, event_shape=model.event_shape)
-        self.model, self.below = model, below
+        self.model, self.below, self.smooth = model, below, model.smooth
         self.calls = self.rows = 0
         self.first, self.last = math.inf, -math.inf
 
@@ -584,6 +584,8 @@ class _Watched(ScoreModel):
 
 class _Normal(ScoreModel):
     """The exact belief about independent N(mean, std^2), any event shape."""
+
+    smooth = True
 
     def __init__(self, sde: SDE, mean: float, std: float) -> None:
         super().__init__(sde, data_mean=mean, data_std=std)

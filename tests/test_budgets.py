@@ -97,6 +97,29 @@ def test_the_solution_tells_what_was_chosen():
         assert int(sg.sample(model, 4, steps=n, seed=0).nfe.max()) == n
 
 
+@pytest.mark.parametrize("n, order", [(8, (2, 3)), (20, (3, 4)), (70, (4, 5))])
+def test_networks_are_given_lower_orders_and_other_times_than_exact_scores(n, order):
+    """Through `on` and around the data's mean, too."""
+    exact = model_of(sg.VPSDE())
+    network = sg.Denoiser(_Of(exact), sg.VPSDE(), parametrization="x0", data_mean=torch.tensor([0.1, 0.2, 0.3]))
+    for model in (network, network.on(sg.EDMSDE())):
+        assert not model.smooth
+        told = sg.sample(model, (4, 3), steps=n, seed=0).solver
+        assert told == f"adams, {n} steps, order {order}, grid 'sqrt-time'"
+    assert exact.smooth and exact.on(sg.EDMSDE()).smooth
+
+
+class _Of(torch.nn.Module):
+    """A network that knows the answer, and does not say so."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x, t):
+        return self.model(x, t.double()).x0.to(x.dtype)
+
+
 @pytest.mark.parametrize(
     "name, options", [("adams", {"order": (6, 7)}), ("multistep", {"order": 5}), ("deis3", {"order": 4})]
 )

@@ -55,7 +55,6 @@ _TABLE: dict[str, Callable[..., Solver]] = {
     "unipc3": _setting("unipc3", order=3, corrector=3, rule="mean", source="arXiv 2302.04867 (bh2)"),
     "v-adams3": _setting(
         "v-adams3",
-        grid="blend",
         gauge="v",
         variable="theta",
         order=3,

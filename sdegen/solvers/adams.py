@@ -32,6 +32,7 @@ from torch import Tensor
 
 from ..errors import InvalidInputError
 from ..gaussian import Gaussian
+from ..model import ScoreModel
 from ..noise import Noise
 from ..shapes import flat
 from ..steps import Tolerance, carried, warn_of_order
@@ -109,8 +110,6 @@ class Adams(Solver):
         self.order, self.leaps = 3, start == "gaussian"
         law = covariance
         self.law = law if law is None or isinstance(law, Gaussian) else Gaussian.of_covariance(law)
-        if self.leaps:
-            self.grid = "theta"  # nothing is left to find far above the data's scale
 
     def options(self) -> dict[str, Any]:
         values = {} if self.values is None else {"order": self.values}
@@ -225,7 +224,7 @@ class Adams(Solver):
         return {k: layout.select(v, keep) if k == "phi" else v.index_select(-1, keep) for k, v in state.items()}
 
     def _planned(self, term: Term, x: Tensor, grid: Tensor) -> _Fixed:
-        values = self.values or self.choices(len(grid) - 1)["order"]
+        values = self.values or self.choices(len(grid) - 1, term)["order"]
         if self.values is not None:
             warn_of_order(self.name, values[0], len(grid) - 1)
         if not self.leaps:
@@ -234,11 +233,17 @@ class Adams(Solver):
         nodes = torch.cat([torch.tensor([leap.past[1], leap.past[0]], dtype=grid.dtype), grid[1:]])
         return replace(_Fixed.planned(nodes, *values, known=2), leap=leap, k=-1)
 
-    def choices(self, steps: int) -> dict[str, Any]:
-        """The orders: 8 steps carry 2 past values, 6 after a Gaussian start, which knows its past; see docs."""
+    def choices(self, steps: int, term: Term) -> dict[str, Any]:
+        """The orders: what the grid carries, more after a Gaussian start, which knows its past; see docs."""
         if self.values is not None or steps < 1:
             return {}
-        return {"order": carried(steps - 1, low=6) if self.leaps else carried(steps)}
+        smooth = getattr(getattr(term, "model", None), "smooth", True)
+        return {"order": carried(steps - 1, 6, smooth) if self.leaps else carried(steps, smooth=smooth)}
+
+    def grid_of(self, model: ScoreModel) -> str:
+        if self.leaps:
+            return "theta"  # nothing is left to find far above the data's scale
+        return "blend" if model.smooth else "sqrt-time"
 
     def _fixed_step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, run: _Fixed) -> Step:
         if run.k < 0 and run.leap is not None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidInputError, SolverError
+from ..model import ScoreModel
 from ..noise import Noise
 from ..steps import Controller, Tolerance
 from ..terms import Term
@@ -164,9 +165,13 @@ class Solver(ABC):
         """The options it was made with."""
         return {}
 
-    def choices(self, steps: int) -> dict[str, Any]:
-        """What it chooses itself on a grid of so many steps, where it was not told."""
+    def choices(self, steps: int, term: Term) -> dict[str, Any]:
+        """What it chooses itself for a term on a grid of so many steps, where it was not told."""
         return {}
+
+    def grid_of(self, model: ScoreModel) -> str:
+        """The kind of grid that the verbs lay for a model and `steps=N`."""
+        return self.grid
 
 
 def merge(accept: Tensor, new: State, old: State) -> State:
