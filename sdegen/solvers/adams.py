@@ -64,7 +64,8 @@ class Adams(Solver):
             sampling only. A sample for which the leap is not good enough for the tolerance begins at t_max after all,
             one evaluation lost; on a fixed grid the leap is the first step, without an evaluation.
         covariance: for that start, of the data: (d, d), or a `Gaussian` such as `Gaussian.of_data(x0, rank=32)` or
-            `Gaussian.of_variances(v)`; None: what the model knows (its `data_covariance`, else its `data_std`).
+            `Gaussian.of_variances(v)`; None: what the model knows (its `data_covariance`, else its `data_std`, which is
+            not enough for images: their covariance is far from round).
 
     Raises:
         InvalidInputError: options that cannot be meant; for the Gaussian start a run that is not of a model's flow
