@@ -24,9 +24,9 @@ from .sampling import sample
 from .sde import VPSDE
 from .training import fit
 
-TOY_STEPS, DIGIT_STEPS = 2800, 650
+TOY_STEPS, DIGIT_STEPS = 2400, 450
 FLOW_EVALUATIONS = 20
-SDE_STEPS = 100
+SDE_STEPS = 80
 
 
 def demo(
