@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InvalidInputError
-from .memo import Memo
+from .memo import Latest, Memo
 from .parametrization import Parametrization, ones, parametrization
 from .prediction import Prediction
 from .sde import SDE, LevelsOf
@@ -50,7 +50,7 @@ class ScoreModel(nn.Module):
         event_shape: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self._size: tuple[Tensor | None, float] = (None, 1.0)  # data_std, and as one number
+        self._size = Latest()  # data_std as one number
         if not isinstance(sde, SDE):
             raise InvalidInputError(f"sde is {sde!r}: pass a process such as VPSDE()")
         self.sde = sde
@@ -115,11 +115,13 @@ class ScoreModel(nn.Module):
     @property
     def sigma_data(self) -> float:
         """The data's standard deviation as one number: the root mean square of `data_std`, 1 where unknown."""
-        std, known = self._size
-        if std is not self.data_std:  # asked for at every call
-            std = self.data_std
-            known = 1.0 if std is None else float(std.double().square().mean().sqrt())
-            self._size = (std, known)
+        std = self.data_std
+        if std is None:
+            return 1.0
+        known = self._size.of(std)  # asked for at every call
+        if known is None:
+            known = float(std.double().square().mean().sqrt())
+            self._size.keep(std, known)
         return known
 
     def warm(self, ts: Tensor) -> None:

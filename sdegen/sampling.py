@@ -22,7 +22,7 @@ from .running import Run, bar, check_model, joined, sample_numbers
 from .running import grid as formula
 from .shapes import check_state
 from .solution import Solution
-from .solvers import Solver, choose
+from .solvers import Adams, Solver, choose
 from .terms import ProbabilityFlow, ReverseSDE, Term
 
 __all__ = ["bar", "encode", "grid", "joined", "sample"]
@@ -177,9 +177,10 @@ def grid(
         n: how many steps.
         kind: what they are equally spaced in: "uniform" t, "sqrt-time" sqrt of linear-VP time,
             "lambda" log(alpha/sigma), "theta" atan(sigma/alpha/s)^(1/1.6) with s the data's standard deviation,
-            "blend" three parts atan(sigma/alpha/s)^(1/1.3) and one part lambda (what "adams" takes by itself),
-            "karras" (sigma/alpha)^(1/7); or "pilot": half as in "blend", half as the steps of "adams" under error
-            control are, on the average of some samples, at a tolerance that takes about n evaluations.
+            "blend" three parts atan(sigma/alpha/s)^(1/1.3) and one part lambda, "karras" (sigma/alpha)^(1/7); or
+            "pilot": half as "adams" lays them for the model ("blend" for exact scores, "sqrt-time" for networks), half
+            as its steps under error control are, on the average of some samples, at a tolerance that takes about n
+            evaluations.
         t_span: (from, to), default (t_max, 0); from t_min to t_max for encoding. A pilot goes to t_min or 0.
         samples, seed, cond: of the pilot. Nothing is remembered: ask again when the weights have changed.
 
@@ -212,7 +213,7 @@ def grid(
         warnings.filterwarnings("ignore", "rtol=.* below what")  # as tight as the network's precision allows
         how = {"solver": "adams", "rtol": rtol, "t_span": (ends[0], stop), "save": "all", "progress": False}
         run = sample(model, samples, seed=seed, **how, **cond)
-    even = formula(model, 200, kind="blend", t_span=(ends[0], stop))
+    even = formula(model, 200, kind=Adams().grid_of(model), t_span=(ends[0], stop))
     times = _quantiles(model, run.ts.cpu(), run.accepted.cpu(), inner, even)
     times[0], times[-1] = ends[0], stop
     return times if ends[1] != 0 else torch.cat([times, torch.zeros(1, dtype=torch.float64)])

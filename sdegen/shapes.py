@@ -44,6 +44,9 @@ def expand(coefficient: Any, x: Tensor) -> Any:
     return coefficient.to(device=x.device, dtype=x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
 
 
+SMALL_EVENT = 64  # numbers; below, broadcasting over an event's axis is several times slower than over the batch's
+
+
 def factor(coefficient: Any, x: Tensor) -> Any:
     """The same, and a zero-dimensional tensor without gradients as a float: what `plus` takes in its one operation."""
     if isinstance(coefficient, Tensor) and coefficient.ndim == 0 and not coefficient.requires_grad:

@@ -70,16 +70,14 @@ def warn_of_order(name: str, values: int, steps: int) -> None:
         )
 
 
-def carried(steps: int, low: int | None = None, smooth: bool = True) -> tuple[int, int]:
+def carried(steps: int, smooth: bool = True, *, low: int | None = None) -> tuple[int, int]:
     """Values of the predictor and of the corrector that a grid of so many steps carries; up to `low` the fewest.
 
     Exact scores are smooth, networks are not; both were measured (docs/decisions.md).
     """
-    if not smooth:
-        table, most = ((low or 12, (2, 3)), (60, (3, 4))), (4, 5)
-    else:
-        table, most = ((low or 8, (2, 3)), (16, (3, 4)), (26, (4, 5)), (60, (5, 6))), (6, 7)
-    return next((order for last, order in table if steps <= last), most)
+    last = (low or 8, 16, 26, 60) if smooth else (low or 12, 60)  # steps that carry 2 past values, 3, 4 ...
+    values = 2 + sum(steps > n for n in last)
+    return values, values + 1
 
 
 def check_span(t_span: Any) -> tuple[float, float]:

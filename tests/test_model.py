@@ -404,3 +404,10 @@ def test_an_empirical_model_has_no_log_prob_to_check():
 def test_a_time_that_no_network_can_be_given():
     with pytest.raises(InvalidInputError, match="c_noise .* is infinite: begin at an earlier time"):
         denoiser(SDES["no-signal-table"])(torch.ones(2, 2), 1.0)
+
+
+def test_the_scale_of_the_data_follows_what_is_written_into_its_tensor():
+    model = Denoiser(nn.Identity(), SDES["vp"], parametrization="noise", data_std=torch.tensor([3.0, 4.0]))
+    assert model.sigma_data == pytest.approx(12.5**0.5)
+    model.data_std.mul_(2)
+    assert model.sigma_data == pytest.approx(50**0.5)

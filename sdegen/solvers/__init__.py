@@ -21,7 +21,7 @@ from .sra import SRA1
 from .stochastic import EulerMaruyama, ReverseDiffusion, StochasticHeun
 from .stochastic_adams import StochasticAdams
 
-__all__ = ["Outcome", "OutsideSolver", "Row", "Solver", "State", "Step", "choose", "make_solver", "solvers"]
+__all__ = ["Adams", "Outcome", "OutsideSolver", "Row", "Solver", "State", "Step", "choose", "make_solver", "solvers"]
 
 
 def _setting(name: str, **fixed: Any) -> Callable[..., Solver]:
@@ -54,12 +54,7 @@ _TABLE: dict[str, Callable[..., Solver]] = {
     "unipc2": _setting("unipc2", order=2, corrector=2, rule="mean", source="arXiv 2302.04867 (bh2)"),
     "unipc3": _setting("unipc3", order=3, corrector=3, rule="mean", source="arXiv 2302.04867 (bh2)"),
     "v-adams3": _setting(
-        "v-adams3",
-        gauge="v",
-        variable="theta",
-        order=3,
-        corrector=3,
-        source="this package, docs/decisions.md",
+        "v-adams3", gauge="v", variable="theta", order=3, corrector=3, source="this package, docs/decisions.md"
     ),
     "adams": Adams,
     "ancestral": _setting(

@@ -34,14 +34,12 @@ from ..errors import InvalidInputError
 from ..gaussian import Gaussian
 from ..model import ScoreModel
 from ..noise import Noise
-from ..shapes import flat
+from ..shapes import SMALL_EVENT, flat
 from ..steps import Tolerance, carried, warn_of_order
 from ..terms import ProbabilityFlow, ReverseSDE, Term
 from .base import Entry, Solver, State, Step
 from .gaussian_start import GaussianStart, newton_table, scale_of_circle
 from .weights import lagrange_weights, summed
-
-_SMALL = 64  # numbers in an event
 
 
 class Adams(Solver):
@@ -59,7 +57,7 @@ class Adams(Solver):
         max_order: most past values used, up to 8.
         accept, aim: thresholds of E.
         order: on a fixed grid, (values of the predictor, values of the corrector, the new one included); None: by the
-            number of steps.
+            number of steps and by whether the model is smooth (see `ScoreModel`).
         start: "point", or "gaussian": leap from t_max by the closed form of the data's Gaussian (see `GaussianStart`),
             sampling only. A sample for which the leap is not good enough for the tolerance begins at t_max after all,
             one evaluation lost; on a fixed grid the leap is the first step, without an evaluation.
@@ -239,7 +237,7 @@ class Adams(Solver):
         if self.values is not None or steps < 1:
             return {}
         smooth = getattr(getattr(term, "model", None), "smooth", True)
-        return {"order": carried(steps - 1, 6, smooth) if self.leaps else carried(steps, smooth=smooth)}
+        return {"order": carried(steps - 1, smooth, low=6) if self.leaps else carried(steps, smooth)}
 
     def grid_of(self, model: ScoreModel) -> str:
         if self.leaps:
@@ -304,7 +302,7 @@ class _Layout:
 
     def __init__(self, x: Tensor) -> None:
         self.d = math.prod(x.shape[1:])
-        self.small = self.d <= _SMALL
+        self.small = self.d <= SMALL_EVENT
         self.axis, self.event_axis, self.batch_axis = (1, 0, -1) if self.small else (0, -1, -2)
         self.dtype = torch.promote_types(x.dtype, torch.float32)
 

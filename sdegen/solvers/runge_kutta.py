@@ -8,11 +8,9 @@ import torch
 from torch import Tensor
 
 from ..noise import Noise
-from ..shapes import factor, plus
+from ..shapes import SMALL_EVENT, factor, plus
 from ..terms import Term
 from .base import Solver, State, Step
-
-_SMALL = 64  # numbers in an event
 
 
 class RungeKutta(Solver):
@@ -58,7 +56,7 @@ class RungeKutta(Solver):
     def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: State, noise: Noise) -> Step:
         h = t_next - t
         width = factor(h, x)
-        if t.ndim and x.numel() <= _SMALL * len(x):  # broadcasting it at every stage takes 4 times as long
+        if t.ndim and x.numel() <= SMALL_EVENT * len(x):  # broadcasting it at every stage takes 4 times as long
             width = width.expand_as(x).contiguous()
         k = [state["k"] if self.fsal else term.drift(x, t)]
         for row, node in zip(self.a, self.c[1:], strict=True):
