@@ -181,7 +181,7 @@ def draw_digits(folder: Path, model: Denoiser, train: images.Images, seed: int, 
         label=torch.arange(10),
         save="all",
     )
-    plot.save(plot.denoising_strip(path), folder / "digits_strip.png")
+    plot.save(plot.denoising_strip(path, samples=len(path.x)), folder / "digits_strip.png")
 
 
 # ---- numbers
