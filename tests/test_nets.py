@@ -13,7 +13,7 @@ from sdegen.errors import InvalidInputError
 from sdegen.nets import MLP, PRESETS, DiT, UNet, make_net
 from sdegen.nets.attention import CrossAttention, ImageAttention, SelfAttention
 from sdegen.nets.dit import DiTBlock, positions
-from sdegen.nets.embeddings import FourierFeatures, LabelEmbedding, SinusoidalFeatures
+from sdegen.nets.embeddings import TIME_FEATURES, FourierFeatures, LabelEmbedding, SinusoidalFeatures
 from sdegen.nets.unet import Block
 
 # every network, with a shape of one sample that it takes
@@ -580,10 +580,11 @@ RANGES = {
 }
 
 
+@pytest.mark.parametrize("features", ["smooth", "fourier"])
 @pytest.mark.parametrize("name", RANGES)
-def test_fourier_features_tell_times_apart(name: str) -> None:
+def test_fourier_features_tell_times_apart(name: str, features: str) -> None:
     """Of a thousand times, neighbours differ, and little (|phi| is 4 or more); far ones never look alike."""
-    phi = FourierFeatures().double()(RANGES[name])
+    phi = TIME_FEATURES[features]().double()(RANGES[name])
     neighbours = (phi[1:] - phi[:-1]).norm(dim=1)
     assert float(neighbours.min()) > 1e-3 and float(neighbours.max()) < 1.5
     far = torch.cdist(phi, phi)[(torch.arange(1001)[:, None] - torch.arange(1001)).abs() > 200]
@@ -591,9 +592,17 @@ def test_fourier_features_tell_times_apart(name: str) -> None:
     assert float(phi.abs().max()) < 6
 
 
+def test_names_of_fourier_features_tell_their_highest_frequency() -> None:
+    """Networks in older checkpoints were trained on "fourier": it means what it did."""
+    assert TIME_FEATURES["fourier"]().w[-1] == pytest.approx(100)
+    assert TIME_FEATURES["smooth"]().w[-1] == pytest.approx(12)
+    assert {net.config["time_features"] for net in (MLP(2), UNet(1), DiT(1))} == {"smooth"}
+    assert UNet(1, time_features="fourier").embedding.features.w[-1] == pytest.approx(100)
+
+
 def test_fourier_features_are_their_formula() -> None:
     t = torch.tensor([-3.0, 0.0, 0.7, 80.0], dtype=torch.float64)
-    features = FourierFeatures(3).double()
+    features = FourierFeatures(100, 3).double()
     assert features.w.tolist() == pytest.approx([0.5, math.sqrt(50), 100], rel=1e-6)
     for row, value in zip(features(t), t.tolist(), strict=True):
         u, w = math.asinh(value), features.w.tolist()
@@ -601,7 +610,7 @@ def test_fourier_features_are_their_formula() -> None:
         assert row.tolist() == pytest.approx(wanted, abs=1e-12)
 
 
-@pytest.mark.parametrize("features", [FourierFeatures(), SinusoidalFeatures()])
+@pytest.mark.parametrize("features", [FourierFeatures(100), SinusoidalFeatures()])
 def test_features_of_half_precision_times_are_those_of_their_values(features: nn.Module) -> None:
     t = torch.rand(100).bfloat16()
     phi = features(t)
@@ -656,7 +665,7 @@ WRONG = {
         lambda: MLP(2, n_classes=3)(torch.zeros(4, 2), torch.zeros(4), label=torch.zeros(4)),
         "float32.*wanted integers",
     ),
-    "unknown features": (lambda: MLP(2, time_features="random"), "'random' is not known.*'fourier', 'sinusoidal'"),
+    "unknown features": (lambda: MLP(2, time_features="random"), "'random' is not known.*'smooth', 'fourier', 'sinusoidal'"),
     "no layers": (lambda: MLP(2, layers=0), "layers=0"),
     "an empty event": (lambda: MLP((2, 0)), "event_shape=0"),
     "no classes": (lambda: UNet(1, n_classes=0), "n_classes=0"),

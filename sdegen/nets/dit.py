@@ -33,7 +33,8 @@ class DiT(nn.Module):
         dropout: probability of dropping an activation after attention and perceptron, in training.
         n_classes: labels are 0 .. n_classes - 1, -1 or None for no class. None: a network without labels.
         out_channels: None for as many as in_channels; twice as many to learn a variance.
-        time_features: "fourier" (t in any range) or "sinusoidal" (t in [0, 1]).
+        time_features: "smooth" (Fourier features of t in any range, frequencies up to 12), "fourier" (up to 100) or
+            "sinusoidal" (t in [0, 1]).
         label_dropout: in training, the probability that a label is left out, for guidance without a classifier.
 
     Raises:
@@ -56,7 +57,7 @@ class DiT(nn.Module):
         dropout: float = 0.0,
         n_classes: int | None = None,
         out_channels: int | None = None,
-        time_features: str = "fourier",
+        time_features: str = "smooth",
         label_dropout: float = 0.0,
     ) -> None:
         super().__init__()

@@ -30,7 +30,8 @@ class MLP(nn.Module):
         hidden: width of the hidden layers.
         layers: how many hidden layers.
         embedding: length of e.
-        time_features: "fourier" (t in any range) or "sinusoidal" (t in [0, 1]).
+        time_features: "smooth" (Fourier features of t in any range, frequencies up to 12), "fourier" (up to 100) or
+            "sinusoidal" (t in [0, 1]).
         n_classes: labels are 0 .. n_classes - 1, -1 or None for no class. None: a network without labels.
         label_dropout: in training, the probability that a label is left out, for guidance without a classifier.
 
@@ -47,7 +48,7 @@ class MLP(nn.Module):
         hidden: int = 128,
         layers: int = 3,
         embedding: int = 32,
-        time_features: str = "fourier",
+        time_features: str = "smooth",
         n_classes: int | None = None,
         label_dropout: float = 0.0,
     ) -> None:

@@ -38,7 +38,8 @@ class UNet(nn.Module):
         dropout: probability of dropping an activation inside a block, in training.
         n_classes: labels are 0 .. n_classes - 1, -1 or None for no class. None: a network without labels.
         out_channels: None for as many as in_channels; twice as many to learn a variance.
-        time_features: "fourier" (t in any range) or "sinusoidal" (t in [0, 1]).
+        time_features: "smooth" (Fourier features of t in any range, frequencies up to 12), "fourier" (up to 100) or
+            "sinusoidal" (t in [0, 1]).
         label_dropout: in training, the probability that a label is left out, for guidance without a classifier.
         token_channels: D of token conditions (B, T, D), which every attention then reads too. None: no tokens.
         skip_rescale: whether sums of two branches are divided by sqrt(2).
@@ -66,7 +67,7 @@ class UNet(nn.Module):
         dropout: float = 0.0,
         n_classes: int | None = None,
         out_channels: int | None = None,
-        time_features: str = "fourier",
+        time_features: str = "smooth",
         label_dropout: float = 0.0,
         token_channels: int | None = None,
         skip_rescale: bool = False,
