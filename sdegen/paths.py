@@ -24,18 +24,19 @@ class SharedPath:
     def __init__(self, save: str | Tensor, t: Tensor, x: Tensor) -> None:
         self._all = isinstance(save, str) and save == "all"
         self._wanted = save if isinstance(save, Tensor) else torch.empty(0, dtype=torch.float64)
-        self._last_only = isinstance(save, str) and save == "last"
+        self._at_times = isinstance(save, Tensor)
         self._ts, self._xs = [t], [x]
         self._at: dict[int, Tensor] = {i: x for i, s in enumerate(self._wanted.tolist()) if _same(s, t)}
         self._open: tuple[Tensor, Tensor, Tensor, Step, list[int]] | None = None
 
     def add(self, t: Tensor, t_next: Tensor, x: Tensor, step: Step) -> None:
         """Note the step from (x, t) to t_next."""
-        if not self._all:
-            self._ts, self._xs = [], []
-        self._ts.append(t_next)
-        self._xs.append(step.x)
-        if len(self._wanted):
+        if self._all:
+            self._ts.append(t_next)
+            self._xs.append(step.x)
+        else:
+            self._ts, self._xs = [t_next], [step.x]
+        if self._at_times:
             self._close(step)
             a, b = sorted((float(t), float(t_next)))
             near = NEAR * b
@@ -54,7 +55,7 @@ class SharedPath:
 
     def saved(self) -> tuple[Tensor, Tensor]:
         """(ts, xs) at the end of the run."""
-        if self._all or self._last_only:
+        if not self._at_times:
             return torch.stack(self._ts), torch.stack(self._xs)
         self._close(None)
         return self._wanted, torch.stack([self._at[i] for i in range(len(self._wanted))])

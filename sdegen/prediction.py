@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .errors import InvalidInputError
 from .sde import SDE
-from .shapes import as_time, expand
+from .shapes import as_time, expand, scaled
 
 Coefficient = Any  # a float, or a tensor of t's shape
 
@@ -129,7 +129,7 @@ def _mixed(p: Coefficient, u: Tensor, q: Coefficient, w: Tensor) -> Tensor:
         p, q = expand(p, u), expand(q, u)
         return torch.addcmul(p * u, q, w) if isinstance(q, Tensor) else torch.add(p * u, w, alpha=q)
     if q == 0.0:
-        return u if p == 1.0 else p * u
+        return u if p == 1.0 else scaled(p, u)
     if p == 0.0:
-        return w if q == 1.0 else q * w
-    return torch.add(p * u, w, alpha=q)
+        return w if q == 1.0 else scaled(q, w)
+    return torch.add(scaled(p, u), w, alpha=q)

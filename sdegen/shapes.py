@@ -59,6 +59,14 @@ def plus(x: Tensor, c: Any, v: Tensor) -> Tensor:
     return torch.addcmul(x, c, v) if isinstance(c, Tensor) else torch.add(x, v, alpha=c)
 
 
+_ZERO = torch.zeros(())
+
+
+def scaled(c: Any, v: Tensor) -> Tensor:
+    """c v, c as in `plus`. (0 + c v takes a number without making a tensor of it: two thirds of the time of c * v.)"""
+    return c * v if isinstance(c, Tensor) else torch.add(_ZERO, v, alpha=c)
+
+
 def per_sample(t: Tensor, x: Tensor) -> Tensor:
     """t as a (B,) tensor of x's dtype and device: what a network is called with."""
     return t.to(device=x.device, dtype=x.dtype).expand(x.shape[0])

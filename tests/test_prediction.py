@@ -14,7 +14,7 @@ from sdegen.model import Denoiser
 from sdegen.parametrization import NAMES, Parametrization, parametrization
 from sdegen.prediction import Prediction
 from sdegen.sde import EDMSDE, SDE, VPSDE, TrigSDE
-from sdegen.shapes import expand
+from sdegen.shapes import expand, scaled
 
 F64 = torch.float64
 PROCESSES = {
@@ -201,6 +201,16 @@ def test_on_the_circle_the_flow_is_the_raw_network():
     torch.testing.assert_close(net.x, x / s)
     p = Denoiser(Says(answer), VPSDE(), parametrization="edm", data_std=1.0)(x, times(VPSDE(), -5, 4))
     torch.testing.assert_close(p.v, -answer)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_scaled_is_the_product_to_the_last_bit(dtype):
+    v = torch.randn(1000, generator=torch.Generator().manual_seed(0), dtype=F64).to(dtype).requires_grad_()
+    for c in (0.3, -1e-3, 1e4, 0.0, torch.tensor(0.3, dtype=dtype)):
+        product = scaled(c, v)
+        assert product.dtype == dtype and bool((product == c * v).all())
+        (gradient,) = torch.autograd.grad(product.sum(), v)
+        torch.testing.assert_close(gradient, torch.full_like(v, float(c)))
 
 
 def test_an_unknown_name():

@@ -30,7 +30,7 @@ from torch import Tensor
 from ..errors import InvalidInputError
 from ..noise import Noise
 from ..sde import SDE
-from ..shapes import event_mean, expand
+from ..shapes import event_mean, expand, scaled
 from ..steps import warn_of_order
 from ..terms import Term
 from .analytic import Variance, check_variance, widened
@@ -352,13 +352,13 @@ class Multistep(Solver):
         corrected = None
         before = run.plan[run.k - 1]
         if before.back and run.k and value is not None:
-            corrected = summed(before.ratio * run.x, before.back, [value, *run.values])
+            corrected = summed(scaled(before.ratio, run.x), before.back, [value, *run.values])
             if run.z is not None:
                 corrected = torch.add(corrected, run.z, alpha=before.std)
         if corrected is None:  # x = alpha D + sigma eps: the carried part and the newest value in one
             x_next = summed(prediction.combine(*plan.fused), plan.ahead[1:], run.values)
         else:
-            x_next = summed(plan.ratio * corrected, plan.ahead, [value, *run.values])
+            x_next = summed(scaled(plan.ratio, corrected), plan.ahead, [value, *run.values])
         z = None
         if plan.std:
             z = noise.standard(t, t_next, x)

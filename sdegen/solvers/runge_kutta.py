@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..noise import Noise
-from ..shapes import SMALL_EVENT, factor, plus
+from ..shapes import SMALL_EVENT, factor, plus, scaled
 from ..terms import Term
 from .base import Solver, State, Step
 
@@ -74,7 +74,7 @@ def _weighted(weights: Sequence[float], k: Sequence[Tensor]) -> Tensor:
     total = None
     for w, v in zip(weights, k, strict=False):
         if w != 0:
-            total = (v if w == 1 else v * w) if total is None else torch.add(total, v, alpha=w)
+            total = (v if w == 1 else scaled(w, v)) if total is None else torch.add(total, v, alpha=w)
     return torch.zeros_like(k[0]) if total is None else total
 
 
