@@ -63,7 +63,7 @@ _ZERO = torch.zeros(())
 
 
 def scaled(c: Any, v: Tensor) -> Tensor:
-    """c v, c as in `plus`. (0 + c v takes a number without making a tensor of it: two thirds of the time of c * v.)"""
+    """c v, c as in `plus`. (0 + c v takes a number without making a tensor of it first: less time than c * v.)"""
     return c * v if isinstance(c, Tensor) else torch.add(_ZERO, v, alpha=c)
 
 
