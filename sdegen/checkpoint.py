@@ -14,11 +14,12 @@ import re
 import shutil
 import threading
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -279,7 +280,8 @@ def write(path: str | os.PathLike, tensors: Mapping[str, Mapping[str, Tensor]], 
     """Write a checkpoint folder of `<name>.safetensors` files and a JSON state, atomically.
 
     Raises:
-        InvalidInputError: `path` holds something that is no checkpoint.
+        InvalidInputError: `path` holds something that is no checkpoint, or a tensor that is sparse or of a dtype that
+            safetensors has not.
         CheckpointError: the files could not be written.
     """
     path = Path(path).absolute()
@@ -291,10 +293,10 @@ def write(path: str | os.PathLike, tensors: Mapping[str, Mapping[str, Tensor]], 
         fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             fresh.mkdir()
-            entries = {STATE: _write_file(fresh / STATE, text)}
+            entries = {STATE: _write_file(fresh / STATE, [text])}
             for name, group in tensors.items():
                 entries[f"{name}.safetensors"] = _write_file(fresh / f"{name}.safetensors", _packed(group))
-            _write_file(fresh / MANIFEST, _manifest(entries))
+            _write_file(fresh / MANIFEST, [_manifest(entries)])
             _sync(fresh)
             _put(fresh, path)
         except BaseException:
@@ -444,24 +446,58 @@ def _tensors(file: Path) -> dict[str, Tensor]:
         raise CorruptCheckpointError(f"{file} is no safetensors file: {error}") from error
 
 
-def _packed(tensors: Mapping[str, Tensor]) -> bytes:
-    """Tensors as a safetensors file; those that share memory become separate."""
-    plain, seen = {}, set()
-    for name, value in tensors.items():
-        value = value.detach().to("cpu").contiguous()
-        memory = value.untyped_storage().data_ptr()
-        plain[name] = value.clone() if memory in seen else value
-        seen.add(memory)
-    return safetensors.torch.save(plain)
+def _packed(tensors: Mapping[str, Tensor]) -> Iterator[bytes | np.ndarray]:
+    """A safetensors file in pieces, its header and then every tensor: what safetensors.torch.save gives, never whole.
+
+    Tensors that share memory become separate, others are not copied but to move them to the CPU or into one piece.
+    """
+    header = _header(tensors)
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name in header:
+        yield _raw(tensors[name])
 
 
-def _write_file(file: Path, data: bytes) -> dict[str, Any]:
+def _header(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """By name, in the order of the file: dtype, shape, and the bytes where the data start and end.
+
+    safetensors says what it calls the dtypes and how it sorts: this is its own header for empty tensors, with shapes.
+    """
+    if bad := [name for name, value in tensors.items() if value.layout != torch.strided]:
+        raise InvalidInputError(f"sparse tensors cannot be saved ({', '.join(bad[:4])}): make them dense")
+    try:
+        packed = safetensors.torch.save({name: torch.empty(0, dtype=value.dtype) for name, value in tensors.items()})
+        safetensors.torch.load(packed)
+    except KeyError as error:
+        raise InvalidInputError(f"safetensors cannot keep tensors of {error}: convert them to another dtype") from error
+    header, end = json.loads(packed[8:]), 0
+    for name, entry in header.items():
+        start, end = end, end + tensors[name].numel() * tensors[name].element_size()
+        entry |= {"shape": list(tensors[name].shape), "data_offsets": [start, end]}
+    return header
+
+
+def _raw(value: Tensor) -> np.ndarray:
+    """(bytes,) the elements in a row, little-endian; a view of the tensor's own memory where that is what it holds."""
+    value = value.detach().to("cpu").resolve_conj().resolve_neg().contiguous()
+    value = torch.view_as_real(value) if value.is_complex() else value
+    numbers = value.reshape(-1).view(torch.uint8).numpy().view(f"u{value.element_size()}")
+    return numbers.astype(f"<{numbers.dtype.str[1:]}", copy=False).view(np.uint8)
+
+
+def _write_file(file: Path, pieces: Iterable[bytes | np.ndarray]) -> dict[str, Any]:
     """Write and sync a file; its entry in the manifest."""
+    size, digest = 0, hashlib.sha256()
     with open(file, "wb") as stream:
-        stream.write(data)
+        for piece in pieces:
+            stream.write(piece)
+            digest.update(piece)
+            size += len(piece)
+            del piece  # before the next one is made
         stream.flush()
         os.fsync(stream.fileno())
-    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    return {"bytes": size, "sha256": digest.hexdigest()}
 
 
 def _sync(folder: Path) -> None:
