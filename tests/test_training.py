@@ -522,6 +522,19 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(tmp_path, kind):
         assert files[0].read_bytes() == files[1].read_bytes()
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells what is mapped")
+def test_a_resumed_run_lets_go_of_its_checkpoint(tmp_path):
+    """Weights, average and moments are in memory once; the files are mapped while they are read."""
+    mapped = []
+
+    def look(*_: object) -> None:
+        mapped.append(str(tmp_path) in Path("/proc/self/maps").read_text())
+
+    fit(small(), points(), steps=2, out=tmp_path, device="cpu")
+    fit(small(), points(), steps=4, out=tmp_path, device="cpu", callback=look)
+    assert mapped and not any(mapped)
+
+
 def test_a_finished_run_goes_on_with_more_steps(tmp_path):
     fit(small(), points(), steps=20, out=tmp_path, seed=0)
     model = small(1)

@@ -159,6 +159,7 @@ def fit(
         stack.enter_context(run.training())
         if found:
             run.restore(*found)
+        found = None  # the run has copies
         _drive(run, source, folder, options, orderly=out is not None)
         return run.history()
 
@@ -419,7 +420,7 @@ class _Run:
                 average.copy_(p)
                 p.copy_(own[f"weight.{name}"])
                 moments = {key: own.get(f"{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
-                self.optimiser.state[p] = {k: v.to(self.device) for k, v in moments.items() if v is not None}
+                self.optimiser.state[p] = {k: v.to(self.device, copy=True) for k, v in moments.items() if v is not None}
             for k, average in enumerate(self.averages[1:], 1):
                 torch._foreach_copy_(average.values, [own[f"average{k}.{name}"].to(self.device) for name in self.names])
             if scaler := progress.get("scaler"):
