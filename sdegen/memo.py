@@ -3,7 +3,7 @@ times until another tensor of them comes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -44,7 +44,7 @@ class Memo:
             if any(carries(v) for v in values):
                 return values
             known = tuple(float(v) for v in values)
-            self._keep(t, known)
+            self._keep([(t, known)])
         return known
 
     def warm(self, ts: Tensor) -> None:
@@ -54,17 +54,16 @@ class Memo:
         if any(carries(v) for v in values):
             return
         columns = (v.tolist() if isinstance(v, Tensor) else [v] * len(ts) for v in values)
-        for key, known in zip(ts.tolist(), zip(*columns, strict=True), strict=True):
-            self._keep(key, known)
+        self._keep(zip(ts.tolist(), zip(*columns, strict=True), strict=True))
 
     def clear(self) -> None:
         self._known.clear()
         self._latest = Latest()
 
-    def _keep(self, key: float, values: tuple[float, ...]) -> None:
+    def _keep(self, known: Iterable[tuple[float, tuple[float, ...]]]) -> None:
         if len(self._known) >= _MOST:
             self._known.clear()
-        self._known[key] = values
+        self._known.update(known)
 
 
 class Latest:

@@ -21,8 +21,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -288,10 +288,11 @@ class Multistep(Solver):
             nodes = k[:, None] + first - torch.arange(count)
             return self._weights(gauge, sde, l[k], l[k + 1], l[nodes], p[nodes], e, s, carry[k])
 
-        table: list[_Planned] = [_Planned() for _ in range(n)]
+        ahead: list[list[float]] = [[]] * n
+        back: list[list[float]] = [[]] * n
         finite, without_signal = torch.isfinite(p).tolist(), endless.tolist()
-        for first, most, name in ((0, self.values, "ahead"), (1, self.corrector + 1, "back")):
-            if name == "back" and not self.corrector:
+        for first, most, table in ((0, self.values, ahead), (1, self.corrector + 1, back)):
+            if table is back and not self.corrector:
                 break
             groups: dict[int, list[int]] = {}
             for k in range(n):
@@ -305,24 +306,25 @@ class Multistep(Solver):
             for count, rows in groups.items():
                 w = weights(first, count, rows) * alpha[1:][rows][:, None]
                 for row, k in zip(w.tolist(), rows, strict=True):
-                    setattr(table[k], name, row)
+                    table[k] = row
         spread = torch.log(widest / std) if self.noise == "ddpm-learned" else torch.zeros(n, dtype=l.dtype)
         columns = (
             *(alpha[1:] * carry / alpha[:-1], std, spread, extra),
-            *(a[:-1], b[:-1], alpha[1:] * carry, alpha[1:] * carry_sh),
+            *(a[:-1], b[:-1], alpha[1:] * carry, alpha[1:] * carry_sh, alpha[1:], sigma[1:] * held),
         )
-        by_step = zip(*(c.tolist() for c in columns), strict=True)
-        held = (sigma[1:] * held).tolist()
-        for k, (ratio, std_k, spread_k, extra_k, a_k, b_k, p_x0, p_noise) in enumerate(by_step):
-            step = table[k]
-            step.std, step.spread, step.extra, step.value = std_k, spread_k, extra_k, (a_k, b_k)
+        for k in endless.nonzero().flatten().tolist():
+            back[k - 1] = []  # what leads up to a step from or to alpha = 0 is not corrected
+        planned = []
+        for k, (ratio, std_k, spread_k, extra_k, a_k, b_k, p_x0, p_noise, alpha_k, held_k) in enumerate(
+            zip(*(c.tolist() for c in columns), strict=True)
+        ):
             if without_signal[k]:
-                step.fused = float(alpha[k + 1]), held[k]
-                table[k - 1].back = []  # what leads up to such a step, or is one, is not corrected
-                continue
-            w0 = step.ahead[0]
-            step.ratio, step.fused = ratio, (p_x0 + w0 * a_k, p_noise + w0 * b_k)
-        return table
+                fused = alpha_k, held_k
+            else:
+                w0 = ahead[k][0]
+                fused = p_x0 + w0 * a_k, p_noise + w0 * b_k
+            planned.append(_Planned(ratio, std_k, spread_k, extra_k, (a_k, b_k), fused, ahead[k], back[k]))
+        return planned
 
     def _weights(self, gauge: _Gauge, sde: SDE, l, l_next, l_nodes, p_nodes, e, s, carry) -> Tensor:
         """Weights of the values at the nodes (newest first) in the integral from l to l_next: (n, m)."""
@@ -373,22 +375,21 @@ class Multistep(Solver):
         return Step(x_next, {"run": after}, slope=lambda: prediction.velocity)
 
 
-@dataclass(slots=True, eq=False)
-class _Planned:
+class _Planned(NamedTuple):
     """The coefficients of one step: x' = fused (D, eps) + ahead[1:] past values, or ratio x + ahead values; then std
     noise.
 
     `spread` is the log of the widest noise over the narrowest, `extra` the std that a sample's own variance can add.
     """
 
-    ratio: float = 0.0
-    std: float = 0.0
-    spread: float = 0.0
-    extra: float = 0.0
-    value: tuple[float, float] = (0.0, 0.0)
-    fused: tuple[float, float] = (0.0, 0.0)
-    ahead: list[float] = field(default_factory=list)
-    back: list[float] = field(default_factory=list)
+    ratio: float
+    std: float
+    spread: float
+    extra: float
+    value: tuple[float, float]
+    fused: tuple[float, float]
+    ahead: list[float]
+    back: list[float]
 
 
 @dataclass(slots=True, eq=False)
