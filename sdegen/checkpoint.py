@@ -293,10 +293,10 @@ def write(path: str | os.PathLike, tensors: Mapping[str, Mapping[str, Tensor]], 
         fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             fresh.mkdir()
-            entries = {STATE: _write_file(fresh / STATE, [text])}
+            entries = {STATE: _write_file(fresh / STATE, [memoryview(text)])}
             for name, group in tensors.items():
                 entries[f"{name}.safetensors"] = _write_file(fresh / f"{name}.safetensors", _packed(group))
-            _write_file(fresh / MANIFEST, [_manifest(entries)])
+            _write_file(fresh / MANIFEST, [memoryview(_manifest(entries))])
             _sync(fresh)
             _put(fresh, path)
         except BaseException:
@@ -446,7 +446,7 @@ def _tensors(file: Path) -> dict[str, Tensor]:
         raise CorruptCheckpointError(f"{file} is no safetensors file: {error}") from error
 
 
-def _packed(tensors: Mapping[str, Tensor]) -> Iterator[bytes | np.ndarray]:
+def _packed(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
     """A safetensors file in pieces, its header and then every tensor: what safetensors.torch.save gives, never whole.
 
     Tensors that share memory become separate, others are not copied but to move them to the CPU or into one piece.
@@ -454,7 +454,7 @@ def _packed(tensors: Mapping[str, Tensor]) -> Iterator[bytes | np.ndarray]:
     header = _header(tensors)
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    yield len(text).to_bytes(8, "little") + text
+    yield memoryview(len(text).to_bytes(8, "little") + text)
     for name in header:
         yield _raw(tensors[name])
 
@@ -478,15 +478,15 @@ def _header(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
     return header
 
 
-def _raw(value: Tensor) -> np.ndarray:
+def _raw(value: Tensor) -> memoryview:
     """(bytes,) the elements in a row, little-endian; a view of the tensor's own memory where that is what it holds."""
     value = value.detach().to("cpu").resolve_conj().resolve_neg().contiguous()
     value = torch.view_as_real(value) if value.is_complex() else value
     numbers = value.reshape(-1).view(torch.uint8).numpy().view(f"u{value.element_size()}")
-    return numbers.astype(f"<{numbers.dtype.str[1:]}", copy=False).view(np.uint8)
+    return numbers.astype(f"<{numbers.dtype.str[1:]}", copy=False).view(np.uint8).data
 
 
-def _write_file(file: Path, pieces: Iterable[bytes | np.ndarray]) -> dict[str, Any]:
+def _write_file(file: Path, pieces: Iterable[memoryview]) -> dict[str, Any]:
     """Write and sync a file; its entry in the manifest."""
     size, digest = 0, hashlib.sha256()
     with open(file, "wb") as stream:
