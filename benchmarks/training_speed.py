@@ -1,32 +1,40 @@
 """Training speed and memory: `fit` against a bare PyTorch loop with the same network, loss, optimiser, average and
 clipping.
 
-Both run in turns within one process, a block of steps each, and every block of `fit` is divided by the mean of the bare
-blocks before and after it; the table has the median of these ratios, in CPU time. The bare loop calls the same
-`dsm_loss` (what the loop itself costs), or has the loss written out in float32 for this one process (what generality
-costs on top). A busy machine blurs the ratios of large networks by some per cent: what the loop adds to a step does not
-depend on the network, and shows on one that costs nothing ("one convolution"). "with a folder" is `fit(out=...)`: locked, with metrics, and with a checkpoint every two minutes, whose
-wall time is measured by itself (runs that save at every step against runs that do not) and added as it falls due.
+Both are in one process and take turns step by step, in CPU time: the loss that `fit` is given first makes a step of the
+bare loop, and whatever `fit` does from there to its next loss is its own. So a machine that is busy for a while is busy
+for both, and nothing that `fit` does now and then is left out. The table has the ratio of the two and their difference a
+step: means over eight runs, with 95 % intervals. Memory that is freed stays with the process, as its return to the
+system and back falls on one of the two by chance. Records are evaluated every half second of wall time, in which `fit`
+makes half the steps here that it would make alone, so that this counts more than it should. What `fit` adds to a step
+shows best in small batches.
 
-Memory is the largest that the process ever had (resource.getrusage), each loop in a process of its own; `fit` with a
-folder, and checkpoints on the way.
+The bare loop calls the same `dsm_loss` (what the loop itself costs), or has the loss written out in float32 for this one
+process (what generality costs on top). "one convolution" is hardly a network: there the loop is most of a step. "with a
+folder" is `fit(out=...)`: locked, with metrics, and with a checkpoint every two minutes, whose wall time is measured by
+itself (runs that save at every step against runs that do not) and added as it falls due.
 
-    python benchmarks/training_speed.py [--blocks 40] [--steps 100] [--only U-Net]
+Memory is the largest that a process ever had (VmHWM of Linux), each loop in processes of its own; `fit` with a folder,
+and checkpoints on the way.
+
+    python benchmarks/training_speed.py [--seconds 60] [--only U-Net] [--memory]
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
+import ctypes
+import functools
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +47,8 @@ from sdegen.training import fit
 
 EMA, CLIP, LR = 0.999, 1.0, 1e-3
 INTERVAL = 120.0  # seconds between checkpoints, the default
+RUNS, STUDENT = 8, 2.365  # of each measurement; the 97.5 % point of Student's t with RUNS - 1 degrees of freedom
+LEAST, WARM_UP = 8, 3  # steps of a run: at least, and not counted
 SAVED, MEMORY_STEPS = 12, 9  # steps that are timed with and without a checkpoint each; steps whose memory is measured
 
 
@@ -87,6 +97,7 @@ CASES = (
     Case("MLP 3x128, (512, 2), edm", None, "edm", (2,), 20_000, 512),
     Case("MLP 3x128, (512, 2), noise", None, "noise", (2,), 20_000, 512),
     Case("one convolution, (128, 1, 8, 8)", "convolution", "noise", (1, 8, 8), 1800, 128),
+    Case("U-Net 0.33M, (8, 1, 8, 8)", "digits", "noise", (1, 8, 8), 1800, 8),
     Case("U-Net 0.33M, (128, 1, 8, 8)", "digits", "noise", (1, 8, 8), 1800, 128),
     Case("U-Net 4.9M, (16, 3, 32, 32)", "cifar10-small", "noise", (3, 32, 32), 256, 16),
 )
@@ -120,32 +131,61 @@ def bare_loop(model: Denoiser, data: Tensor, batch_size: int, loss: Callable[...
     return run
 
 
-def ratio(
-    case: Case, loss: Callable[..., Tensor], blocks: int, steps: int, out: Path | None = None
-) -> tuple[float, float, float]:
-    """Median of fit's time over the bare loop's, and milliseconds a step of both (CPU time)."""
-    data = case.data()
+class Interval(NamedTuple):
+    """A figure, and the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:8.3f} ({self.low:6.3f} ..{self.high:6.3f})"
+
+
+class Compared(NamedTuple):
+    """fit's time over the bare loop's, what it takes more a step, and what the bare loop takes a step; in ms."""
+
+    ratio: Interval
+    more: Interval
+    bare: float
+
+
+def compared(case: Case, loss: Callable[..., Tensor], seconds: float, out: Path | None = None) -> Compared:
+    """Of about so many seconds of CPU time, and as many runs as give intervals of the means over runs."""
+    found = [by_turns(case, loss, seconds / RUNS, out and out / f"{i}") for i in range(RUNS)]
+    fits, bares = torch.tensor(found, dtype=torch.float64).unbind(1)
+    return Compared(interval(fits / bares), interval(fits - bares), float(bares.mean()))
+
+
+def interval(values: Tensor) -> Interval:
+    """The mean over the runs, by Student's t."""
+    half = STUDENT * float(values.std()) / len(values) ** 0.5
+    return Interval(float(values.mean()), float(values.mean()) - half, float(values.mean()) + half)
+
+
+def by_turns(case: Case, loss: Callable[..., Tensor], seconds: float, out: Path | None) -> tuple[float, float]:
+    """Milliseconds a step of fit and of the bare loop, in one run."""
+    data, clock = case.data(), time.process_time
     bare = bare_loop(case.model().train(), data, case.batch_size, loss)
-    bare(steps)
-    fits, bares, last = [], [], 0.0
+    bare(WARM_UP)
+    last = clock()
+    bare(WARM_UP)
+    steps = max(LEAST, round(seconds * WARM_UP / (2 * (clock() - last)))) + WARM_UP
+    fits, bares = [], []
 
-    def take_turns(step: int, model: object, history: object) -> None:
+    @functools.wraps(dsm_loss)
+    def after_the_other(*args: Any, **kwargs: Any) -> Tensor:
         nonlocal last
-        now = time.process_time()
+        now = clock()
         fits.append(now - last)
-        with torch.enable_grad():
-            bare(steps)
-        last = time.process_time()
+        bare(1)
+        last = clock()
         bares.append(last - now)
+        return dsm_loss(*args, **kwargs)
 
-    model = case.model()
-    last = time.process_time()
-    # the one checkpoint that cannot be left out, after the last step, is in no block
-    how = {"out": out, "save_every": 10**9, "callback": take_turns, "callback_every": steps}
-    case.fit(model, data, steps=steps * (blocks + 1), **how)
-    ratios = [2 * fits[i] / (bares[i - 1] + bares[i]) for i in range(1, blocks + 1)]  # the first holds the start
-    fit_ms, bare_ms = (1e3 * statistics.median(times[1:]) / steps for times in (fits, bares))
-    return statistics.median(ratios), fit_ms, bare_ms
+    # the one checkpoint that cannot be left out comes after the last loss
+    case.fit(case.model(), data, steps=steps, loss=after_the_other, out=out, save_every=10**9)
+    return 1e3 * statistics.mean(fits[WARM_UP:]), 1e3 * statistics.mean(bares[WARM_UP:])
 
 
 def checkpoint_seconds(case: Case, folder: Path, repeats: int = 3) -> float:
@@ -172,7 +212,8 @@ def run_alone(case: Case, loop: str) -> None:
     else:
         with tempfile.TemporaryDirectory() as folder:
             case.fit(model, data, steps=MEMORY_STEPS, out=Path(folder) / "run", save_every=MEMORY_STEPS // 3)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    # not getrusage: what that says begins with the memory of the process that started this one
+    print(int(re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[0]) / 1024)
 
 
 def peak(case: Case, loop: str, repeats: int = 3) -> float:
@@ -184,9 +225,9 @@ def peak(case: Case, loop: str, repeats: int = 3) -> float:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--blocks", type=int, default=40)
-    options.add_argument("--steps", type=int, default=100, help="in a block; a tenth for images of 8x8, few for larger")
+    options.add_argument("--seconds", type=float, default=60, help="CPU time of each measurement, about")
     options.add_argument("--only", default="", help="cases whose names hold this")
+    options.add_argument("--memory", action="store_true", help="nothing but memory")
     options.add_argument("--alone", choices=("fit", "bare"), help=argparse.SUPPRESS)
     chosen = options.parse_args()
     torch.set_num_threads(1)
@@ -194,25 +235,42 @@ def main() -> None:
     if chosen.alone:
         run_alone(cases[0], chosen.alone)
         return
-    print(f"{'CPU time':32}{'fit / bare':>12}{'fit ms':>10}{'bare ms':>10}")
+    if not chosen.memory:
+        time_all(cases, chosen.seconds)
+    print(f"{'memory':32}{'fit / bare':>12}{'fit MB':>10}{'bare MB':>10}")
     for case in cases:
-        steps = max(1, chosen.steps // {None: 1, "convolution": 1, "digits": 10}.get(case.network, 50))
-        blocks = chosen.blocks if case.network in (None, "convolution", "digits") else max(1, chosen.blocks // 2)
-        r, fit_ms, bare_ms = ratio(case, dsm_loss, blocks, steps)
-        print(f"{case.name:32}{r:12.3f}{fit_ms:10.3f}{bare_ms:10.3f}", flush=True)
-        if case.parametrization == "noise" and case.network in (None, "digits"):
-            r, fit_ms, bare_ms = ratio(case, written_out, blocks, steps)
-            print(f"{'  loss written out':32}{r:12.3f}{fit_ms:10.3f}{bare_ms:10.3f}", flush=True)
+        if case.network is not None:
+            fits, bare = peak(case, "fit"), peak(case, "bare")
+            print(f"{case.name:32}{fits / bare:12.3f}{fits:10.0f}{bare:10.0f}", flush=True)
+
+
+def keep_pages() -> None:
+    """glibc keeps the memory that is freed: else one of the loops pays again and again for pages that it gives back."""
+    trim_threshold, mmap_threshold = -1, -3  # of malloc.h
+    libc = ctypes.CDLL(None)
+    libc.mallopt(mmap_threshold, 32 << 20)
+    libc.mallopt(trim_threshold, (1 << 31) - 1)
+
+
+def time_all(cases: Sequence[Case], seconds: float) -> None:
+    keep_pages()
+    print(f"{'CPU time':34}{'fit / bare':>26}{'fit - bare, ms':>26}{'bare, ms':>10}")
+    for case in cases:
+        show(case.name, compared(case, dsm_loss, seconds))
+        if case.parametrization == "noise" and case.network is None:
+            show("  loss written out", compared(case, written_out, seconds))
         if case.network is None:
             continue
         with tempfile.TemporaryDirectory() as folder:
-            r, fit_ms, bare_ms = ratio(case, dsm_loss, blocks, steps, Path(folder) / "run")
-            seconds = checkpoint_seconds(case, Path(folder))
-        print(f"{'  with a folder':32}{r:12.3f}{fit_ms:10.3f}{bare_ms:10.3f}", flush=True)
-        whole = r * (1 + seconds / INTERVAL)
-        print(f"{'  and its checkpoints':32}{whole:12.3f}   {1e3 * seconds:.0f} ms every two minutes", flush=True)
-        fits, bare = peak(case, "fit"), peak(case, "bare")
-        print(f"{'  memory':32}{fits / bare:12.3f}{fits:7.0f} MB{bare:7.0f} MB", flush=True)
+            found = compared(case, dsm_loss, seconds, Path(folder) / "run")
+            each = checkpoint_seconds(case, Path(folder))
+        show("  with a folder", found)
+        whole = Interval(*(end * (1 + each / INTERVAL) for end in found.ratio))
+        print(f"{'  and its checkpoints':34}{whole!s:>26}   {1e3 * each:.0f} ms every two minutes", flush=True)
+
+
+def show(name: str, found: Compared) -> None:
+    print(f"{name:34}{found.ratio!s:>26}{found.more!s:>26}{found.bare:10.3f}", flush=True)
 
 
 if __name__ == "__main__":
