@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,11 +15,12 @@ from .brownian import Remembered
 from .errors import InvalidInputError
 from .noise import Noise, check_seed
 from .paths import NEAR, OwnPath, SharedPath
+from .sde import TrigSDE
 from .shapes import check_state, flat
 from .solution import ARRIVED, MAX_STEPS, NON_FINITE, UNDERFLOW, Solution, code_of, describe, judged
 from .solvers import Outcome, OutsideSolver, Solver, Step, choose
 from .solvers.base import State, reverted
-from .steps import Tolerance, check_span, check_tolerances, clamp_tolerance, count_or_times, resolution
+from .steps import Tolerance, check_span, check_tolerances, clamp_tolerance, count_or_times, resolution, share_of
 from .terms import Counted, Term
 
 
@@ -380,6 +381,16 @@ class _Watch:
 # ---- error control
 
 
+def _widest(term: Term, x: Tensor) -> float | None:
+    """The largest variance of a model's data in any direction, as far as it is known or feared; None: that of all."""
+    model = term.model
+    if model is None or not isinstance(term.sde, TrigSDE):
+        return None
+    if model.data_covariance is not None:
+        return float(torch.linalg.eigvalsh(model.data_covariance.double())[-1])
+    return None if model.smooth else flat(x).shape[1] * term.sde.sigma_data**2
+
+
 class _Adaptive:
     """Every sample with its own time and step; it leaves the batch when it has arrived or failed."""
 
@@ -392,7 +403,7 @@ class _Adaptive:
         self.sign = 1.0 if self.end > p.span[0] else -1.0
         self.x = p.x
         self.t = torch.full((b,), p.span[0], dtype=torch.float64, device=device)
-        self.h = torch.full_like(self.t, self.length * p.solver.first_step)
+        self.h = torch.full_like(self.t, self.length * p.solver.first(p.tolerance))  # type: ignore[arg-type]
         self.cap = self.length * p.solver.largest_step
         self.noise = Remembered.of(p.noise) if p.noisy else p.noise
         self.tried = 0  # steps, by all samples in the batch
@@ -407,6 +418,7 @@ class _Adaptive:
         self.refused = torch.zeros_like(self.rejected)
         self.path = OwnPath(p.save, self.t, p.x)
         self.whole = p.term.term
+        self.widest = _widest(p.term, p.x) if self.sign < 0 else None
 
     def run(self) -> Solution:
         p = self.p
@@ -432,7 +444,7 @@ class _Adaptive:
         h = torch.where(last, left, torch.minimum(h, left / 2))  # the last two steps are equal
         t_next = torch.where(last, self.end, self.t + self.sign * h)
         step = p.solver.step(p.term, self.x, self.t, t_next, state, self.noise)
-        accept, factor, carried = p.solver.judge(step, self.x, state, p.tolerance)  # type: ignore[arg-type]
+        accept, factor, carried = p.solver.judge(step, self.x, state, self._tolerance(t_next))
         factor = factor.nan_to_num(0.1)
         finite = _finite(step)
         if finite is not None:
@@ -450,6 +462,12 @@ class _Adaptive:
             carried = self._leave(done, carried, code if finite is None else torch.where(finite, code, NON_FINITE))
         p.report(1 - len(self.rows) / len(self.out))
         return carried
+
+    def _tolerance(self, t: Tensor) -> Tolerance:
+        tolerance: Tolerance = self.p.tolerance  # type: ignore[assignment]
+        if self.widest is None:
+            return tolerance
+        return replace(tolerance, share=share_of(self.p.term.sde, self.widest, t))
 
     def _leave(self, who: Tensor, state: State, code: Any) -> State:
         """Write down the samples that are done and go on with the others."""

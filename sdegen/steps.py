@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .errors import InvalidInputError
-from .sde import SDE
+from .sde import SDE, TrigSDE
 from .shapes import event_mean
 
 _LOWEST = -5.0  # stands for the lambda of an end without signal: about where linear VP ends
@@ -172,13 +172,16 @@ def _solved(rising: Callable[[Tensor], Tensor], u: Tensor, ends: Tensor) -> Tens
 
 @dataclass(frozen=True)
 class Tolerance:
-    """The scale of an allowed error: atol + rtol |x|, |x| the root mean square of a sample's state.
+    """The scale of an allowed error: share (atol + rtol |x|), |x| the root mean square of a sample's state.
 
-    In coordinates where the state keeps the data's scale all the way (`TrigSDE`), both are in data units at the end.
+    In coordinates where the state keeps the data's scale all the way (`TrigSDE`), atol and rtol are in data units at
+    the end, as far as the data are round; `share`, 1 or (B,), is what is left of them where they are not (see
+    `share_of`).
     """
 
     rtol: float
     atol: float
+    share: float | Tensor = 1.0
 
     def ratio(self, error: Tensor, x: Tensor, x_next: Tensor) -> Tensor:
         """Root mean square error of each sample over its scale, (B,) float64, without gradients."""
@@ -187,8 +190,21 @@ class Tolerance:
     def scale(self, x: Tensor, x_next: Tensor) -> Any:
         """The allowed error of each sample: a float, or (B,) float64."""
         if self.rtol == 0:
-            return self.atol
-        return self.atol + self.rtol * torch.maximum(rms(x), rms(x_next)).to(torch.float64)
+            return self.atol * self.share
+        return (self.atol + self.rtol * torch.maximum(rms(x), rms(x_next)).to(torch.float64)) * self.share
+
+
+def share_of(sde: TrigSDE, widest: float, t: Tensor) -> Tensor:
+    """The share of a tolerance that an error at t may have on the way down a circular path, to be within it at the end.
+
+        share = (alpha^2 + sigma^2/v)^(1/2),    v = `widest`, the largest variance of the data in any direction.
+
+    An error at noise level sh = sigma/alpha in a direction of variance v is multiplied by (v/(v + sh^2))^(1/2) on its
+    way, along the flow of N(0, v); the circular path, made for data of variance s^2 all around, lets it be as large as
+    (1 + sh^2/s^2)^(1/2) tolerances. For images v comes near to the whole variance d s^2.
+    """
+    at = sde.at(t)
+    return torch.sqrt(at.alpha.square() + at.sigma.square() / widest)
 
 
 def rms(x: Tensor) -> Tensor:

@@ -251,6 +251,48 @@ def test_the_error_of_adams_is_its_tolerance():
         assert 0.2 <= float(error.quantile(0.9)) / tol <= 2.5, tol
 
 
+@pytest.mark.parametrize("name", ["adams", "dopri5"])
+@pytest.mark.parametrize("knows", [True, False], ids=["covariance known", "unknown"])
+def test_a_tolerance_holds_where_the_data_are_far_from_round(name, knows):
+    """Exactly, on a Gaussian with nearly all of its variance in one direction of 64, as pictures have it."""
+    variances = torch.full((64,), 0.05, dtype=torch.float64)
+    variances[0] = 60.0
+    model = sg.MixtureModel(sg.GaussianMixture(torch.zeros(1, 64), covariances=torch.diag(variances)[None]), sg.EDMSDE())
+    if not knows:  # as a network
+        model.smooth, model.data_covariance = False, None
+    low, high = (float(model.sde.sigma(t)) ** 2 for t in (model.sde.t_min, model.sde.t_max))
+    x = model.sde.prior((40, 64), seed=0, dtype=torch.float64)
+    exact = x * torch.sqrt((variances + low) / (variances + high))
+    for tol in (1e-2, 1e-3, 1e-4, 1e-5):
+        how = {"solver": name, "rtol": tol, "atol": tol * model.sigma_data}
+        came = sg.sample(model, 40, x_init=x, t_span=(model.sde.t_max, model.sde.t_min), **how)
+        error = (came.x - exact).square().mean(1).sqrt() / model.sigma_data
+        assert float(error.median()) <= 2.5 * tol and float(error.quantile(0.9)) <= 6 * tol, tol
+
+
+class Rough(sg.MixtureModel):
+    """An exact score with a ripple along the noise levels, as time features leave it in a network."""
+
+    smooth = False
+
+    def forward(self, x, t):
+        prediction, s = super().forward(x, t), self.sigma_data
+        ratio = torch.exp(-self.sde.half_log_snr(torch.as_tensor(t, dtype=torch.float64)))
+        ripple = 0.02 * torch.sin(12 * ratio.log() / 4) * s * ratio / torch.sqrt(s**2 + ratio**2)
+        return sg.Prediction.from_x0(x, prediction.x0 + ripple.reshape(-1, *(1,) * (x.ndim - 1)).to(x), self.sde, t)
+
+
+def test_a_tolerance_holds_for_a_model_that_is_rough_in_time():
+    model = Rough(sg.GaussianMixture([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]], std=[0.1, 0.1, 0.1]), sg.VPSDE())
+    x = model.sde.prior((100, 2), seed=0, dtype=torch.float64)
+    how = {"x_init": x, "t_span": (model.sde.t_max, model.sde.t_min)}
+    exact = sg.sample(model, 100, rtol=1e-9, **how).x
+    for tol in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6):
+        came = sg.sample(model, 100, rtol=tol, atol=tol * model.sigma_data, **how)
+        error = (came.x - exact).square().mean(1).sqrt() / model.sigma_data
+        assert 0.3 <= float(error.quantile(0.9)) / tol <= 3, tol
+
+
 def test_ancestral_at_eta_0_and_1_has_order_1_in_the_mean():
     """The mean of the output, exactly: on Gaussian data the solver is affine."""
     sde = sg.VPSDE()

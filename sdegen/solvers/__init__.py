@@ -164,15 +164,19 @@ def make_solver(name: str, **options: Any) -> Solver:
 
 
 def choose(solver: str | Solver, term: Term, *, steps: Any, adaptive: bool) -> Solver:
-    """The solver meant by `solver=`: an object as it is, a name from the table, "auto" by equation and budget."""
+    """The solver meant by `solver=`, suited to the term: an object, a name from the table, "auto" by equation and
+    budget."""
     if isinstance(solver, Solver):
-        return solver
+        return solver.suited(term)
     if not isinstance(solver, str):
         raise InvalidInputError(f"solver={solver!r}: wanted a name from solvers(), a Solver object, or 'auto'")
-    if solver != "auto":
-        return make_solver(solver)
+    return make_solver(_automatic(term, steps, adaptive) if solver == "auto" else solver).suited(term)
+
+
+def _automatic(term: Term, steps: Any, adaptive: bool) -> str:
+    """The name that "auto" stands for."""
     if term.stochastic:
-        if getattr(term, "model", None) is not None:
-            return make_solver("d-adams2-sde")
-        return make_solver("sra1" if adaptive else "euler-maruyama")
-    return make_solver("adams" if adaptive or steps is None or getattr(term, "model", None) is not None else "rk4")
+        if term.model is not None:
+            return "d-adams2-sde"
+        return "sra1" if adaptive else "euler-maruyama"
+    return "adams" if adaptive or steps is None or term.model is not None else "rk4"

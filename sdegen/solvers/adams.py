@@ -21,6 +21,7 @@ table. f' is kept as the new slope (PEC): one evaluation a step.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -51,11 +52,13 @@ class Adams(Solver):
 
     Control: E_j = rms(h g_{j+1} phi'_{j+1})/scale. Steps are accepted up to E_k = `accept` and aimed at E_k = `aim`;
     the corrected state is one order better than the estimate, which is why a step above 1 need not be thrown away. The
-    next order is the j with the largest (aim/E_j)^(1/(j+1)).
+    next order is the j with the largest (aim/E_j)^(1/(j+1)). What a network makes of time is rougher than any estimate
+    sees, and the first one compares two values only. So where the model is not `smooth` (see `ScoreModel`), steps are
+    accepted up to E_k = 2, and the first one is a quarter of what it is else, or of the root of the tolerance.
 
     Args:
         max_order: most past values used, up to 8.
-        accept, aim: thresholds of E.
+        accept, aim: thresholds of E; accept=None: 6, and 2 for models that are not smooth.
         order: on a fixed grid, (values of the predictor, values of the corrector, the new one included); None: by the
             number of steps and by whether the model is smooth (see `ScoreModel`).
         start: "point", or "gaussian": leap from t_max by the closed form of the data's Gaussian (see `GaussianStart`),
@@ -81,13 +84,14 @@ class Adams(Solver):
     default_steps = 50
     first_step = 1 / 12
     largest_step = 1 / 8
+    rough = False  # whether it is for a model that is not smooth
     source = "Shampine & Gordon 1975"
 
     def __init__(
         self,
         *,
         max_order: int = 7,
-        accept: float = 6.0,
+        accept: float | None = None,
         aim: float = 0.5,
         order: tuple[int, int] | None = None,
         start: str = "point",
@@ -95,7 +99,7 @@ class Adams(Solver):
     ) -> None:
         if not 1 <= max_order <= 8:
             raise InvalidInputError(f"max_order={max_order}: wanted 1 to 8")
-        if not 0 < aim < accept:
+        if not 0 < aim < (accept or 2.0):
             raise InvalidInputError(f"aim={aim}, accept={accept}: wanted 0 < aim < accept")
         if order is not None and not (1 <= order[0] <= 8 and 1 <= order[1] <= 9):
             raise InvalidInputError(
@@ -105,7 +109,8 @@ class Adams(Solver):
             raise InvalidInputError(f"start={start!r}: wanted 'point' or 'gaussian'")
         if covariance is not None and start == "point":
             raise InvalidInputError("covariance= is what start='gaussian' works with: pass that too")
-        self.max_order, self.accept, self.aim, self.values = max_order, accept, aim, order
+        self.max_order, self.aim, self.values = max_order, aim, order
+        self.accepts, self.accept = accept, accept or 6.0
         self.order, self.leaps = 3, start == "gaussian"
         law = covariance
         self.law = law if law is None or isinstance(law, Gaussian) else Gaussian.of_covariance(law)
@@ -120,6 +125,18 @@ class Adams(Solver):
             raise InvalidInputError(
                 f"start='gaussian' is for the flow of a model in sample(), not {type(term).__name__}: use start='point'"
             )
+
+    def suited(self, term: Term) -> Adams:
+        if getattr(term.model, "smooth", True):
+            return self
+        rough = copy.copy(self)
+        rough.accept, rough.rough = self.accepts or 2.0, True
+        return rough
+
+    def first(self, tolerance: Tolerance) -> float:
+        if not self.rough:
+            return self.first_step
+        return min(self.first_step / 4, math.sqrt(tolerance.rtol or tolerance.atol) / 4)
 
     def start(self, term: Term, x: Tensor, t: Tensor, grid: Tensor | None = None) -> State:
         if grid is not None:

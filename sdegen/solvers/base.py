@@ -103,6 +103,14 @@ class Solver(ABC):
         """The noise level of the reverse SDE where the user names none: 0 for a solver of flows, else 1."""
         return 0.0 if self.kind == "ODE" else 1.0
 
+    def suited(self, term: Term) -> Solver:
+        """This solver, with what it leaves open settled for a term."""
+        return self
+
+    def first(self, tolerance: Tolerance) -> float:
+        """The first step under error control, in fractions of the span."""
+        return self.first_step
+
     def check(self, term: Term) -> None:
         """Raise where this solver cannot solve this term."""
         if self.kind == "ODE" and term.stochastic:
