@@ -290,11 +290,12 @@ class Journey(Trip):
         Errors are measured as sqrt((|e_x|^2 + s^2 mean(e_l^2))/d): a nat weighs like a standard deviation of the data
         in one dimension, and the number of columns changes nothing.
         """
-        share = math.sqrt(self.dim / (self.dim + self.columns))
+        fewer = math.sqrt(self.dim / (self.dim + self.columns))
         watched = copy.copy(solver)
 
         def judge(step: Step, x: Tensor, state: State, tolerance: Tolerance) -> tuple[Tensor, Tensor, State]:
-            return solver.judge(step, x, state, _OfData(tolerance.rtol * share, tolerance.atol * share, self.dim))
+            of_data = _OfData(tolerance.rtol, tolerance.atol, tolerance.share * fewer, dim=self.dim)
+            return solver.judge(step, x, state, of_data)
 
         watched.judge = judge  # type: ignore[method-assign]
         return watched

@@ -387,7 +387,8 @@ def _widest(term: Term, x: Tensor) -> float | None:
     if model is None or not isinstance(term.sde, TrigSDE):
         return None
     if model.data_covariance is not None:
-        return float(torch.linalg.eigvalsh(model.data_covariance.double())[-1])
+        covariance = model.data_covariance.double()
+        return float(covariance.square().sum() / covariance.trace())
     return None if model.smooth else flat(x).shape[1] * term.sde.sigma_data**2
 
 
