@@ -36,7 +36,8 @@ LADDER = (5, 8, 10, 14, 20, 28, 50, 100, 140, 200, 280)
 SURVIVORS = {20: 30, 50: 12, 100: 8, 140: 6}
 MOST = 500  # evaluations, after which a peer's ladder of tolerances ends
 
-OURS, UNKNOWING, LEAPING, PILOT = "adams", "adams, data unknown", "adams, Gaussian start", "adams, a pilot's grid"
+OURS, UNKNOWING, KNOWING = "adams", "adams, data unknown", "adams, covariance known"
+LEAPING, PILOT = "adams, Gaussian start", "adams, a pilot's grid"
 GOALS = {  # median, worst
     "adaptive": {e: (0.40, 0.65) for e in ERRORS},
     "tuned": dict(zip(ERRORS, ((1.0, None), (0.7, None), (0.5, None), (0.25, None)), strict=True)),
@@ -94,16 +95,22 @@ def unknowing(model: sg.MixtureModel) -> sg.MixtureModel:
     return other
 
 
+def knowing(model: sg.MixtureModel) -> sg.MixtureModel:
+    """The same belief, its data's covariance known, too."""
+    return sg.MixtureModel(model.mixture, model.sde)
+
+
 # ---- measuring
 
 
 def measure(problem: Problem, tolerances: list[float], ladder: Iterable[int]) -> Measured:
     m = Measured(problem, problem.reference())
-    leap = sg.make_solver("adams", start="gaussian")
+    leap = sg.make_solver("adams", start="gaussian", covariance=problem.model.mixture.covariance)
     variants = {
         OURS: (problem.model, "adams"),
         UNKNOWING: (unknowing(problem.model), "adams"),
-        LEAPING: (problem.model, leap),
+        KNOWING: (knowing(problem.model), "adams"),
+        LEAPING: (knowing(problem.model), leap),
     }
     for name, (model, solver) in variants.items():
         m.controlled[name] = [tolerant(m, model, solver, tol, tol, tol * problem.std) for tol in tolerances]
@@ -181,7 +188,7 @@ def tuned_needed(m: Measured, error: float) -> float:
 
 
 def adaptive_peers(m: Measured) -> list[str]:
-    return [name for name in m.controlled if name not in (OURS, UNKNOWING, LEAPING)]
+    return [name for name in m.controlled if name not in (OURS, UNKNOWING, KNOWING, LEAPING)]
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -223,6 +230,7 @@ def tolerances_report(ms: list[Measured]) -> str:
         ["adams / best adaptive peer", *(judged(ratios(OURS, e, adaptive), GOALS["adaptive"][e]) for e in ERRORS)],
         ["adams / best published grid", *(judged(ratios(OURS, e, published), GOALS["tuned"][e]) for e in ERRORS)],
         ["data unknown / adams", *(judged(ratios(UNKNOWING, e, own), (1.3, None)) for e in ERRORS)],
+        ["covariance known / adams", *(judged(ratios(KNOWING, e, own), (1.0, None)) for e in ERRORS)],
         ["Gaussian start / adams", *(judged(ratios(LEAPING, e, own), (1.0, None)) for e in ERRORS)],
     ]
     return text + "\n" + table(["ratio", *(f"{e:g}" for e in ERRORS)], rows)

@@ -119,23 +119,23 @@ class Run:
         if not controlled and not isinstance(given, Tensor) and len(nodes) > 1:
             ends = (float(nodes[0]), 0.0 if denoise else float(nodes[-1]))
             count = solver.default_steps if given is None else given
-            nodes, denoise = check_times(term, self._laid(solver, count, ends))
-            laid = solver.grid_of(self.model)
+            laid = solver.grid_of(self.model, count)
+            nodes, denoise = check_times(term, self._laid(solver, laid, count, ends))
         ends = (float(nodes[0]), float(nodes[-1]))
         known = nodes if noisy and not controlled else torch.tensor(ends, dtype=torch.float64) if noisy else None
         save = check_save(self.save, ends, denoise, known)
         views = {"best": Coordinates.best_of, "lambda": Coordinates.even_of, "own": Coordinates.own_of}
         return Plan(solver, views[solver.coordinates](self.model), nodes, denoise, controlled, save, laid)
 
-    def _laid(self, solver: Solver, count: int, ends: tuple[float, float]) -> Tensor:
+    def _laid(self, solver: Solver, kind: str, count: int, ends: tuple[float, float]) -> Tensor:
         """The solver's grid of `count` evaluations; before it the leap of a solver that makes one."""
         level, sde = solver.landing(count), self.model.sde
         if level is not None and (self.model.data_std is not None or solver.kind != "SDE"):
             landing = float(sde.time(torch.tensor(-math.log(level * self.model.sigma_data), dtype=torch.float64)))
             if max(ends[1], sde.t_min) < landing < ends[0]:
-                after = grid(self.model, count, kind=solver.grid_of(self.model), t_span=(landing, ends[1]))
+                after = grid(self.model, count, kind=kind, t_span=(landing, ends[1]))
                 return torch.cat([torch.tensor(ends[:1], dtype=torch.float64), after])
-        return grid(self.model, count, kind=solver.grid_of(self.model), t_span=ends)
+        return grid(self.model, count, kind=kind, t_span=ends)
 
     def _check_direction(self, nodes: Tensor) -> None:
         first, last = float(nodes[0]), float(nodes[-1])

@@ -98,15 +98,18 @@ def test_the_solution_tells_what_was_chosen():
         assert int(sg.sample(model, 4, steps=n, seed=0).nfe.max()) == n
 
 
-@pytest.mark.parametrize("n, order", [(8, (2, 3)), (20, (3, 4)), (70, (4, 5))])
-def test_networks_are_given_lower_orders_and_other_times_than_exact_scores(n, order):
+@pytest.mark.parametrize(
+    "n, order, kind",
+    [(9, (2, 3), "blend"), (10, (2, 3), "sqrt-time"), (20, (3, 4), "sqrt-time"), (70, (4, 5), "sqrt-time")],
+)
+def test_networks_are_given_lower_orders_and_other_times_than_exact_scores(n, order, kind):
     """Through `on` and around the data's mean, too."""
     exact = model_of(sg.VPSDE())
     network = sg.Denoiser(_Of(exact), sg.VPSDE(), parametrization="x0", data_mean=torch.tensor([0.1, 0.2, 0.3]))
     for model in (network, network.on(sg.EDMSDE())):
         assert not model.smooth
         told = sg.sample(model, (4, 3), steps=n, seed=0).solver
-        assert told == f"adams, {n} steps, order {order}, grid 'sqrt-time'"
+        assert told == f"adams, {n} steps, order {order}, grid {kind!r}"
     assert exact.smooth and exact.on(sg.EDMSDE()).smooth
 
 

@@ -256,10 +256,10 @@ class Adams(Solver):
         smooth = getattr(getattr(term, "model", None), "smooth", True)
         return {"order": carried(steps - 1, smooth, low=6) if self.leaps else carried(steps, smooth)}
 
-    def grid_of(self, model: ScoreModel) -> str:
+    def grid_of(self, model: ScoreModel, steps: int) -> str:
         if self.leaps:
             return "theta"  # nothing is left to find far above the data's scale
-        return "blend" if model.smooth else "sqrt-time"
+        return "blend" if model.smooth or steps < 10 else "sqrt-time"
 
     def _fixed_step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, run: _Fixed) -> Step:
         if run.k < 0 and run.leap is not None:

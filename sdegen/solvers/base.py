@@ -177,8 +177,8 @@ class Solver(ABC):
         """What it chooses itself for a term on a grid of so many steps, where it was not told."""
         return {}
 
-    def grid_of(self, model: ScoreModel) -> str:
-        """The kind of grid that the verbs lay for a model and `steps=N`."""
+    def grid_of(self, model: ScoreModel, steps: int) -> str:
+        """The kind of grid that the verbs lay for a model and a number of steps."""
         return self.grid
 
 
