@@ -14,7 +14,7 @@ from .model import ScoreModel
 from .ode import ODE, in_best_coordinates
 from .prediction import Prediction
 from .sde import SDE
-from .shapes import as_time, factor
+from .shapes import as_time, factor, plus
 
 
 class Term(ABC):
@@ -43,6 +43,10 @@ class Term(ABC):
     @abstractmethod
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         """(B, *event) at t, a scalar or (B,)."""
+
+    def moved(self, x: Tensor, t: Tensor, h: Tensor) -> Tensor:
+        """x + h drift(x, t): Euler's step."""
+        return plus(x, factor(h, x), self.drift(x, t))
 
     def diffusion(self, t: Tensor) -> Any:
         """The coefficient of dw at t: a float, or a tensor of t's shape."""
@@ -118,11 +122,19 @@ class _OfModel(Term):
         return prediction
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
-        level = self.sde.level(as_time(t))
+        return self.predict(x, t).combine(*self._rates(self.sde.level(as_time(t))))
+
+    def moved(self, x: Tensor, t: Tensor, h: Tensor) -> Tensor:
+        """Since x = alpha x0 + sigma noise, one combination of the two."""
+        level, h = self.sde.level(as_time(t)), h if h.ndim or h.requires_grad else float(h)
+        d_alpha, d_sigma = self._rates(level)
+        return self.predict(x, t).combine(level.alpha + h * d_alpha, level.sigma + h * d_sigma)
+
+    def _rates(self, level: Any) -> tuple[Any, Any]:
         d_alpha, d_sigma = level.rates
         if self.eta:
             d_sigma = d_sigma + self.eta**2 * level.g**2 / (2 * level.sigma)
-        return self.predict(x, t).combine(d_alpha, d_sigma)
+        return d_alpha, d_sigma
 
     def diffusion(self, t: Tensor) -> Any:
         return self.eta * self.sde.level(as_time(t)).g
@@ -240,6 +252,10 @@ class Counted(Term):
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         self.calls += 1
         return self.term.drift(x, t)
+
+    def moved(self, x: Tensor, t: Tensor, h: Tensor) -> Tensor:
+        self.calls += 1
+        return self.term.moved(x, t, h)
 
     def drift_of(self, rows: Tensor, x: Tensor, t: Tensor) -> Tensor:
         self.calls += 1

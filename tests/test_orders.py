@@ -19,16 +19,27 @@ import sdegen as sg
 from sdegen import testing
 from sdegen.brownian import BrownianTree
 from sdegen.solvers import Multistep
-from sdegen.solvers.runge_kutta import RungeKutta, bosh3, dopri5, euler, heun, rk4
+from sdegen.solvers.runge_kutta import Euler, RungeKutta, bosh3, dopri5, heun, rk4
 from sdegen.steps import Tolerance
 
 OWN = [row.name for row in sg.solvers() if ":" not in row.name]
-RUNGE_KUTTA = {make().name: make() for make in (euler, heun, rk4, bosh3, dopri5)}
+RUNGE_KUTTA = {make().name: make() for make in (Euler, heun, rk4, bosh3, dopri5)}
 
 
 @pytest.mark.parametrize("name", OWN)
 def test_every_solver_keeps_its_laws(name):
     testing.check_solver(sg.make_solver(name))
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.7])
+@pytest.mark.parametrize("sde", [sg.VPSDE(), sg.EDMSDE(), sg.TrigSDE(0.6)], ids=repr)
+def test_eulers_step_of_a_model_is_that_of_its_drift(sde, eta):
+    model = sg.MixtureModel(sg.GaussianMixture([[1.0, 2.0], [-1.0, 0.0]], std=[0.5, 0.4]), sde)
+    term, x = sg.ReverseSDE(model, eta=eta), torch.randn(5, 2, dtype=torch.float64)
+    for t in (torch.tensor(0.7, dtype=torch.float64), torch.linspace(0.5, 0.9, 5, dtype=torch.float64)):
+        h = -0.1 * t
+        wanted = x + h.reshape(-1, 1) * term.drift(x, t)
+        torch.testing.assert_close(term.moved(x, t, h), wanted, rtol=1e-12, atol=1e-12)
 
 
 def test_the_reference_is_that_of_an_independent_method():

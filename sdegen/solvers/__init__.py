@@ -16,7 +16,7 @@ from .exponential import Multistep
 from .external import TABLE as EXTERNAL
 from .karras import KarrasSDE
 from .langevin import Langevin, PredictorCorrector
-from .runge_kutta import bosh3, dopri5, euler, heun, rk4
+from .runge_kutta import Euler, bosh3, dopri5, heun, rk4
 from .sra import SRA1
 from .stochastic import EulerMaruyama, ReverseDiffusion, StochasticHeun
 from .stochastic_adams import StochasticAdams
@@ -35,7 +35,7 @@ def _setting(name: str, **fixed: Any) -> Callable[..., Solver]:
 
 
 _TABLE: dict[str, Callable[..., Solver]] = {
-    "euler": euler,
+    "euler": Euler,
     "heun": heun,
     "rk4": rk4,
     "bosh3": bosh3,

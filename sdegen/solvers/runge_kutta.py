@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..noise import Noise
-from ..shapes import SMALL_EVENT, factor, plus, scaled
+from ..shapes import SMALL_EVENT, expand, factor, plus, scaled
 from ..terms import Term
 from .base import Solver, State, Step
 
@@ -78,9 +78,16 @@ def _weighted(weights: Sequence[float], k: Sequence[Tensor]) -> Tensor:
     return torch.zeros_like(k[0]) if total is None else total
 
 
-def euler() -> RungeKutta:
+class Euler(RungeKutta):
     """x' = x + h drift(x, t), in the model's own time. Order 1, 1 evaluation a step."""
-    return RungeKutta("euler", 1, [], [1.0], [0.0], coordinates="own", source="Euler 1768")
+
+    def __init__(self) -> None:
+        super().__init__("euler", 1, [], [1.0], [0.0], coordinates="own", source="Euler 1768")
+
+    def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: State, noise: Noise) -> Step:
+        h = t_next - t
+        x_next = term.moved(x, t, h)
+        return Step(x_next, slope=lambda: (x_next - x) / expand(h, x))
 
 
 def heun() -> RungeKutta:
