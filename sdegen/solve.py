@@ -382,14 +382,19 @@ class _Watch:
 
 
 def _widest(term: Term, x: Tensor) -> float | None:
-    """The largest variance of a model's data in any direction, as far as it is known or feared; None: that of all."""
+    """The variance of a model's data in the directions that hold most of it, as known or feared; None: as in all.
+
+    |C|^2/tr C, C the covariance: the mean of its eigenvalues weighted by themselves.
+    """
     model = term.model
     if model is None or not isinstance(term.sde, TrigSDE):
         return None
+    variance = term.sde.sigma_data**2
     if model.data_covariance is not None:
         covariance = model.data_covariance.double()
-        return float(covariance.square().sum() / covariance.trace())
-    return None if model.smooth else flat(x).shape[1] * term.sde.sigma_data**2
+        total = covariance.trace().clamp_min(torch.finfo(torch.float64).tiny)  # of a single point it is 0
+        return max(float(covariance.square().sum() / total), variance)
+    return None if model.smooth else flat(x).shape[1] * variance
 
 
 class _Adaptive:

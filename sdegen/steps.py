@@ -197,7 +197,7 @@ class Tolerance:
 def share_of(sde: TrigSDE, widest: float, t: Tensor) -> Tensor:
     """The share of a tolerance that an error at t may have on the way down a circular path, to be within it at the end.
 
-        share = (alpha^2 + sigma^2/v)^(1/2),    v = `widest`, the largest variance of the data in any direction.
+        share = (alpha^2 + sigma^2/v)^(1/2),    v = `widest`, the data's variance in their widest directions.
 
     An error at noise level sh = sigma/alpha in a direction of variance v is multiplied by (v/(v + sh^2))^(1/2) on its
     way, along the flow of N(0, v); the circular path, made for data of variance s^2 all around, lets it be as large as

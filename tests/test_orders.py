@@ -281,6 +281,14 @@ def test_a_tolerance_holds_where_the_data_are_far_from_round(name, knows):
         assert float(error.median()) <= 2.5 * tol and float(error.quantile(0.9)) <= 6 * tol, tol
 
 
+def test_a_tolerance_means_something_for_a_single_point():
+    model = sg.MixtureModel(sg.GaussianMixture([[1.0, 2.0]], std=0.0), sg.VPSDE())
+    for smooth in (True, False):
+        model.smooth = smooth
+        came = sg.sample(model, 3, rtol=1e-3, seed=0)
+        torch.testing.assert_close(came.x, torch.tensor([1.0, 2.0]).expand(3, 2))
+
+
 class Rough(sg.MixtureModel):
     """An exact score with a ripple along the noise levels, as time features leave it in a network."""
 
