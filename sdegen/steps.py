@@ -75,7 +75,7 @@ def carried(steps: int, smooth: bool = True, *, low: int | None = None) -> tuple
 
     Exact scores are smooth, networks are not; both were measured (docs/decisions.md).
     """
-    last = (low or 8, 16, 26, 60) if smooth else (low or 12, 60)  # steps that carry 2 past values, 3, 4 ...
+    last = (low or 8, 16, 26, 60) if smooth else (low or 24, 40)  # steps that carry 2 past values, 3, 4 ...
     values = 2 + sum(steps > n for n in last)
     return values, values + 1
 
