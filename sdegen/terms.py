@@ -126,9 +126,9 @@ class _OfModel(Term):
 
     def moved(self, x: Tensor, t: Tensor, h: Tensor) -> Tensor:
         """Since x = alpha x0 + sigma noise, one combination of the two."""
-        level, h = self.sde.level(as_time(t)), h if h.ndim or h.requires_grad else float(h)
+        level, width = self.sde.level(as_time(t)), h if h.ndim or h.requires_grad else float(h)
         d_alpha, d_sigma = self._rates(level)
-        return self.predict(x, t).combine(level.alpha + h * d_alpha, level.sigma + h * d_sigma)
+        return self.predict(x, t).combine(level.alpha + width * d_alpha, level.sigma + width * d_sigma)
 
     def _rates(self, level: Any) -> tuple[Any, Any]:
         d_alpha, d_sigma = level.rates
