@@ -565,7 +565,8 @@ class _Watched(ScoreModel):
 
     def __init__(self, model: ScoreModel, *, below: float = 0.0) -> None:
         super().__init__(model.sde, data_mean=model.data_mean, data_std=model.data_std, event_shape=model.event_shape)
-        self.model, self.below, self.smooth = model, below, model.smooth
+        self.model, self.below = model, below
+        self.data_covariance, self.smooth = model.data_covariance, model.smooth
         self.calls = self.rows = 0
         self.first, self.last = math.inf, -math.inf
 
