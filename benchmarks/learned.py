@@ -14,6 +14,7 @@ process's own time, as a user would have it, and on the circular path on which t
     python benchmarks/learned.py --choices --n 8   # Adams' orders and grids alone
     python benchmarks/learned.py --frechet         # distances to held-out images instead, which must be on this machine
     python benchmarks/learned.py --quick           # a minute
+    python benchmarks/learned.py --model RUN       # another network, from train_images.py --data digits, say
 """
 
 from __future__ import annotations
@@ -90,9 +91,9 @@ class Task:
         return sg.grid(self.model, n, kind=kind, t_span=self.span)
 
 
-def task(n: int, seed: int) -> Task:
-    """The shipped model, its classes in turn."""
-    model = sg.load(CHECKPOINT)
+def task(checkpoint: Path, n: int, seed: int) -> Task:
+    """A model of ten classes, in turn."""
+    model = sg.load(checkpoint)
     x = model.sde.prior((n, *(model.event_shape or ())), seed=seed, dtype=torch.float64)
     return Task(model, x, torch.arange(n) % 10)
 
@@ -318,6 +319,7 @@ def draw(controlled: Sequence[Row], fixed: Sequence[Row], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, default=CHECKPOINT, help="a checkpoint or run folder, of ten classes")
     parser.add_argument("--n", type=int, default=32, help="samples")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     parser.add_argument("--quick", action="store_true", help="few samples, budgets and tolerances: a minute")
@@ -333,7 +335,7 @@ def main() -> None:
         budgets, tolerances, n = (5, 10, 20), TOLERANCES[:3], min(n, 5)
     begun = time.process_time()
     with torch.no_grad():
-        chosen = task(n, options.seed)
+        chosen = task(options.model, n, options.seed)
         if options.frechet:
             print(frechet(chosen, (5, 8, 10, 20), 1000))
             return
