@@ -230,7 +230,7 @@ def tolerances_report(ms: list[Measured]) -> str:
         ["adams / best adaptive peer", *(judged(ratios(OURS, e, adaptive), GOALS["adaptive"][e]) for e in ERRORS)],
         ["adams / best published grid", *(judged(ratios(OURS, e, published), GOALS["tuned"][e]) for e in ERRORS)],
         ["data unknown / adams", *(judged(ratios(UNKNOWING, e, own), (1.3, None)) for e in ERRORS)],
-        ["covariance known / adams", *(judged(ratios(KNOWING, e, own), (1.0, None)) for e in ERRORS)],
+        ["covariance known / adams", *(spread(ratios(KNOWING, e, own), "{:.2g}") for e in ERRORS)],
         ["Gaussian start / adams", *(judged(ratios(LEAPING, e, own), (1.0, None)) for e in ERRORS)],
     ]
     return text + "\n" + table(["ratio", *(f"{e:g}" for e in ERRORS)], rows)
