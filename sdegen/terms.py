@@ -44,7 +44,7 @@ class Term(ABC):
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         """(B, *event) at t, a scalar or (B,)."""
 
-    def moved(self, x: Tensor, t: Tensor, h: Tensor) -> Tensor:
+    def moved(self, x: Tensor, t: Tensor, h: float | Tensor) -> Tensor:
         """x + h drift(x, t): Euler's step."""
         return plus(x, factor(h, x), self.drift(x, t))
 
@@ -124,11 +124,11 @@ class _OfModel(Term):
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         return self.predict(x, t).combine(*self._rates(self.sde.level(as_time(t))))
 
-    def moved(self, x: Tensor, t: Tensor, h: Tensor) -> Tensor:
+    def moved(self, x: Tensor, t: Tensor, h: float | Tensor) -> Tensor:
         """Since x = alpha x0 + sigma noise, one combination of the two."""
-        level, width = self.sde.level(as_time(t)), h if h.ndim or h.requires_grad else float(h)
+        level = self.sde.level(as_time(t))
         d_alpha, d_sigma = self._rates(level)
-        return self.predict(x, t).combine(level.alpha + width * d_alpha, level.sigma + width * d_sigma)
+        return self.predict(x, t).combine(level.alpha + h * d_alpha, level.sigma + h * d_sigma)
 
     def _rates(self, level: Any) -> tuple[Any, Any]:
         d_alpha, d_sigma = level.rates
@@ -253,7 +253,7 @@ class Counted(Term):
         self.calls += 1
         return self.term.drift(x, t)
 
-    def moved(self, x: Tensor, t: Tensor, h: Tensor) -> Tensor:
+    def moved(self, x: Tensor, t: Tensor, h: float | Tensor) -> Tensor:
         self.calls += 1
         return self.term.moved(x, t, h)
 

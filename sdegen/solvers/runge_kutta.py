@@ -85,7 +85,7 @@ class Euler(RungeKutta):
         super().__init__("euler", 1, [], [1.0], [0.0], coordinates="own", source="Euler 1768")
 
     def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: State, noise: Noise) -> Step:
-        h = t_next - t
+        h = t_next - t if t.ndim or t.requires_grad else float(t_next) - float(t)
         x_next = term.moved(x, t, h)
         return Step(x_next, slope=lambda: (x_next - x) / expand(h, x))
 
