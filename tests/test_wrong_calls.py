@@ -295,6 +295,8 @@ CALLS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "a solver of none": (lambda: sg.make_solver(None), ("None", "Known: euler")),
     "a list of solvers": (lambda: sg.make_solver(["heun"]), ("['heun']", "Known: euler")),
     "an order of 99": (lambda: sg.make_solver("dpm++2m", order=99), ("order=99", "1 to 8")),
+    "nothing is accepted": (lambda: sg.make_solver("adams", accept=0.0), ("accept=0", "0 < aim < accept")),
+    "an aim above what is accepted": (lambda: sg.make_solver("adams", aim=3.0), ("aim=3.0, accept=2", "aim < accept")),
     "a gauge that is none": (lambda: sg.make_solver("dpm++2m", gauge="x"), ("gauge='x'", "'data'")),
     "a rule that is none": (lambda: sg.make_solver("predictor-corrector", rule="x"), ("rule='x'", "'level'")),
     "half a correction": (lambda: sg.make_solver("predictor-corrector", corrections=1.5), ("1.5", "whole number")),

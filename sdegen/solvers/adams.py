@@ -42,6 +42,8 @@ from .base import Entry, Solver, State, Step
 from .gaussian_start import GaussianStart, newton_table, scale_of_circle
 from .weights import lagrange_weights, summed
 
+_ACCEPT, _ACCEPT_ROUGH = 6.0, 2.0  # the largest accepted error over scale, for smooth models and for others
+
 
 class Adams(Solver):
     """Predictor-corrector Adams of variable order, in the term's time; error control per sample, or a fixed grid.
@@ -99,8 +101,9 @@ class Adams(Solver):
     ) -> None:
         if not 1 <= max_order <= 8:
             raise InvalidInputError(f"max_order={max_order}: wanted 1 to 8")
-        if not 0 < aim < (accept or 2.0):
-            raise InvalidInputError(f"aim={aim}, accept={accept}: wanted 0 < aim < accept")
+        least = _ACCEPT_ROUGH if accept is None else accept
+        if not 0 < aim < least:
+            raise InvalidInputError(f"aim={aim}, accept={least:g}: wanted 0 < aim < accept")
         if order is not None and not (1 <= order[0] <= 8 and 1 <= order[1] <= 9):
             raise InvalidInputError(
                 f"order={order}: wanted (values of the predictor, 1 to 8, values of the corrector, 1 to 9)"
@@ -110,7 +113,8 @@ class Adams(Solver):
         if covariance is not None and start == "point":
             raise InvalidInputError("covariance= is what start='gaussian' works with: pass that too")
         self.max_order, self.aim, self.values = max_order, aim, order
-        self.accepts, self.accept = accept, accept or 6.0
+        self.accept = _ACCEPT if accept is None else accept
+        self.accept_rough = least
         self.order, self.leaps = 3, start == "gaussian"
         law = covariance
         self.law = law if law is None or isinstance(law, Gaussian) else Gaussian.of_covariance(law)
@@ -130,7 +134,7 @@ class Adams(Solver):
         if getattr(term.model, "smooth", True):
             return self
         rough = copy.copy(self)
-        rough.accept, rough.rough = self.accepts or 2.0, True
+        rough.accept, rough.rough = self.accept_rough, True
         return rough
 
     def first(self, tolerance: Tolerance) -> float:
