@@ -24,6 +24,7 @@ class Memo:
     def __init__(self, function: Callable[[Tensor], tuple[Any, ...]]) -> None:
         self._function = function
         self._known: dict[float, tuple[float, ...]] = {}
+        self._awaited: Tensor | None = None  # times that are to be computed together
         self._latest = Latest()
 
     def __call__(self, t: Tensor) -> tuple[Any, ...]:
@@ -39,6 +40,10 @@ class Memo:
     def of(self, t: float) -> tuple[Any, ...]:
         """The values at one time."""
         known = self._known.get(t)
+        if known is None and self._awaited is not None:
+            awaited, self._awaited = self._awaited, None
+            self._remember(awaited)
+            known = self._known.get(t)
         if known is None:
             values = self._function(torch.tensor(t, dtype=torch.float64))
             if any(carries(v) for v in values):
@@ -48,8 +53,11 @@ class Memo:
         return known
 
     def warm(self, ts: Tensor) -> None:
-        """Compute and remember the values at all of `ts`."""
+        """Compute and remember the values at all of `ts`, once the first of them is asked for."""
         ts = ts.detach().to("cpu", torch.float64)
+        self._awaited = ts if self._awaited is None else torch.cat([self._awaited, ts])[-_MOST:]
+
+    def _remember(self, ts: Tensor) -> None:
         values = self._function(ts)
         if any(carries(v) for v in values):
             return
@@ -58,7 +66,7 @@ class Memo:
 
     def clear(self) -> None:
         self._known.clear()
-        self._latest = Latest()
+        self._awaited, self._latest = None, Latest()
 
     def _keep(self, known: Iterable[tuple[float, tuple[float, ...]]]) -> None:
         if len(self._known) >= _MOST:

@@ -542,3 +542,23 @@ def test_check_sde_catches(name):
     with pytest.raises(LawError) as caught:
         check_sde(liar(function, wrong))
     assert words in str(caught.value) and "fails" in str(caught.value)
+
+
+def test_times_that_are_warmed_are_computed_together_and_only_when_asked_for():
+    from sdegen.memo import Memo
+
+    calls = []
+
+    def square(t):
+        calls.append(len(t) if t.ndim else 0)
+        return (t**2,)
+
+    memo = Memo(square)
+    memo.warm(torch.linspace(0, 1, 5, dtype=torch.float64))
+    memo.warm(torch.linspace(2, 3, 5, dtype=torch.float64))
+    assert calls == []
+    assert memo.of(0.25) == (0.0625,) and memo.of(2.5) == (6.25,) and calls == [10]
+    assert memo.of(7.0) == (49.0,) and calls == [10, 0]
+    for _ in range(3000):  # grids that nobody asks about do not pile up
+        memo.warm(torch.linspace(0, 1, 5, dtype=torch.float64))
+    assert len(memo._awaited) <= 8192

@@ -358,7 +358,9 @@ class Multistep(Solver):
             if run.z is not None:
                 corrected = torch.add(corrected, run.z, alpha=before.std)
         if corrected is None:  # x = alpha D + sigma eps: the carried part and the newest value in one
-            x_next = summed(prediction.combine(*plan.fused), plan.ahead[1:], run.values)
+            x_next = prediction.combine(*plan.fused)
+            if run.values:
+                x_next = summed(x_next, plan.ahead[1:], run.values)
         else:
             x_next = summed(scaled(plan.ratio, corrected), plan.ahead, [value, *run.values])
         z = None
