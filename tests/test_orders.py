@@ -42,6 +42,19 @@ def test_eulers_step_of_a_model_is_that_of_its_drift(sde, eta):
         torch.testing.assert_close(term.moved(x, t, h), wanted, rtol=1e-12, atol=1e-12)
 
 
+def test_euler_follows_the_drift_that_a_subclass_gives_a_flow():
+    class Pushed(sg.ProbabilityFlow):
+        def drift(self, x, t):
+            return super().drift(x, t) + 3.0
+
+    model = sg.MixtureModel(sg.GaussianMixture([[1.0, 2.0], [-1.0, 0.0]], std=[0.5, 0.4]), sg.VPSDE())
+    x, term = torch.randn(5, 2, dtype=torch.float64), Pushed(model)
+    came = sg.solve(term, x, solver="euler", steps=[0.9, 0.7])
+    wanted = x - 0.2 * term.drift(x, torch.tensor(0.9, dtype=torch.float64))
+    torch.testing.assert_close(came.x, wanted)
+    assert came.calls == 1
+
+
 def test_the_reference_is_that_of_an_independent_method():
     model, problems = testing._smooth()
     x, span, exact = problems["down"]
@@ -310,6 +323,22 @@ def test_a_tolerance_holds_for_a_model_that_is_rough_in_time():
         came = sg.sample(model, 100, rtol=tol, atol=tol * model.sigma_data, **how)
         error = (came.x - exact).square().mean(1).sqrt() / model.sigma_data
         assert 0.3 <= float(error.quantile(0.9)) / tol <= 3, tol
+
+
+def test_a_rough_model_is_allowed_a_third_of_the_estimated_error():
+    """An estimate of four times the scale: accepted of an exact score (up to 6), not of a network (up to 2)."""
+    mixture = sg.GaussianMixture([[1.0, 0.0], [-1.0, 0.0]], std=[0.1, 0.1])
+    accepted = []
+    for kind in (sg.MixtureModel, Rough):
+        term = sg.ProbabilityFlow(kind(mixture, sg.TrigSDE(1.0)))
+        solver = sg.make_solver("adams").suited(term)
+        x, t = torch.tensor([[0.7, 0.2]], dtype=torch.float64), torch.tensor([1.0], dtype=torch.float64)
+        state = solver.start(term, x, t)
+        step = solver.step(term, x, t, t - 0.1, state, sg.Noise(0))
+        error = float(step.state["squares"].gather(0, step.state["row"][None]).div(2).sqrt())
+        accept, _, _ = solver.judge(step, x, state, Tolerance(0.0, error / 4))
+        accepted.append(bool(accept))
+    assert accepted == [True, False]
 
 
 def test_ancestral_at_eta_0_and_1_has_order_1_in_the_mean():
