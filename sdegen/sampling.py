@@ -178,8 +178,8 @@ def grid(
         kind: what they are equally spaced in: "uniform" t, "sqrt-time" sqrt of linear-VP time,
             "lambda" log(alpha/sigma), "theta" atan(sigma/alpha/s)^(1/1.6) with s the data's standard deviation,
             "blend" three parts atan(sigma/alpha/s)^(1/1.3) and one part lambda, "karras" (sigma/alpha)^(1/7); or
-            "pilot": half as "adams" lays them for the model ("blend" for exact scores, "sqrt-time" for networks), half
-            as its steps under error control are, on the average of some samples, at a tolerance that takes about n
+            "pilot": half as "adams" lays them for the model ("blend", for networks from 10 steps on "sqrt-time"),
+            half as its steps under error control are, on the average of some samples, at a tolerance that takes about n
             evaluations.
         t_span: (from, to), default (t_max, 0); from t_min to t_max for encoding. A pilot goes to t_min or 0.
         samples, seed, cond: of the pilot. Nothing is remembered: ask again when the weights have changed.

@@ -257,7 +257,7 @@ class Adams(Solver):
         """The orders: what the grid carries, more after a Gaussian start, which knows its past; see docs."""
         if self.values is not None or steps < 1:
             return {}
-        smooth = getattr(getattr(term, "model", None), "smooth", True)
+        smooth = getattr(term.model, "smooth", True)
         return {"order": carried(steps - 1, smooth, low=6) if self.leaps else carried(steps, smooth)}
 
     def grid_of(self, model: ScoreModel, steps: int) -> str:
