@@ -17,7 +17,7 @@ from problems import problems, random_mixture
 from torch import Tensor
 
 import sdegen as sg
-from sdegen.divergence import divergence
+from sdegen.inference.divergence import divergence
 
 TARGET = 1e-3  # nats per sample
 

@@ -5,7 +5,7 @@ torchdiffeq, torchode (where it is installed). k-diffusion's adaptive solver nee
 formulas stand here (`DPM-Solver-12` and `-23` with its step-size controller).
 
 Published samplers on fixed grids: the multistep ones are this package's named settings, which agree with diffusers' and
-k-diffusion's own code to rounding (tests/test_identities.py); single-step DPM-Solvers and Heun's method are typed from
+k-diffusion's own code to rounding (tests/laws/test_identities.py); single-step DPM-Solvers and Heun's method are typed from
 their papers; azula's v-prediction Adams-Bashforth runs from azula, where it is installed. Its others (zAB, zEAB, xEAB)
 are exact-weight rows of the list.
 """
@@ -25,7 +25,7 @@ from problems import Problem
 from torch import Tensor
 
 import sdegen as sg
-from sdegen.solvers.exponential import Multistep
+from sdegen.solvers.multistep.exponential import Multistep
 
 Run = Callable[[Problem, float, float], tuple[Tensor, float]]  # (problem, rtol, atol) -> states, evaluations a sample
 Fixed = Callable[[Problem, str, int], Tensor]  # (problem, kind of grid, evaluations) -> states

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 import sdegen as sg
-from sdegen import checkpoint
+from sdegen import storage
 
 ROOT = Path(__file__).resolve().parent.parent
 FORK = multiprocessing.get_context("fork")
@@ -116,7 +116,7 @@ def trained_by(tell: Callable[..., None], out: Path, steps: int, words: dict[str
 
 def newest_step(out: Path) -> int:
     """Of the newest valid checkpoint, 0 if there is none; damage raises."""
-    found = checkpoint.newest(out, ["model", "training"])
+    found = storage.newest(out, ["model", "training"])
     return 0 if found is None else found[1]["training"]["step"]
 
 
@@ -330,13 +330,13 @@ def corrupt(folder: Path, n: int, dice: random.Random) -> Row:
     train(out, 8, save_every=4)
     sound = folder / "sound"
     shutil.copytree(out, sound)
-    newest = checkpoint.steps(out)[-1]
-    other = checkpoint.steps(out)[0]
+    newest = storage.steps(out)[-1]
+    other = storage.steps(out)[0]
     silent, unnamed, not_passed = 0, 0, 0
     for i in range(n):
         damage(newest, other, KINDS[i % len(KINDS)], dice)
         try:
-            checkpoint.read(newest, ["model", "training"])
+            storage.read(newest, ["model", "training"])
             silent += 1
         except sg.CheckpointError:
             pass
@@ -377,19 +377,19 @@ def damage(path: Path, other: Path, kind: str, dice: random.Random) -> None:
         file.unlink()
         return
     elif kind == "manifest":
-        file = path / checkpoint.MANIFEST
+        file = path / storage.MANIFEST
         text = file.read_text()
         at = dice.choice([i for i, c in enumerate(text) if c.isdigit()])
         data = bytearray((text[:at] + str((int(text[at]) + dice.randrange(1, 10)) % 10) + text[at + 1 :]).encode())
     else:  # a file of the same run's other checkpoint; the same in both would be no damage
-        file = path / dice.choice(["model.safetensors", "training.safetensors", checkpoint.STATE, checkpoint.MANIFEST])
+        file = path / dice.choice(["model.safetensors", "training.safetensors", storage.STATE, storage.MANIFEST])
         data = bytearray((other / file.name).read_bytes())
     file.write_bytes(data)
 
 
 def malicious(folder: Path) -> Row:
     """The tests' hand-made attacks, in a process that counts what it runs and what memory it takes."""
-    sys.path.insert(0, str(ROOT / "tests"))
+    sys.path.insert(0, str(ROOT / "tests" / "storage"))
     import test_checkpoint as attacks
 
     broken = 0
@@ -445,7 +445,7 @@ def killed_rank(folder: Path, n: int, dice: random.Random) -> Row:
         command += ["--steps", "100000", "--batch-size", "16", "--save-every", "5", "--preview-every", "100000", "--device", "cpu"]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         torchrun = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while not checkpoint.steps(out) and torchrun.poll() is None:
+        while not storage.steps(out) and torchrun.poll() is None:
             time.sleep(0.05)
         time.sleep(dice.random())
         ranks = [int(p) for p in Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()]

@@ -39,11 +39,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sdegen.losses import dsm_loss
-from sdegen.model import Denoiser
+from sdegen.models.denoiser import Denoiser
 from sdegen.nets import MLP, make_net
-from sdegen.sde import VPSDE
+from sdegen.processes import VPSDE
 from sdegen.training import fit
+from sdegen.training.losses import dsm_loss
 
 EMA, CLIP, LR = 0.999, 1.0, 1e-3
 INTERVAL = 120.0  # seconds between checkpoints, the default

@@ -77,7 +77,7 @@ def arguments() -> argparse.Namespace:
 def recorded(out: Path) -> dict[str, Any]:
     """The arguments of the run in a folder."""
     try:
-        found = sg.checkpoint.newest(out, [])
+        found = sg.storage.newest(out, [])
     except sg.CheckpointError:
         return {}  # fit will say what is wrong
     return {} if found is None else found[1]["model"]["about"].get("arguments", {})

@@ -6,10 +6,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from . import nets
-from .checkpoint import load, save
-from .compare import compare
-from .dequantisation import BitsPerDim, bits_per_dim
-from .errors import (
+from .core.errors import (
     CheckpointError,
     CorruptCheckpointError,
     IncompatibleCheckpointError,
@@ -21,18 +18,22 @@ from .errors import (
     SolverError,
     StepSizeUnderflowError,
 )
-from .gaussian import Gaussian
-from .interop import from_diffusers, to_scheduler
-from .likelihood import LogProb, log_prob
-from .losses import dsm_loss
-from .mixture import GaussianMixture
-from .model import Denoiser, ScoreModel
-from .noise import Noise
-from .oracle import EmpiricalModel, MixtureModel
-from .parametrization import Parametrization
-from .prediction import Prediction
-from .sampling import encode, grid, sample
-from .sde import (
+from .distributions.gaussian import Gaussian
+from .distributions.mixture import GaussianMixture
+from .inference.bits import BitsPerDim, bits_per_dim
+from .inference.compare import compare
+from .inference.likelihood import LogProb, log_prob
+from .inference.sampling import encode, grid, sample
+from .loop.solution import Solution
+from .loop.solve import solve
+from .models.base import ScoreModel
+from .models.denoiser import Denoiser
+from .models.diffusers import from_diffusers, to_scheduler
+from .models.exact import EmpiricalModel, MixtureModel
+from .models.parametrization import Parametrization
+from .models.prediction import Prediction
+from .noise.white import Noise
+from .processes import (
     EDMSDE,
     SDE,
     VESDE,
@@ -46,12 +47,12 @@ from .sde import (
     TabulatedVPSDE,
     TrigSDE,
 )
-from .solution import Solution
-from .solve import solve
 from .solvers import Solver, make_solver, solvers
-from .solvers.analytic import NoiseLevel, measure_noise
+from .solvers.stochastic.analytic import NoiseLevel, measure_noise
+from .storage.models import load, save
 from .terms import ForwardSDE, ProbabilityFlow, ReverseSDE, Term
 from .training import History, fit
+from .training.losses import dsm_loss
 
 if TYPE_CHECKING:
     from . import data, discrete, metrics, plot, testing

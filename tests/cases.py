@@ -7,11 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from sdegen.mixture import GaussianMixture
-from sdegen.model import Denoiser
+from sdegen.distributions.mixture import GaussianMixture
+from sdegen.models.denoiser import Denoiser
+from sdegen.models.parametrization import NAMES, Parametrization
 from sdegen.nets import MLP
-from sdegen.parametrization import NAMES, Parametrization
-from sdegen.sde import (
+from sdegen.processes import (
     EDMSDE,
     SDE,
     VESDE,

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import InvalidInputError
+from ..core.errors import InvalidInputError
 
 LAYOUTS = ("channels-first", "channels-last")
 IDX_IMAGES = re.compile(r"(.*)images([-.])idx\d-ubyte(\.gz)?")

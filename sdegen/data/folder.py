@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InvalidInputError
+from ..core.errors import InvalidInputError
 from .arrays import Raw
 from .pixels import Decoded, Picture, decode
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InvalidInputError
+from ..core.errors import InvalidInputError
 from .arrays import IDX_IMAGES, Raw, from_array, read_array, read_idx, read_idx_file, read_idx_folder
 from .folder import read_folder
 from .hub import read_hub

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..errors import InvalidInputError
-from ..mixture import GaussianMixture
+from ..core.errors import InvalidInputError
+from ..distributions.mixture import GaussianMixture
 
 
 def ring(

@@ -3,8 +3,8 @@
 A DDPM or an NCSN is a model along `TabulatedVPSDE(betas)` or `TabulatedVESDE(sigmas)`: node i of 1..N is the time i/N.
 """
 
-from ..parametrization import counting
-from ..variance import LearnedVariance
+from ..models.learned_variance import LearnedVariance
+from ..models.parametrization import counting
 from .bound import Bound, hybrid_loss, vlb, vlb_term
 from .objectives import ddpm_loss, ncsn_loss
 from .recipes import annealed_langevin, ddim, ddim_encode, ddpm, langevin

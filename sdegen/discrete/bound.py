@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import InvalidInputError
-from ..model import ScoreModel
-from ..noise import Noise, check_seed
-from ..prediction import Prediction
-from ..running import quiet
-from ..sde import SDE
-from ..shapes import check_state, event_mean, expand
+from ..core.errors import InvalidInputError
+from ..core.shapes import check_state, event_mean, expand
+from ..loop.modes import quiet
+from ..models.base import ScoreModel
+from ..models.prediction import Prediction
+from ..noise.white import Noise, check_seed
+from ..processes import SDE
 from .objectives import Seed, node_times, noise_of
 from .tables import nodes
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InvalidInputError
-from ..losses import dsm_loss
-from ..model import ScoreModel
-from ..noise import Noise
-from ..shapes import as_time
+from ..core.errors import InvalidInputError
+from ..core.shapes import as_time
+from ..models.base import ScoreModel
+from ..noise.white import Noise
+from ..training.losses import dsm_loss
 from .tables import nodes
 
 Seed = int | Noise | None

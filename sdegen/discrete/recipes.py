@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InvalidInputError
-from ..model import ScoreModel
-from ..running import check_model
-from ..sampling import encode, sample
-from ..solution import Solution
+from ..core.errors import InvalidInputError
+from ..inference.running import check_model
+from ..inference.sampling import encode, sample
+from ..loop.solution import Solution
+from ..models.base import ScoreModel
 from ..solvers import make_solver
 from .tables import nodes, spaced
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InvalidInputError
-from ..model import ScoreModel
-from ..sde import SDE
+from ..core.errors import InvalidInputError
+from ..models.base import ScoreModel
+from ..processes import SDE
 
 
 def betas(

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InvalidInputError
-from ..model import ScoreModel
+from ..core.errors import InvalidInputError
+from ..models.base import ScoreModel
 from .objectives import NODE, Seed, noise_of
 from .tables import nodes
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import CorruptCheckpointError, InvalidInputError
+from ..core.errors import CorruptCheckpointError, InvalidInputError
 
 FEATURES = 64
 _RECIPE = 1  # changes when training does: a file of another recipe is not taken for this one's

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..errors import InvalidInputError
+from ..core.errors import InvalidInputError
 
 CHUNK = 2**22  # numbers in the largest intermediate (32 MB)
 

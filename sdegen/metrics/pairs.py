@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InvalidInputError
+from ..core.errors import InvalidInputError
 
 
 def psnr(x: Tensor, reference: Tensor, *, data_range: float = 2.0) -> Tensor:

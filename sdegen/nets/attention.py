@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import InvalidInputError
+from ..core.errors import InvalidInputError
 
 
 class SelfAttention(nn.Module):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..errors import InvalidInputError
+from ..core.errors import InvalidInputError
 from .attention import SelfAttention, from_patches, to_patches, zero
 from .embeddings import Embedding, check_count, check_share, check_time
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import InvalidInputError
+from ..core.errors import InvalidInputError
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import InvalidInputError
+from ..core.errors import InvalidInputError
 from .embeddings import Embedding, check_count, check_time
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..errors import InvalidInputError
+from ..core.errors import InvalidInputError
 from .attention import ImageAttention, from_patches, group_norm, to_patches, zero
 from .embeddings import Embedding, check_count, check_share, check_time
 

@@ -17,10 +17,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ..errors import InvalidInputError
-from ..model import ScoreModel
-from ..sde import SDE
-from ..solution import Solution
+from ..core.errors import InvalidInputError
+from ..loop.solution import Solution
+from ..models.base import ScoreModel
+from ..processes import SDE
 from .densities import as_density
 from .images import Mosaic, as_images, is_image, shades, show
 from .paths import Path, Scale

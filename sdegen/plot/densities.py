@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InvalidInputError
-from ..likelihood import log_prob
-from ..mixture import GaussianMixture
-from ..model import ScoreModel
-from ..oracle import MixtureModel
-from ..sde import SDE
+from ..core.errors import InvalidInputError
+from ..distributions.mixture import GaussianMixture
+from ..inference.likelihood import log_prob
+from ..models.base import ScoreModel
+from ..models.exact import MixtureModel
+from ..processes import SDE
 
 Box = list[tuple[float, float]]  # (low, high) of each coordinate
 MASSES = (0.95, 0.8, 0.6, 0.4, 0.2)  # shares of the mass that the contours enclose

@@ -14,12 +14,13 @@ from matplotlib.patches import Patch
 from scipy.fft import dctn, idctn
 from torch import Tensor
 
-from ..errors import InvalidInputError
-from ..mixture import GaussianMixture
-from ..model import ScoreModel
-from ..oracle import MixtureModel
-from ..shapes import check_state, flat
-from ..solution import Solution
+from ..core.errors import InvalidInputError
+from ..core.shapes import check_state, flat
+from ..distributions.mixture import GaussianMixture
+from ..loop.modes import quiet
+from ..loop.solution import Solution
+from ..models.base import ScoreModel
+from ..models.exact import MixtureModel
 from .densities import (
     Box,
     Density,
@@ -32,7 +33,7 @@ from .densities import (
     noised,
     on_grid,
 )
-from .models import device_of, quiet
+from .models import device_of
 from .paths import array
 from .plane import around, contour_lines, fill, given, inset, plane, squared
 from .style import DENSITY, EXACT, INK, SAMPLES, drawing, figure_of, panels, styled

@@ -10,11 +10,12 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from ..errors import InvalidInputError
-from ..model import ScoreModel
-from ..sde import SDE
-from ..solution import Solution
-from .models import device_of, quiet
+from ..core.errors import InvalidInputError
+from ..loop.modes import quiet
+from ..loop.solution import Solution
+from ..models.base import ScoreModel
+from ..processes import SDE
+from .models import device_of
 from .paths import Path, Scale
 from .style import panels, styled
 

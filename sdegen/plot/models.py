@@ -2,25 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 
-from ..model import ScoreModel
-
-
-@contextmanager
-def quiet(model: ScoreModel) -> Iterator[None]:
-    """No gradients, eval mode; every module's mode is restored."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
+from ..models.base import ScoreModel
 
 
 def device_of(model: ScoreModel) -> torch.device:

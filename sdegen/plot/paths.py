@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InvalidInputError
-from ..sde import SDE
-from ..solution import Solution
+from ..core.errors import InvalidInputError
+from ..loop.solution import Solution
+from ..processes import SDE
 
 FRAMES = ("auto", "x", "data")
 LARGE = 4.0  # a process that stretches data by more than this is drawn on the data's scale

@@ -9,7 +9,7 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from ..errors import InvalidInputError
+from ..core.errors import InvalidInputError
 from .densities import Box, Density, mass_levels, on_grid
 from .paths import array
 from .style import INK, PALE

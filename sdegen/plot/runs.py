@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InvalidInputError
-from ..model import ScoreModel
-from ..noise import Noise, check_seed
-from ..oracle import MixtureModel
-from ..sampling import encode, grid, sample
-from ..sde import SDE
+from ..core.errors import InvalidInputError
+from ..inference.sampling import encode, grid, sample
+from ..models.base import ScoreModel
+from ..models.exact import MixtureModel
+from ..noise.white import Noise, check_seed
+from ..processes import SDE
 from .densities import event_dim
 from .models import device_of
 from .paths import Path

@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from ..errors import InvalidInputError
-from ..model import ScoreModel
-from ..sde import SDE
+from ..core.errors import InvalidInputError
+from ..models.base import ScoreModel
+from ..processes import SDE
 from .paths import array
 from .style import colour, drawing, figure_of, panels, styled
 

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from ..errors import InvalidInputError
+from ..core.errors import InvalidInputError
 
 P = ParamSpec("P")
 R = TypeVar("R")

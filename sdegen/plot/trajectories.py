@@ -16,12 +16,12 @@ from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..errors import InvalidInputError
-from ..mixture import GaussianMixture
-from ..model import ScoreModel
-from ..oracle import MixtureModel
-from ..sde import SDE
-from ..solution import Solution
+from ..core.errors import InvalidInputError
+from ..distributions.mixture import GaussianMixture
+from ..loop.solution import Solution
+from ..models.base import ScoreModel
+from ..models.exact import MixtureModel
+from ..processes import SDE
 from .densities import as_density
 from .paths import Path, Scale
 from .plane import contours, plane, square

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullLocator
 
-from ..errors import InvalidInputError
+from ..core.errors import InvalidInputError
 from .style import FAINT, MARKERS, PALETTE, colour, figure_of, panels, styled
 
 LABELS = {

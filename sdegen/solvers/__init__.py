@@ -8,18 +8,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import InvalidInputError
+from ..core.errors import InvalidInputError
 from ..terms import Term
-from .adams import Adams
 from .base import Outcome, OutsideSolver, Solver, State, Step
-from .exponential import Multistep
 from .external import TABLE as EXTERNAL
-from .karras import KarrasSDE
-from .langevin import Langevin, PredictorCorrector
+from .multistep.adams import Adams
+from .multistep.exponential import Multistep
 from .runge_kutta import Euler, bosh3, dopri5, heun, rk4
-from .sra import SRA1
-from .stochastic import EulerMaruyama, ReverseDiffusion, StochasticHeun
-from .stochastic_adams import StochasticAdams
+from .stochastic.adams import StochasticAdams
+from .stochastic.euler import EulerMaruyama, ReverseDiffusion, StochasticHeun
+from .stochastic.karras import KarrasSDE
+from .stochastic.langevin import Langevin, PredictorCorrector
+from .stochastic.sra import SRA1
 
 __all__ = ["Adams", "Outcome", "OutsideSolver", "Row", "Solver", "State", "Step", "choose", "make_solver", "solvers"]
 

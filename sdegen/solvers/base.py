@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InvalidInputError, SolverError
-from ..model import ScoreModel
-from ..noise import Noise
-from ..steps import Controller, Tolerance
+from ..core.errors import InvalidInputError, SolverError
+from ..models.base import ScoreModel
+from ..noise.white import Noise
 from ..terms import Term
+from .tolerance import Controller, Tolerance
 
 State = dict[str, Any]  # what a solver carries from step to step; under error control tensors with the batch first
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..noise import Noise
-from ..shapes import SMALL_EVENT, expand, factor, plus, scaled
+from ..core.shapes import SMALL_EVENT, expand, factor, plus, scaled
+from ..noise.white import Noise
 from ..terms import Term
 from .base import Solver, State, Step
 

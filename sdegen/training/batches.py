@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, default_collate
 
+from ..core.errors import InvalidInputError
+from ..core.shapes import check_state
 from ..data.images import Images
-from ..errors import InvalidInputError
-from ..shapes import check_state
 from .draws import derived_seed, own_draws, seed_draws
 
 _MEASURED = 4096  # samples that statistics are taken from where the data are no tensor

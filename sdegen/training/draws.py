@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..noise import Noise
+from ..noise.white import Noise
 
 _BLOCKS = 4  # of a batch, at most: a process draws the blocks that its rows lie in
 _LEAST = 4096  # numbers in a block, drawn in the time that it takes to seed a generator

@@ -15,8 +15,8 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from .. import checkpoint
-from ..errors import CheckpointError, InvalidInputError, RunLockedError
+from .. import storage
+from ..core.errors import CheckpointError, InvalidInputError, RunLockedError
 
 _KEPT = 2  # checkpoints
 _LOCK, _OWNER, _SNAPSHOTS = ".lock", ".owner", "averages"
@@ -80,38 +80,38 @@ class RunFolder:
 
     def resumable(self, resume: str | bool) -> Found | None:
         """Tensors and state of the newest valid checkpoint, None where the run begins."""
-        there = checkpoint.steps(self.path)
+        there = storage.steps(self.path)
         if there and resume is False:
             raise InvalidInputError(f"{self.path} has a run and resume=False: pass another folder, or resume='auto'")
         if not there and resume is True:
             raise InvalidInputError(f"{self.path} has no checkpoint and resume=True: pass resume='auto' to begin one")
-        return checkpoint.newest(self.path, ["model", "training"])
+        return storage.newest(self.path, ["model", "training"])
 
     def rewind(self, step: int) -> None:
         """Drop the snapshots after a step."""
         with writing(self.path):
-            for later in checkpoint.steps(self.path / _SNAPSHOTS):
+            for later in storage.steps(self.path / _SNAPSHOTS):
                 if later.name > _name(step):
                     shutil.rmtree(later)
 
     def save(self, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
         """Write the checkpoint of a step; drop all but the newest two, and later ones: they were too damaged to use."""
         with writing(self.path):
-            for damaged in checkpoint.steps(self.path):
+            for damaged in storage.steps(self.path):
                 if damaged.name >= _name(step):
                     shutil.rmtree(damaged)
-        checkpoint.write(self.path / _name(step), tensors, state)
-        for old in checkpoint.steps(self.path)[:-_KEPT]:
+        storage.write(self.path / _name(step), tensors, state)
+        for old in storage.steps(self.path)[:-_KEPT]:
             shutil.rmtree(old, ignore_errors=True)
 
     def keep_averages(self, step: int, averages: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Write a snapshot of the averages, to be mixed later."""
-        checkpoint.write(self.path / _SNAPSHOTS / _name(step), {"averages": averages}, state)
+        storage.write(self.path / _SNAPSHOTS / _name(step), {"averages": averages}, state)
 
 
 def snapshots(run: str | os.PathLike) -> list[Path]:
     """The snapshots of a run's averages, oldest first."""
-    return checkpoint.steps(Path(run) / _SNAPSHOTS)
+    return storage.steps(Path(run) / _SNAPSHOTS)
 
 
 @contextmanager

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import NonFiniteError
-from ..sde import SDE
-from ..shapes import numbers as listed
+from ..core.errors import NonFiniteError
+from ..core.shapes import numbers as listed
+from ..processes import SDE
 
 _BINS = 24
 _EVERY = 8  # steps between those whose losses are sorted by level

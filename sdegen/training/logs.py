@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from ..errors import InvalidInputError
+from ..core.errors import InvalidInputError
 from .folder import writing
 from .history import LossByLevel
 

@@ -15,19 +15,20 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from .. import checkpoint
-from ..errors import IncompatibleCheckpointError, InvalidInputError
-from ..losses import dsm_loss
-from ..model import Denoiser, ScoreModel
-from ..noise import check_seed
-from ..running import quiet
-from ..shapes import as_time, check_state
+from .. import storage
+from ..core.errors import IncompatibleCheckpointError, InvalidInputError
+from ..core.shapes import as_time, check_state
+from ..loop.modes import quiet
+from ..models.base import ScoreModel
+from ..models.denoiser import Denoiser
+from ..noise.white import check_seed
 from .batches import Batch, Batches, batches
 from .draws import Draws, derived_seed, own_draws, seed_draws, takes_seed
 from .ema import Average, power_function
 from .folder import Found, Interrupts, RunFolder
 from .history import History, Recorder, Step
 from .logs import Logs
+from .losses import dsm_loss
 from .options import PRECISIONS, Options
 from .team import LostProcessError, Team, local_device, team
 
@@ -379,7 +380,7 @@ class _Run:
     def checkpoint(self) -> Found:
         """Tensors and state: "model" with the averaged weights, as `load` reads it, and "training" with the rest."""
         with self.average.in_place():
-            model = checkpoint.model_tensors(_saveable(self.model))
+            model = storage.model_tensors(_saveable(self.model))
         training = self.recorder.tensors()
         for name, p in zip(self.names, self.parameters, strict=True):
             own = {"weight": p, **self.optimiser.state[p]}
@@ -388,7 +389,7 @@ class _Run:
             training |= {f"average{k}.{name}": value for name, value in zip(self.names, average.values, strict=True)}
         state = {"step": self.step, "seed": self.seed, "failures": self.recorder.failures}
         state["scaler"] = self.scaler.state_dict()
-        description = checkpoint.describe(_saveable(self.model))
+        description = storage.describe(_saveable(self.model))
         return {"model": model, "training": training}, {"model": description, "training": state}
 
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -415,7 +416,7 @@ class _Run:
                 "pass more, or load the model"
             )
         try:
-            checkpoint.set_weights(_saveable(self.model).net, tensors["model"])
+            storage.set_weights(_saveable(self.model).net, tensors["model"])
             for name, p, average in zip(self.names, self.parameters, self.average.values, strict=True):
                 average.copy_(p)
                 p.copy_(own[f"weight.{name}"])
@@ -444,7 +445,7 @@ def _check_model(model: ScoreModel, first: Batch, *, saves: bool) -> None:
     check_state(first.x0, name="data", event_shape=model.event_shape)
     model.check_conditions(first.cond, len(first.x0))
     if saves:
-        checkpoint.describe(_saveable(model))
+        storage.describe(_saveable(model))
 
 
 def _saveable(model: ScoreModel) -> Denoiser:
@@ -497,7 +498,7 @@ def _learn_about_data(model: ScoreModel, source: Batches, found: Found | None, c
     mean, std = model.data_mean, model.data_std
     if found:
         tensors, state = found
-        checkpoint.check_same(_saveable(model), state["model"])
+        storage.check_same(_saveable(model), state["model"])
         mean, std = (tensors["model"].get(name) for name in ("data_mean", "data_std"))
     elif mean is None or std is None:
         measured_mean, measured_std = crew.from_leader(source.statistics)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InvalidInputError
+from ..core.errors import InvalidInputError
 from .ema import LARGEST_WIDTH
 
 # Factors on the learning rate, of the part of the run that is done.

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import checkpoint
-from ..errors import CheckpointError, IncompatibleCheckpointError, InvalidInputError
-from ..model import ScoreModel
-from ..sde import SDE
+from .. import storage
+from ..core.errors import CheckpointError, IncompatibleCheckpointError, InvalidInputError
+from ..models.base import ScoreModel
+from ..processes import SDE
 from .ema import LARGEST_WIDTH, mixture_of
 from .folder import snapshots
 
@@ -50,7 +50,7 @@ def averaged(
     """
     if not 0 < width < LARGEST_WIDTH:
         raise InvalidInputError(f"width={width!r}: wanted a number in (0, {LARGEST_WIDTH:.3f}) such as 0.1")
-    model = checkpoint.load(run, net=net, sde=sde, device=device)
+    model = storage.load(run, net=net, sde=sde, device=device)
     kept = _readable(snapshots(run))
     if not kept:
         raise CheckpointError(f"{run} has no snapshots of averages: train with ema=(0.05, 0.1), for example")
@@ -59,16 +59,14 @@ def averaged(
     if not kept:
         raise InvalidInputError(f"step={step}: the first snapshot was made later")
     at = [(path, state, k) for path, state in kept for k in range(len(state["widths"]))]
-    weights = mixture_of(
-        [state["step"] for _, state, _ in at], [state["widths"][k] for _, state, k in at], last, width
-    )
+    weights = mixture_of([state["step"] for _, state, _ in at], [state["widths"][k] for _, state, k in at], last, width)
     _fill(model, at, weights)
     return model
 
 
 def _readable(paths: Sequence[Path]) -> list[tuple[Path, dict[str, Any]]]:
     """The snapshots with their states."""
-    return [(path, checkpoint.read(path, [])[1]) for path in paths]
+    return [(path, storage.read(path, [])[1]) for path in paths]
 
 
 @torch.no_grad()
@@ -77,7 +75,7 @@ def _fill(model: ScoreModel, at: Sequence[tuple[Path, dict[str, Any], int]], wei
     parameters = dict(model.named_parameters())
     sums: dict[str, Tensor] = {}
     for path in dict.fromkeys(path for path, _, _ in at):
-        tensors = checkpoint.read(path, ["averages"])[0]["averages"]
+        tensors = storage.read(path, ["averages"])[0]["averages"]
         for (own, state, k), weight in zip(at, weights, strict=True):
             for name in state["names"] if own == path else ():
                 value = float(weight) * tensors[f"{k}.{name}"].double()

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
-from ..errors import SdegenError
+from ..core.errors import SdegenError
 
 T = TypeVar("T")
 

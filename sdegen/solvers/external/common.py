@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import InvalidInputError, MaxStepsError, NonFiniteError, SolverError
-from ...noise import Noise
-from ...shapes import flat
-from ...steps import Tolerance
+from ...core.errors import InvalidInputError, MaxStepsError, NonFiniteError, SolverError
+from ...core.shapes import flat
+from ...noise.white import Noise
 from ...terms import Term
 from ..base import Outcome, OutsideSolver
+from ..tolerance import Tolerance
 
 
 class Stopped(Exception):

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...errors import InvalidInputError, StepSizeUnderflowError
-from ...noise import Noise
-from ...steps import Tolerance
+from ...core.errors import InvalidInputError, StepSizeUnderflowError
+from ...noise.white import Noise
 from ...terms import Term
+from ..tolerance import Tolerance
 from .common import Course, External, Field, Stopped
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...brownian import BrownianTree, space_time_increment
-from ...errors import StepSizeUnderflowError
-from ...noise import Noise
-from ...steps import Tolerance
+from ...core.errors import StepSizeUnderflowError
+from ...noise.brownian import BrownianTree, space_time_increment
+from ...noise.white import Noise
 from ...terms import Term
+from ..tolerance import Tolerance
 from .common import Course, External, Field, Stopped
 
 

@@ -1,0 +1,169 @@
+"""Gaussian mixtures: a density known in closed form, which stays one under every linear process."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.errors import InvalidInputError
+from ..noise.white import Noise, check_seed
+
+_COMPONENT, _VALUE = 11, 12  # what a draw is for
+_LOG_2PI = math.log(2 * math.pi)
+
+
+class GaussianMixture:
+    """p(x) = sum_k w_k N(x; m_k, C_k) in d dimensions.
+
+    Args:
+        means: (K, d), tensor or lists.
+        std: a number or (K,): C_k = std_k^2 I.
+        covariances: (d, d) or (K, d, d), symmetric and positive semidefinite. Give std or covariances, not both.
+        weights: (K,), positive; normalised to sum 1. None: equal.
+
+    Raises:
+        InvalidInputError: shapes that do not fit, both or neither of std and covariances, a negative eigenvalue or
+            weight.
+    """
+
+    def __init__(
+        self,
+        means: Sequence[Sequence[float]] | Tensor,
+        *,
+        std: float | Sequence[float] | Tensor | None = None,
+        covariances: Sequence | Tensor | None = None,
+        weights: Sequence[float] | Tensor | None = None,
+    ) -> None:
+        self.means = _floats(means, "means")
+        if self.means.ndim != 2 or not self.means.numel():
+            raise InvalidInputError(
+                f"means has shape {tuple(self.means.shape)}: wanted (K, d), K components in d dimensions"
+            )
+        k, d = self.means.shape
+        if (std is None) == (covariances is None):
+            raise InvalidInputError(
+                "a mixture needs exactly one of std= (a number or one per component) and covariances="
+            )
+        if std is not None:
+            stds = _floats(std, "std")
+            if tuple(stds.shape) not in ((), (k,)) or bool((stds < 0).any()):
+                raise InvalidInputError(f"std has shape {tuple(stds.shape)}: wanted a number or ({k},), not negative")
+            self.variances = (stds**2).expand(k)[:, None].expand(k, d).contiguous()  # (K, d) eigenvalues
+            self.axes: Tensor | None = None  # (K, d, d) eigenvectors in columns; None: the identity
+        else:
+            c = _floats(covariances, "covariances")
+            if tuple(c.shape) not in ((d, d), (k, d, d)):
+                raise InvalidInputError(f"covariances has shape {tuple(c.shape)}: wanted ({d}, {d}) or ({k}, {d}, {d})")
+            if not torch.allclose(c, c.mT, rtol=1e-10, atol=1e-12):
+                raise InvalidInputError("covariances are not symmetric: pass (C + C^T)/2")
+            variances, axes = torch.linalg.eigh(c.expand(k, d, d))
+            if bool((variances < -1e-12 * variances.abs().max()).any()):
+                raise InvalidInputError(
+                    f"covariances have a negative eigenvalue ({float(variances.min()):g}): wanted positive semidefinite"
+                )
+            self.variances, self.axes = variances.clamp_min(0), axes
+        w = torch.ones(k, dtype=torch.float64) if weights is None else _floats(weights, "weights")
+        if w.shape != (k,):
+            raise InvalidInputError(f"weights has shape {tuple(w.shape)}: wanted ({k},), one per component")
+        if bool((w <= 0).any()):
+            raise InvalidInputError(f"weights = {w.tolist()}: wanted all positive (leave out components of weight 0)")
+        self.weights = w / w.sum()
+
+    @property
+    def dim(self) -> int:
+        """d."""
+        return self.means.shape[1]
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean of the whole mixture, (d,)."""
+        return self.weights @ self.means
+
+    @property
+    def covariance(self) -> Tensor:
+        """The covariance of the whole mixture, (d, d)."""
+        centred = self.means - self.mean
+        within = torch.einsum("k,kd->d", self.weights, self.variances).diag()
+        if self.axes is not None:
+            within = torch.einsum("k,kie,ke,kje->ij", self.weights, self.axes, self.variances, self.axes)
+        return within + torch.einsum("k,ki,kj->ij", self.weights, centred, centred)
+
+    def sample(
+        self,
+        n: int,
+        *,
+        seed: int | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """n draws, (n, d); draw i depends on (seed, i) alone."""
+        x, _ = self.sample_labelled(n, seed=seed)
+        return x.to(dtype=dtype or torch.get_default_dtype(), device=device or "cpu")
+
+    def sample_labelled(self, n: int, *, seed: int | None = None) -> tuple[Tensor, Tensor]:
+        """n draws in float64 and the component of each, (n, d) and (n,)."""
+        noise = Noise(check_seed(seed))
+        u = torch.special.ndtr(noise.normal((n, 1), _COMPONENT, dtype=torch.float64, device="cpu"))[:, 0]
+        label = torch.searchsorted(self.weights.cumsum(0), u).clamp_max(len(self.weights) - 1)
+        z = noise.normal((n, self.dim), _VALUE, dtype=torch.float64, device="cpu") * self.variances[label].sqrt()
+        if self.axes is not None:
+            z = torch.einsum("nij,nj->ni", self.axes[label], z)
+        return self.means[label] + z, label
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p(x) in nats, (B, d) -> (B,).
+
+        Raises:
+            InvalidInputError: a covariance is singular, so there is no density.
+        """
+        if bool((self.variances <= 1e-14 * self.variances.amax(1, keepdim=True)).any()):
+            raise InvalidInputError(
+                "this mixture has no density, for a covariance is singular: ask a MixtureModel for that of noisy data"
+            )
+        return self.denoise(x, 1.0, 0.0)[0]
+
+    def denoise(self, x: Tensor, alpha: Any, sigma: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """What x = alpha x0 + sigma z tells: (log p(x), E[x0 | x], E[z | x]), of shapes (B,), (B, d), (B, d).
+
+        p = sum_k w_k N(alpha m_k, alpha^2 C_k + sigma^2 I). Along an eigenvector of C_k with eigenvalue c,
+        E[x0 | x, k] = m + alpha c/(alpha^2 c + sigma^2) (x - alpha m) and E[z | x, k] = sigma/(alpha^2 c + sigma^2)
+        (x - alpha m), the second computed directly: x - alpha E[x0 | x] cancels at small sigma.
+
+        Args:
+            x: (B, d).
+            alpha, sigma: numbers or (B,), not both 0.
+        """
+        if x.ndim != 2 or x.shape[1] != self.dim:
+            raise InvalidInputError(f"x has shape {tuple(x.shape)}: this mixture is over (B, {self.dim})")
+        means, variances, log_weights = (p.to(x) for p in (self.means, self.variances, self.weights.log()))
+        alpha, sigma = (torch.as_tensor(c, dtype=x.dtype, device=x.device).reshape(-1, 1, 1) for c in (alpha, sigma))
+        total = alpha**2 * variances + sigma**2  # (B or 1, K, d)
+        offset = x[:, None] - alpha * means  # (B, K, d)
+        if self.axes is not None:
+            axes = self.axes.to(x)
+            offset = torch.einsum("bki,kie->bke", offset, axes)
+        whitened = offset / total
+        log_parts = log_weights - ((offset * whitened).sum(2) + total.log().sum(2) + self.dim * _LOG_2PI) / 2
+        log_p = torch.logsumexp(log_parts, 1)
+        share = torch.softmax(log_parts, 1)
+        if self.axes is None:
+            z = torch.einsum("bk,bkd->bd", share, sigma * whitened)
+            x0 = torch.einsum("bk,bkd->bd", share, means + alpha * variances * whitened)
+        else:
+            z = torch.einsum("bk,bke,kie->bi", share, sigma * whitened, axes)
+            x0 = share @ means + torch.einsum("bk,bke,kie->bi", share, alpha * variances * whitened, axes)
+        return log_p, x0, z
+
+
+def _floats(value: object, name: str) -> Tensor:
+    try:
+        tensor = torch.as_tensor(value, dtype=torch.float64).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidInputError(f"{name} could not be read as numbers ({error})") from error
+    if not bool(torch.isfinite(tensor).all()):
+        raise InvalidInputError(f"{name} holds NaN or infinity")
+    return tensor

@@ -1,0 +1,1 @@
+"""The only loop, and what comes out of it."""

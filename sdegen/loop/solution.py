@@ -1,0 +1,99 @@
+"""What a solve gives back, and how it fails."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..core.errors import MaxStepsError, NonFiniteError, SolverError, StepSizeUnderflowError
+from ..core.shapes import numbers
+
+ARRIVED, NON_FINITE, MAX_STEPS, UNDERFLOW = 0, 1, 2, 3
+
+_ERRORS: dict[int, tuple[type[SolverError], str, str]] = {  # what was raised, what happened, the cure
+    NON_FINITE: (
+        NonFiniteError,
+        "became NaN or infinite",
+        "look at the network's output there, its inputs' scale and its precision",
+    ),
+    UNDERFLOW: (
+        StepSizeUnderflowError,
+        "needed steps below the resolution of time",
+        "loosen rtol/atol, or look for a jump in the network",
+    ),
+    MAX_STEPS: (MaxStepsError, "did not arrive within max_steps", "loosen rtol/atol or raise max_steps"),
+}
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What a solve gives back.
+
+    Attributes:
+        x: (B, *event), where it ended.
+        ts: the saved times, (S,), or (S, B) where samples stepped on their own and everything was saved.
+        xs: the saved states, (S, B, *event).
+        nfe: (B,) evaluations that each sample needed.
+        calls: network calls on a batch.
+        accepted, rejected: (B,) steps.
+        t: (B,) the times they reached.
+        status: (B,) 0 = arrived, 1 = not finite, 2 = out of steps, 3 = step size underflow.
+        message: what happened, in words.
+        solver: what ran.
+        seed: the seed of the noise, None where there was none.
+        log_prob: (B,) log-densities in nats, where asked for.
+    """
+
+    x: Tensor
+    ts: Tensor
+    xs: Tensor
+    nfe: Tensor
+    calls: int
+    accepted: Tensor
+    rejected: Tensor
+    t: Tensor
+    status: Tensor
+    message: str
+    solver: str
+    seed: int | None = None
+    log_prob: Tensor | None = None
+
+
+def describe(status: Tensor, t: Tensor, steps: Tensor) -> str:
+    """The message of a Solution: that all arrived, or what became of the samples that did not.
+
+    Args:
+        status: (B,), as in Solution.
+        t, steps: (B,) the times that the samples reached, and how many accepted steps that took them.
+    """
+    failed = status != ARRIVED
+    if not bool(failed.any()):
+        return f"all {len(status)} samples arrived"
+    code = worst(status)
+    bad = (status == code).nonzero().flatten()
+    first = bad[steps[bad].argmin()]
+    _, what, cure = _ERRORS[code]
+    return (
+        f"{len(bad)} of {len(status)} samples (numbers {numbers(bad)}) {what}, "
+        f"the first of them at t = {float(t[first]):g} "
+        f"after {int(steps[first])} accepted steps; {cure}"
+    )
+
+
+def worst(status: Tensor) -> int:
+    """The failure to speak of first."""
+    return next(code for code in _ERRORS if bool((status == code).any()))
+
+
+def code_of(failure: type[SolverError]) -> int:
+    """The status that a kind of error stands for."""
+    return next(code for code, (kind, _, _) in _ERRORS.items() if issubclass(failure, kind))
+
+
+def judged(solution: Solution, on_failure: str) -> Solution:
+    """The solution, or with on_failure="raise" the error that its status calls for, carrying it as `.partial`."""
+    if on_failure == "raise" and bool((solution.status != ARRIVED).any()):
+        error = _ERRORS[worst(solution.status)][0]
+        raise error(f"{solution.solver}: {solution.message}", partial=solution)
+    return solution

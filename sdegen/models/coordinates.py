@@ -1,0 +1,98 @@
+"""Better coordinates: a model as a solver sees it, along the circular path and centred, and the way there and back."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.shapes import expand
+from ..processes import SDE, VESDE, TrigSDE
+from .base import Centred, ScoreModel, rescaling
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """A model as a solver sees it: possibly along another process, possibly centred.
+
+    The state x at time t of the model's own process is, at the time t' of equal sigma/alpha,
+    x' = alpha' (x/alpha - centre), or (sigma'/sigma) x - alpha' centre where alpha may be 0.
+    """
+
+    own: SDE
+    model: ScoreModel
+    centre: Tensor | None
+
+    @classmethod
+    def own_of(cls, model: ScoreModel) -> Coordinates:
+        """The model's own."""
+        return cls(model.sde, model, None)
+
+    @classmethod
+    def best_of(cls, model: ScoreModel) -> Coordinates:
+        """The circular path of the data's scale around the data's mean."""
+        low, high = _range(model.sde)
+        return cls._along(model, TrigSDE(model.sigma_data, sigma_min=low, sigma_max=high))
+
+    @classmethod
+    def even_of(cls, model: ScoreModel) -> Coordinates:
+        """alpha = 1 and a time in proportion to log(sigma), up to 10,000 standard deviations of the data; centred."""
+        low, high = _range(model.sde)
+        high, t_min = min(high, 1e4 * model.sigma_data), 1e-3
+        rate = math.log(high / low) / (1 - t_min)
+        return cls._along(model, VESDE(high * math.exp(-rate), high, t_min=t_min))
+
+    @classmethod
+    def _along(cls, model: ScoreModel, sde: SDE) -> Coordinates:
+        centre = model.data_mean
+        if centre is not None and bool((centre == 0).all()):
+            centre = None
+        inner = model if centre is None else Centred(model, centre)
+        return cls(model.sde, inner.on(sde), centre)
+
+    @property
+    def same(self) -> bool:
+        return self.model.sde is self.own
+
+    def there(self, ts: Any) -> Tensor:
+        """Times of the own process in these coordinates."""
+        ts = torch.as_tensor(ts, dtype=torch.float64)
+        if self.same:
+            return ts
+        sde = self.model.sde
+        inner = ts.clamp(self.own.t_min, self.own.t_max)
+        return torch.where(ts == 0, ts, sde.time(self.own.half_log_snr(inner)).clamp(sde.t_min, sde.t_max))
+
+    def back(self, ts: Tensor) -> Tensor:
+        """Times in these coordinates as times of the own process."""
+        if self.same:
+            return ts
+        inner = self.own.time(self.model.sde.half_log_snr(ts.clamp_min(self.model.sde.t_min)))
+        return torch.where(ts == 0, ts, inner.clamp(self.own.t_min, self.own.t_max))
+
+    def state_there(self, x: Tensor, t: Tensor) -> Tensor:
+        """A state at a scalar time t of the own process, in these coordinates."""
+        if self.same:
+            return x
+        there = self.there(t)
+        x = x * rescaling(self.own, t, self.model.sde, there)
+        return x if self.centre is None else x - self.model.sde.alpha(there) * self.centre.to(x)
+
+    def state_back(self, x: Tensor, t: Tensor) -> Tensor:
+        """A state at time t (scalar or per sample) of these coordinates, as the own process has it."""
+        if self.same:
+            return x
+        back = self.back(t)
+        ratio = torch.where(t == 0, 1.0, rescaling(self.model.sde, t, self.own, back))
+        shift = torch.where(t == 0, 1.0, self.own.alpha(back))
+        x = x * expand(ratio, x)
+        return x if self.centre is None else x + expand(shift, x) * self.centre.to(x)
+
+
+def _range(sde: SDE) -> tuple[float, float]:
+    """The smallest and the largest sigma/alpha."""
+    high, low = torch.exp(-sde.half_log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))).tolist()
+    return low, high

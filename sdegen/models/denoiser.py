@@ -1,0 +1,128 @@
+"""The learned belief: a network and the four coefficients that turn its output into a prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.cache import Memo
+from ..core.errors import InvalidInputError
+from ..core.shapes import as_time, check_time, expand
+from ..processes import SDE
+from .base import ScoreModel, _words
+from .parametrization import Parametrization, ones, parametrization
+from .prediction import Prediction
+
+
+class Denoiser(ScoreModel):
+    """A network trained along a process: x0 = c_skip x + c_out net(c_in x, c_noise).
+
+    Args:
+        net: net(x, t, **cond) -> (B, *event); t has shape (B,): the time of the SDE, except "edm": log(sigma/alpha)/4.
+            It is called in its own dtype.
+        sde: the process it was, or will be, trained on.
+        parametrization: "x0" | "noise" | "score" | "v" | "velocity" | "edm", or a Parametrization.
+        data_mean, data_std: scalars or event-shaped; None: measured by the first fit. "edm" uses data_std (1 until it
+            is known).
+
+    Attributes:
+        about: whatever a checkpoint should tell besides, as JSON has it: where the data are, how they were scaled.
+
+    Raises:
+        InvalidInputError: an unknown parametrization; at the call, an output that is not of x's shape.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        sde: SDE,
+        *,
+        parametrization: str | Parametrization = "edm",
+        data_mean: float | Tensor | None = None,
+        data_std: float | Tensor | None = None,
+    ) -> None:
+        self._coefficients = Memo(self._evaluate_coefficients)
+        super().__init__(sde, data_mean=data_mean, data_std=data_std, event_shape=getattr(net, "event_shape", None))
+        if not callable(net):
+            raise InvalidInputError(f"net is {net!r}: pass a torch.nn.Module called as net(x, t, **cond)")
+        self.net = net
+        self.parametrization = parametrization
+        self.about: dict[str, Any] = {}
+        self._time_dtype: torch.dtype | None = getattr(net, "time_dtype", None)
+        self._first: tuple[Any, Tensor | None] = (None, None)  # the network and its first floating parameter
+        self.coefficients()
+
+    def coefficients(self) -> Parametrization:
+        """The four functions in force."""
+        return parametrization(self.parametrization, self.sigma_data)
+
+    def set_statistics(self, mean, std):
+        super().set_statistics(mean, std)
+        self._coefficients.clear()
+
+    def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Prediction:
+        t = as_time(t)
+        check_time(t, x)
+        c_skip, c_out, c_in, c_noise, n_skip, n_out = self._coefficients(t)
+        output = self._output(x, c_in, c_noise, cond)
+        if not isinstance(output, Tensor) or output.shape != x.shape:
+            came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise InvalidInputError(
+                f"the network returned {came} for an input of shape {tuple(x.shape)}: wanted the input's shape"
+            )
+        output = output if output.dtype == x.dtype else output.to(x.dtype)
+        return Prediction.spanned(x, output, (c_skip, c_out), (n_skip, n_out), self.sde, t)
+
+    def _output(self, x: Tensor, c_in: Any, c_noise: Any, cond: Mapping[str, Any]) -> Any:
+        """net(c_in x, c_noise), called in the network's own dtype (and that of its `time_dtype`, if it has one)."""
+        net = self.net
+        dtype = self._dtype(net, x)
+        time_dtype = self._time_dtype or dtype
+        if isinstance(c_noise, Tensor):
+            t_in = c_noise.to(device=x.device, dtype=time_dtype, copy=True).expand(x.shape[0])
+        else:
+            t_in = torch.full((x.shape[0],), c_noise, dtype=time_dtype, device=x.device)
+        x_in = x if isinstance(c_in, float) and c_in == 1.0 else x * expand(c_in, x)
+        return net(x_in if x_in.dtype == dtype else x_in.to(dtype), t_in, **cond)
+
+    def _dtype(self, net: Any, x: Tensor) -> torch.dtype:
+        known, first = self._first
+        if known is not net:  # the search costs more than many a small network's layer: made once
+            parameters = net.parameters() if isinstance(net, nn.Module) else ()
+            first = next((p for p in parameters if p.is_floating_point()), None)
+            self._first = (net, first)
+        return x.dtype if first is None else first.dtype
+
+    def warm(self, ts):
+        super().warm(ts)
+        self._coefficients.warm(ts)
+
+    def condition_names(self):
+        return _words(getattr(self.net, "forward", self.net))
+
+    def _evaluate_coefficients(self, t: Tensor) -> tuple[Any, ...]:
+        t = t.to(torch.float64)
+        c = self.coefficients()
+        at = self.sde.at(t)
+        c_skip, c_out, c_noise = (f(self.sde, t).expand(t.shape) for f in (c.c_skip, c.c_out, c.c_noise))
+        c_in = 1.0 if c.c_in is ones else c.c_in(self.sde, t).expand(t.shape)
+        if self._ends_without_signal() and not bool(torch.isfinite(c_skip + c_out).all()):
+            raise InvalidInputError(
+                f"at t = {self.sde.t_max:g} there is no signal (alpha = 0), and a network that predicts the noise or "
+                "the score says nothing about the data there: begin at an earlier time, with t_span= or times in "
+                "steps=, or train the parametrization 'v' or 'x0'"
+            )
+        if self._ends_without_signal() and not bool(torch.isfinite(c_noise).all()):
+            raise InvalidInputError(
+                f"at t = {self.sde.t_max:g} there is no signal (alpha = 0), and what the network gets for a time, "
+                "c_noise (of 'edm': log(sigma/alpha)/4), is infinite: begin at an earlier time, with t_span= or times "
+                "in steps=, or train the parametrization 'v' or 'x0'"
+            )
+        fall = at.alpha / -at.sigma  # noise = (x - alpha x0)/sigma
+        return c_skip, c_out, c_in, c_noise, torch.addcmul(at.sigma.reciprocal(), fall, c_skip), fall * c_out
+
+    def _ends_without_signal(self) -> bool:
+        return bool(self.sde.levels.of(self.sde.t_max)[0] == 0)

@@ -1,0 +1,134 @@
+"""What a network's output means: four coefficients, x0 = c_skip x + c_out net(c_in x, c_noise)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..core.errors import InvalidInputError
+from ..processes import SDE
+
+Function = Callable[[SDE, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Parametrization:
+    """x0 = c_skip x + c_out net(c_in x, c_noise): four functions of (sde, t), each giving t's shape.
+
+    x is the state of the process at hand and t its time. They are evaluated in float64.
+
+    Source: Karras et al. 2022 (arXiv 2206.00364) eq. 7.
+    """
+
+    c_skip: Function
+    c_out: Function
+    c_in: Function
+    c_noise: Function
+
+
+def counting(of: str | Parametrization) -> Parametrization:
+    """The same output of a network that counts a table's nodes from 0, as code written for DDPM does.
+
+    Node i of 1..N, at t = i/N, is the integer i - 1 for the network: c_noise = N t - 1, linear between the nodes.
+
+    For a name, `parametrization="counting-noise"` and the like say the same, and can be saved.
+
+    Args:
+        of: a name or a Parametrization; the process needs a table (`TabulatedVPSDE`, `TabulatedVESDE`).
+
+    Source: Ho et al. 2020 (arXiv 2006.11239) counts t = 1..N in the paper, 0..N - 1 in its code.
+    """
+
+    def c_noise(sde: SDE, t: Tensor) -> Tensor:
+        nodes = getattr(sde, "nodes", None)
+        if nodes is None:
+            raise InvalidInputError(f"{sde} has no nodes to count: use TabulatedVPSDE(betas) or TabulatedVESDE(sigmas)")
+        count = len(nodes) * t - 1
+        return count + (count.round() - count).detach() * ((count.round() - count).abs() < 1e-6)  # t = i/N is rounded
+
+    return replace(parametrization(of), c_noise=c_noise)
+
+
+def ones(sde: SDE, t: Tensor) -> Tensor:
+    return torch.ones_like(t)
+
+
+def _time(sde: SDE, t: Tensor) -> Tensor:
+    return t
+
+
+def _linear(c_skip: Function, c_out: Function) -> Parametrization:
+    """A network that sees x and t as they are."""
+    return Parametrization(c_skip, c_out, ones, _time)
+
+
+def _w(sde: SDE, t: Tensor) -> Tensor:
+    """alpha sigma' - alpha' sigma = g^2 alpha/(2 sigma), finite where alpha is 0 and g infinite."""
+    at = sde.at(t)
+    d_alpha, d_sigma = at.rates
+    return at.alpha * d_sigma - d_alpha * at.sigma
+
+
+def _n(sde: SDE, t: Tensor) -> Tensor:
+    return sde.at(t).alpha ** 2 + sde.at(t).sigma ** 2
+
+
+_LINEAR = {
+    "x0": _linear(lambda sde, t: torch.zeros_like(t), ones),
+    "noise": _linear(lambda sde, t: 1 / sde.at(t).alpha, lambda sde, t: -sde.at(t).sigma / sde.at(t).alpha),
+    "score": _linear(lambda sde, t: 1 / sde.at(t).alpha, lambda sde, t: sde.at(t).sigma ** 2 / sde.at(t).alpha),
+    "v": _linear(lambda sde, t: sde.at(t).alpha / _n(sde, t), lambda sde, t: -sde.at(t).sigma / _n(sde, t)),
+    "velocity": _linear(lambda sde, t: sde.at(t).rates[1] / _w(sde, t), lambda sde, t: -sde.at(t).sigma / _w(sde, t)),
+}
+
+NAMES = (*_LINEAR, "edm")
+COUNTING = "counting-"
+
+
+def _edm(sigma_data: float) -> Parametrization:
+    """Karras' preconditioning of any process: input and target of unit variance for data of standard deviation s.
+
+    With r^2 = alpha^2 s^2 + sigma^2, the variance of x_t,
+    c_skip = alpha s^2/r^2, c_out = sigma s/r, c_in = 1/r, c_noise = log(sigma/alpha)/4:
+    the paper's with sigma/alpha for sigma and x/alpha for x, written so that alpha = 0 is no exception.
+
+    Source: Karras et al. 2022 (arXiv 2206.00364) table 1 and appendix B.6.
+    """
+    s = sigma_data
+
+    def r(sde: SDE, t: Tensor) -> Tensor:
+        return torch.hypot(sde.at(t).alpha * s, sde.at(t).sigma)
+
+    return Parametrization(
+        c_skip=lambda sde, t: sde.at(t).alpha * s**2 / r(sde, t) ** 2,
+        c_out=lambda sde, t: sde.at(t).sigma * s / r(sde, t),
+        c_in=lambda sde, t: 1 / r(sde, t),
+        c_noise=lambda sde, t: -sde.half_log_snr(t) / 4,
+    )
+
+
+def parametrization(name: str | Parametrization, sigma_data: float = 1.0) -> Parametrization:
+    """The coefficients behind a name; a Parametrization is returned as it is.
+
+    Args:
+        name: "x0" | "noise" | "score" | "v" | "velocity" | "edm"; "counting-noise" and so on: see `counting`.
+        sigma_data: the data's standard deviation, which "edm" needs.
+
+    Raises:
+        InvalidInputError: an unknown name.
+    """
+    if isinstance(name, Parametrization):
+        return name
+    if isinstance(name, str) and name.startswith(COUNTING):
+        return counting(parametrization(name.removeprefix(COUNTING), sigma_data))
+    if name == "edm":
+        return _edm(sigma_data)
+    if name not in _LINEAR:
+        raise InvalidInputError(
+            f"parametrization {name!r}: wanted one of {', '.join(map(repr, NAMES))}, any of them after "
+            f"{COUNTING!r}, or a Parametrization"
+        )
+    return _LINEAR[name]

@@ -1,0 +1,27 @@
+"""What noise does to data: linear SDEs, from the published ones to a user's own."""
+
+from .base import SDE, derivative
+from .custom import CoefficientSDE, PathSDE
+from .exploding import EDMSDE, VESDE
+from .interpolating import LinearPathSDE, TrigSDE
+from .level import Level, LevelsOf
+from .preserving import VPSDE, CosineSDE, SubVPSDE
+from .tables import TabulatedVESDE, TabulatedVPSDE
+
+__all__ = [
+    "EDMSDE",
+    "SDE",
+    "VESDE",
+    "VPSDE",
+    "CoefficientSDE",
+    "CosineSDE",
+    "Level",
+    "LevelsOf",
+    "LinearPathSDE",
+    "PathSDE",
+    "SubVPSDE",
+    "TabulatedVESDE",
+    "TabulatedVPSDE",
+    "TrigSDE",
+    "derivative",
+]

@@ -1,0 +1,164 @@
+"""A DDPM or NCSN table as a process whose nodes are exact: node i of 1..N is at t = i/N."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..core.errors import InvalidInputError
+from ..core.shapes import as_time
+from .exploding import _VarianceExploding
+from .preserving import _VariancePreserving
+
+
+class TabulatedVPSDE(_VariancePreserving):
+    """A DDPM table as a process: node i of 1..N at t = i/N, node 0 clean data.
+
+    The rate on ((i-1)/N, i/N] is the constant -N log(1 - beta_i). Then alpha^2 at node i is exactly
+    prod_{j<=i} (1 - beta_j), and the kernel between neighbours has variance beta_i. Where the last beta is 1 (zero
+    terminal signal-to-noise ratio) no constant rate does that: there alpha falls to 0 linearly in t.
+
+    Args:
+        betas: (N,), N >= 2, with 0 < beta_i < 1; the last may be 1.
+
+    Attributes:
+        betas: the table, float64.
+        nodes: (N,), the times i/N, i = 1..N.
+
+    Source: Ho et al. 2020 (arXiv 2006.11239) eq. 2-4.
+    """
+
+    def __init__(self, betas: Sequence[float] | Tensor) -> None:
+        self.betas = _table(betas, "betas")
+        if bool(((self.betas <= 0) | (self.betas > 1)).any()) or bool((self.betas[:-1] == 1).any()):
+            raise InvalidInputError("betas: wanted 0 < beta < 1 at every node (the last may be 1)")
+        n = len(self.betas)
+        self.nodes = _nodes(n)
+        steps = -torch.log1p(-self.betas)
+        self._at_nodes = torch.cat([torch.zeros(1, dtype=torch.float64), steps.cumsum(0)])  # the integral of the rate
+        self._to_zero = torch.isinf(steps)  # cells at whose end alpha is 0: none, or the last
+        self._steps = torch.where(self._to_zero, 1.0, steps)
+        self._set_range(1 / n, 1.0)
+        self.config = {"betas": self.betas.tolist()}
+
+    def _parts(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Where in its cell t is, the integral at the cell's start, its rise over the cell, whether alpha ends at 0."""
+        i, fraction = _cell(t, len(self.betas))
+        start, step, to_zero = (table.to(t.device)[i] for table in (self._at_nodes, self._steps, self._to_zero))
+        return fraction, start, step, to_zero
+
+    def _integral(self, t: Tensor) -> Tensor:
+        fraction, start, step, to_zero = self._parts(t)
+        falling = -2 * torch.log1p(-torch.where(to_zero, fraction, 0.0))  # alpha proportional to 1 - fraction
+        return (start + torch.where(to_zero, falling, fraction * step)).to(t.dtype)
+
+    def _beta(self, t: Tensor) -> Tensor:
+        fraction, _, step, to_zero = self._parts(t)
+        rate = torch.where(to_zero, 2 / (1 - torch.where(to_zero, fraction, 0.0)), step)
+        return (len(self.betas) * rate).to(t.dtype)
+
+    def rates(self, t: float | Tensor) -> tuple[Tensor, Tensor]:
+        t = as_time(t)
+        _, start, step, to_zero = self._parts(t)
+        alpha, sigma = self.alpha(t), self.sigma(t)
+        straight = torch.exp(-start / 2).to(t.dtype)  # finite at alpha = 0
+        d_alpha = -len(self.betas) * torch.where(to_zero, straight, alpha * step.to(t.dtype) / 2)
+        return d_alpha, -alpha * d_alpha / sigma
+
+    def _time_of_integral(self, integral: Tensor) -> Tensor:
+        known, n = self._at_nodes.to(integral.device), len(self.betas)
+        i = (torch.searchsorted(known, integral.detach().to(torch.float64).contiguous()) - 1).clamp(0, n - 1)
+        rise = integral - known[i]
+        to_zero = self._to_zero.to(integral.device)[i]
+        steady = torch.where(to_zero, 0.0, rise) / self._steps.to(integral.device)[i]
+        fraction = torch.where(to_zero, -torch.expm1(-torch.where(to_zero, rise, 0.0) / 2), steady)
+        return ((i + fraction) / n).to(integral.dtype)
+
+
+class TabulatedVESDE(_VarianceExploding):
+    """An NCSN table as a process: node i of 1..N at t = i/N.
+
+    sigma(0) = 0, sigma^2 is linear in t up to node 1 and log(sigma) linear between nodes after that.
+
+    Args:
+        sigmas: (N,), N >= 2, positive and increasing (noise grows with time), in the data's units.
+
+    Attributes:
+        sigmas: the table, float64.
+        nodes: (N,), the times i/N, i = 1..N.
+
+    Source: Song & Ermon 2019 (arXiv 1907.05600); Song et al. 2021 (arXiv 2011.13456) section 3.4.
+    """
+
+    def __init__(self, sigmas: Sequence[float] | Tensor) -> None:
+        self.sigmas = _table(sigmas, "sigmas")
+        if bool((self.sigmas <= 0).any()) or bool((self.sigmas.diff() <= 0).any()):
+            raise InvalidInputError(
+                "sigmas: wanted positive and increasing values (a table from large to small must be flipped)"
+            )
+        n = len(self.sigmas)
+        self.nodes = _nodes(n)
+        self._logs = torch.log(self.sigmas)
+        self._set_range(1 / n, 1.0)
+        self.config = {"sigmas": self.sigmas.tolist()}
+
+    def _parts(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Whether t is in the first cell, where in its cell, log(sigma) at the left node, its rise in the cell."""
+        i, fraction = _cell(t, len(self.sigmas))
+        logs = self._logs.to(t.device)
+        left = logs[(i - 1).clamp_min(0)]
+        return i == 0, fraction, left, logs[i] - left
+
+    def sigma(self, t: float | Tensor) -> Tensor:
+        t = as_time(t)
+        first, fraction, left, rise = self._parts(t)
+        root = self.sigmas[0].to(t.device) * torch.sqrt(torch.where(first, fraction, 1.0))
+        return torch.where(first, root, torch.exp(left + rise * fraction)).to(t.dtype)
+
+    def diffusion(self, t: float | Tensor) -> Tensor:
+        t = as_time(t)
+        n = len(self.sigmas)
+        first, _, _, rise = self._parts(t)
+        root = self.sigmas[0].to(t.device) * math.sqrt(n)
+        return torch.where(first, root, self.sigma(t) * torch.sqrt(2 * n * rise)).to(t.dtype)
+
+    def time(self, half_log_snr: float | Tensor) -> Tensor:
+        wanted = as_time(half_log_snr)
+        log_sigma = -wanted
+        logs, n = self._logs.to(wanted.device), len(self.sigmas)
+        i = torch.searchsorted(logs, log_sigma.detach().to(torch.float64).contiguous()).clamp(0, n - 1)
+        left, right = logs[(i - 1).clamp_min(0)], logs[i]
+        later = i + (log_sigma - left) / (right - left).clamp_min(1e-300)
+        first = torch.exp(2 * (log_sigma - logs[0]))
+        return (torch.where(i == 0, first, later) / n).to(wanted.dtype)
+
+
+def _cell(t: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Which of the cells (i/n, (i+1)/n], i = 0..n-1, holds t, and where in it, in (0, 1], float64.
+
+    A node that rounding moved counts as the node: it keeps the cell below it, of which it is the end.
+    """
+    u = t.to(torch.float64) * n
+    slack = min(4 * n * torch.finfo(t.dtype).eps, 0.25)
+    i = (torch.ceil(u.detach() - slack).to(torch.int64) - 1).clamp(0, n - 1)
+    fraction = u - i
+    return i, fraction - (fraction.detach() - 1).clamp(0, slack)
+
+
+def _nodes(n: int) -> Tensor:
+    return torch.arange(1, n + 1, dtype=torch.float64) / n
+
+
+def _table(values: Sequence[float] | Tensor, name: str) -> Tensor:
+    try:
+        table = torch.as_tensor(values, dtype=torch.float64).detach().cpu().clone()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidInputError(f"{name} could not be read as a list of numbers ({error})") from error
+    if table.ndim != 1 or len(table) < 2:
+        raise InvalidInputError(f"{name} has shape {tuple(table.shape)}: wanted (N,), one number per node, N >= 2")
+    if not bool(torch.isfinite(table).all()):
+        raise InvalidInputError(f"{name} holds NaN or infinity: wanted finite numbers, one per node")
+    return table

@@ -1,0 +1,143 @@
+"""Where the steps are on a fixed budget: grids of times."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.errors import InvalidInputError
+from ..processes import SDE
+
+_LOWEST = -5.0  # stands for the lambda of an end without signal: about where linear VP ends
+
+GRIDS = ("uniform", "sqrt-time", "lambda", "theta", "blend", "karras")
+
+
+def count_or_times(steps: Any, least: int = 2) -> int | Tensor | None:
+    """What `steps=` asks for: a number of steps, times in the order they are visited as (S,) float64, or None.
+
+    `least` is how few times the solver can work with.
+    """
+    if steps is None:
+        return None
+    wanted = "wanted a number of steps such as 50, or a list of times in the order they are visited"
+    if isinstance(steps, bool | str):
+        raise InvalidInputError(f"steps={steps!r}: {wanted}")
+    try:
+        count = operator.index(steps)
+    except TypeError:
+        pass
+    else:
+        if count < 1:
+            raise InvalidInputError(f"steps={count}: wanted at least 1")
+        return count
+    try:
+        times = torch.as_tensor(steps, dtype=torch.float64).detach().cpu().clone()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidInputError(f"steps={steps!r}: {wanted}") from error
+    if times.ndim == 0:
+        raise InvalidInputError(f"steps={steps!r}: {wanted}")
+    if times.ndim > 1:
+        raise InvalidInputError(
+            f"steps has shape {tuple(times.shape)}: wanted times of shape (S,), shared by all samples"
+        )
+    if len(times) < least:
+        raise InvalidInputError(f"steps holds {len(times)} times: wanted at least 2, where it starts and where it ends")
+    if not bool(torch.isfinite(times).all()):
+        raise InvalidInputError(f"steps holds NaN or infinity: {times.tolist()}")
+    return times
+
+
+def check_span(t_span: Any) -> tuple[float, float]:
+    """(from, to) as two finite floats."""
+    try:
+        start, stop = (float(t) for t in t_span)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"t_span={t_span!r}: wanted (from, to), two times") from error
+    if not (math.isfinite(start) and math.isfinite(stop)):
+        raise InvalidInputError(f"t_span={t_span!r}: wanted two finite times")
+    return start, stop
+
+
+def formula_grid(sde: SDE, n: int, *, kind: str, start: float, stop: float, sigma_data: float = 1.0) -> Tensor:
+    """n + 1 times from `start` to `stop`, both in [t_min, t_max] of `sde`, float64: equally spaced in a variable u(t).
+
+        "uniform"    u = t
+        "sqrt-time"  u = sqrt(t_VP), t_VP the time of equal noise of the linear VP process
+        "lambda"     u = log(alpha/sigma)
+        "theta"      u = atan(sh/s)^(1/1.6), sh = sigma/alpha, s = sigma_data
+        "blend"      u = 3/4 atan(sh/s)^(1/1.3) and 1/4 lambda, each divided by its range: most steps where Gaussian
+                     data of scale s would turn, the rest wherever structure of another scale may be
+        "karras"     u = sh^(1/7)
+
+    An end where alpha is 0, and sh infinite, is spaced as if lambda were -5 there.
+
+    Source: Karras et al. 2022 (arXiv 2206.00364) eq. 5 for "karras"; Lu et al. 2022 (arXiv 2206.00927) for "lambda";
+    Song et al. 2020 (arXiv 2010.02502) appendix D.2 "quadratic" for "sqrt-time"; this package for the others,
+    docs/decisions.md.
+    """
+    if kind not in GRIDS:
+        raise InvalidInputError(f"grid kind {kind!r}: wanted one of {', '.join(map(repr, GRIDS))}, 'pilot'")
+    ends = torch.tensor([start, stop], dtype=torch.float64)
+    fraction = torch.linspace(0, 1, n + 1, dtype=torch.float64)
+    if kind == "uniform":
+        ts = ends[0] + fraction * (ends[1] - ends[0])
+    else:
+        levels = sde.half_log_snr(ends)
+        levels = torch.where(torch.isinf(levels), _LOWEST, levels)
+        to_u, to_lambda = _variable(kind, sigma_data, levels)
+        u = to_u(levels)
+        ts = sde.time(to_lambda(u[0] + fraction * (u[1] - u[0])))
+    ts[0], ts[-1] = ends[0], ends[1]
+    return ts
+
+
+def _variable(kind: str, s: float, ends: Tensor):
+    """The variable u as a function of lambda between `ends`, and back."""
+    if kind == "lambda":
+        return (lambda half: half), (lambda u: u)
+    if kind == "karras":
+        return (lambda half: torch.exp(-half / 7)), (lambda u: -7 * torch.log(u))
+
+    def angle(half: Tensor, root: float) -> Tensor:
+        return torch.atan(torch.exp(-half) / s) ** (1 / root)
+
+    if kind == "theta":
+        return (lambda half: angle(half, 1.6)), (lambda u: -torch.log(s * torch.tan(u**1.6)))
+    if kind == "blend":
+        first, range_, width = angle(ends[0], 1.3), angle(ends, 1.3).diff(), ends.diff()
+
+        def blend(half: Tensor) -> Tensor:
+            return 0.75 * (angle(half, 1.3) - first) / range_ + 0.25 * (half - ends[0]) / width
+
+        return blend, lambda u: _solved(blend, u, ends)
+
+    def integral(half: Tensor) -> Tensor:  # int beta of the linear VP process, in units of its time squared
+        return torch.nn.functional.softplus(-2 * half, threshold=700)
+
+    low, slope = 0.1, 19.9
+
+    def to_u(half: Tensor) -> Tensor:
+        i = integral(half)
+        return torch.sqrt(2 * i / (low + torch.sqrt(low**2 + 2 * slope * i)))
+
+    def to_lambda(u: Tensor) -> Tensor:
+        i = low * u**2 + slope / 2 * u**4
+        return -(i + torch.log(-torch.expm1(-i))) / 2
+
+    return to_u, to_lambda
+
+
+def _solved(rising: Callable[[Tensor], Tensor], u: Tensor, ends: Tensor) -> Tensor:
+    """Where a function that rises from ends[0] to ends[1] is u, by bisection."""
+    below, above = ends[0].expand_as(u), ends[1].expand_as(u)
+    for _ in range(60):
+        middle = (below + above) / 2
+        high = rising(middle) > u
+        below, above = torch.where(high, below, middle), torch.where(high, middle, above)
+    return (below + above) / 2

@@ -1,0 +1,1 @@
+"""Multistep methods."""

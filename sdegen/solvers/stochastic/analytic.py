@@ -1,0 +1,107 @@
+"""How much of the noise a model can tell: E|eps|^2/d by noise level, for the optimal variance of first-order steps.
+
+Source: Bao et al. 2022 (arXiv 2201.06503) theorem 1 and section 3.1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...core.errors import InvalidInputError
+from ...core.shapes import check_state, event_mean
+from ...models.base import ScoreModel
+from ...noise.white import Noise, check_seed
+
+_DRAW = 51  # what a draw is for
+
+
+@dataclass(frozen=True)
+class NoiseLevel:
+    """E|eps(x, t)|^2/d as a function of l = log(alpha/sigma), linear between measured levels and constant beyond.
+
+    eps is the model's mean of the noise, not the noise drawn: 1 where it can tell all of it, less where noise and data
+    are mixed up: the mean over dimensions of Var(x0 | x) is sh^2 (1 - E|eps|^2/d), sh = sigma/alpha.
+
+    Args:
+        levels: (K,) l, rising.
+        values: (K,), from 0 to 1.
+    """
+
+    levels: Tensor
+    values: Tensor
+
+    def __call__(self, half_log_snr: Tensor) -> Tensor:
+        l = half_log_snr.clamp(float(self.levels[0]), float(self.levels[-1]))
+        k = torch.searchsorted(self.levels, l).clamp(1, len(self.levels) - 1)
+        u = (l - self.levels[k - 1]) / (self.levels[k] - self.levels[k - 1])
+        return torch.lerp(self.values[k - 1], self.values[k], u)
+
+
+@torch.no_grad()
+def measure_noise(
+    model: ScoreModel, data: Tensor, *, levels: int = 33, seed: int | None = None, batch_size: int = 1024, **cond: Any
+) -> NoiseLevel:
+    """Measure E|eps|^2/d of a model on data, once, for `make_solver("ancestral", variance=...)`.
+
+    Each sample is perturbed once for every level, so the cost is `levels` evaluations a sample; some hundred samples
+    are enough, since the mean runs over their dimensions too.
+
+    Args:
+        model: a ScoreModel, in the mode it will sample in.
+        data: (n, *event), clean.
+        levels: how many noise levels, equally spaced in log(alpha/sigma) over the model's range.
+        seed: of the perturbations.
+        batch_size: samples to a call.
+        **cond: conditions; tensors are per sample of `data`.
+
+    Returns:
+        A function of log(alpha/sigma), linear between the levels, that gives E|eps|^2/d.
+
+    Raises:
+        InvalidInputError: data that are not (n, *event), fewer than two levels.
+    """
+    check_state(data, name="data", event_shape=model.event_shape)
+    if not len(data) or levels < 2:
+        raise InvalidInputError(f"{len(data)} samples, levels={levels}: wanted at least 1, and at least 2 levels")
+    sde, noise = model.sde, Noise(check_seed(seed))
+    ends = sde.half_log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64)).clamp_min(-10.0)
+    l = torch.linspace(float(ends[0]), float(ends[1]), levels, dtype=torch.float64)
+    ts = sde.time(l).clamp(sde.t_min, sde.t_max)
+    totals = torch.zeros(levels, dtype=torch.float64)
+    for rows in torch.arange(len(data)).split(batch_size):
+        some = data[rows.to(data.device)]
+        words = {k: v[rows.to(v.device)] if isinstance(v, Tensor) else v for k, v in cond.items()}
+        for k, t in enumerate(ts):
+            drawn = Noise(noise.seed, index=rows).normal(some.shape, _DRAW, k, dtype=some.dtype, device=some.device)
+            eps = model(sde.perturb(some, t, drawn), t, **words).noise
+            totals[k] += float(event_mean(eps.double().square()).sum())
+    return NoiseLevel(l, (totals / len(data)).clamp(0.0, 1.0))
+
+
+Variance = str | Callable[[Tensor], Tensor]
+
+
+def check_variance(variance: Variance, order: int, corrector: int, noise: str) -> None:
+    """Raise where an analytic variance cannot be meant."""
+    if not (callable(variance) or variance in ("held", "analytic")):
+        raise InvalidInputError(
+            f"variance={variance!r}: wanted 'held', 'analytic', or a function of log(alpha/sigma) such as "
+            "measure_noise(model, data) gives"
+        )
+    if variance != "held" and (order > 1 or corrector or noise not in ("sde", "ddim")):
+        raise InvalidInputError("variance= is for first-order steps: 'ancestral' or 'ddim', without a corrector")
+
+
+def widened(l: Tensor, l_next: Tensor, carry: Tensor, alpha_next: Tensor) -> Tensor:
+    """alpha' (1 - r) sh of steps xh' = D + r (xh - D) + ..., (n,): what an error of D in units of sh adds to x'.
+
+    0 for steps from or to a time without signal.
+    """
+    width = alpha_next * (1 - carry) * torch.exp(-l)
+    return torch.where(torch.isfinite(width) & torch.isfinite(l) & (l < math.inf), width, 0.0)

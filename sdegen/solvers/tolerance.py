@@ -1,0 +1,106 @@
+"""Error control: tolerance and step-size controller."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.errors import InvalidInputError
+from ..core.shapes import event_mean
+from ..processes import TrigSDE
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """The scale of an allowed error: share (atol + rtol |x|), |x| the root mean square of a sample's state.
+
+    In coordinates where the state keeps the data's scale all the way (`TrigSDE`), atol and rtol are in data units at
+    the end, as far as the data are round; `share`, 1 or (B,), is what is left of them where they are not (see
+    `share_of`).
+    """
+
+    rtol: float
+    atol: float
+    share: float | Tensor = 1.0
+
+    def ratio(self, error: Tensor, x: Tensor, x_next: Tensor) -> Tensor:
+        """Root mean square error of each sample over its scale, (B,) float64, without gradients."""
+        return rms(error.detach()).to(torch.float64) / self.scale(x.detach(), x_next.detach())
+
+    def scale(self, x: Tensor, x_next: Tensor) -> Any:
+        """The allowed error of each sample: a float, or (B,) float64."""
+        if self.rtol == 0:
+            return self.atol * self.share
+        return (self.atol + self.rtol * torch.maximum(rms(x), rms(x_next)).to(torch.float64)) * self.share
+
+
+def share_of(sde: TrigSDE, widest: float, t: Tensor) -> Tensor:
+    """The share of a tolerance that an error at t may have on the way down a circular path, to be within it at the end.
+
+        share = (alpha^2 + sigma^2/v)^(1/2),    v = `widest`, the data's variance in their widest directions.
+
+    An error at noise level sh = sigma/alpha in a direction of variance v is multiplied by (v/(v + sh^2))^(1/2) on its
+    way, along the flow of N(0, v); the circular path, made for data of variance s^2 all around, lets it be as large as
+    (1 + sh^2/s^2)^(1/2) tolerances. For images v comes near to the whole variance d s^2.
+    """
+    at = sde.at(t)
+    return torch.sqrt(at.alpha.square() + at.sigma.square() / widest)
+
+
+def rms(x: Tensor) -> Tensor:
+    """Root mean square over the event, (B,)."""
+    return event_mean(x.square()).sqrt()
+
+
+@dataclass(frozen=True)
+class Controller:
+    """The proportional-integral step-size controller.
+
+    factor = safety ratio^(-a/(p + 1)) ratio_before^(b/(p + 1)), clipped; a step is accepted where ratio <= 1.
+
+    Source: Gustafsson 1991; Hairer & Wanner, Solving Ordinary Differential Equations II, section IV.2.
+    """
+
+    safety: float = 0.9
+    least: float = 0.2
+    most: float = 5.0
+    proportional: float = 0.7
+    integral: float = 0.3
+
+    def propose(self, ratio: Tensor, before: Tensor | None, order: int) -> tuple[Tensor, Tensor]:
+        """(accept, factor), (B,) each; a ratio that is not finite is a rejection with the smallest factor."""
+        accept = ratio <= 1
+        log_r = ratio.clamp_min(1e-10).log()
+        growth = log_r * (-1 / order)
+        if before is not None:
+            smoothed = torch.add(growth * self.proportional, before.clamp_min(1e-10).log(), alpha=self.integral / order)
+            growth = torch.where(accept, smoothed, growth)
+        factor = (self.safety * growth.exp()).clamp(self.least, self.most)
+        return accept, factor.nan_to_num(self.least)
+
+
+def resolution(t: Tensor, length: float) -> Tensor:
+    """The smallest step that time can resolve at t, on a span of this length (which matters where t is 0)."""
+    return 16 * torch.finfo(torch.float64).eps * t.abs().clamp_min(1e-3 * length)
+
+
+def clamp_tolerance(value: float, dtype: torch.dtype) -> float:
+    """The tolerance that a dtype can carry: at least 10 eps."""
+    return max(value, 10 * torch.finfo(dtype).eps)
+
+
+def check_tolerances(rtol: float | None, atol: float | None) -> Tolerance:
+    """One tolerance sets both; both must be finite, not negative, not both 0."""
+    r = rtol if rtol is not None else atol
+    a = atol if atol is not None else rtol
+    for name, value in (("rtol", r), ("atol", a)):
+        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value < 0:
+            raise InvalidInputError(f"{name}={value!r}: wanted a number of at least 0, such as 1e-3")
+    if r == 0 and a == 0:
+        raise InvalidInputError("rtol=0 and atol=0 ask for no error at all: give one of them, such as rtol=1e-3")
+    return Tolerance(float(r), float(a))  # type: ignore[arg-type]

@@ -1,0 +1,326 @@
+"""Checkpoint folders: written beside and renamed, sealed by a manifest, verified when read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ..core.errors import (
+    CheckpointError,
+    CorruptCheckpointError,
+    IncompatibleCheckpointError,
+    InvalidInputError,
+)
+
+VERSION = 1
+
+MANIFEST, STATE = "manifest.json", "state.json"
+
+_FORMAT = "sdegen checkpoint"
+
+_FILE = re.compile(r"[a-z]+\.(safetensors|json)")
+
+_STEP = re.compile(r"step-\d+")
+
+_MOST_MANIFEST, _MOST_JSON, _MOST_HEADER = 1 << 20, 1 << 24, 1 << 24  # bytes: all three are read into memory whole
+
+
+def write(path: str | os.PathLike, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+    """Write a checkpoint folder of `<name>.safetensors` files and a JSON state, atomically.
+
+    Raises:
+        InvalidInputError: `path` holds something that is no checkpoint, or a tensor that is sparse or of a dtype that
+            safetensors has not.
+        CheckpointError: the files could not be written.
+    """
+    path = Path(path).absolute()
+    text = json.dumps(state, allow_nan=False).encode()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _tidy(path)
+        _check_replaceable(path)
+        fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            fresh.mkdir()
+            entries = {STATE: _write_file(fresh / STATE, [memoryview(text)])}
+            for name, group in tensors.items():
+                entries[f"{name}.safetensors"] = _write_file(fresh / f"{name}.safetensors", _packed(group))
+            _write_file(fresh / MANIFEST, [memoryview(_manifest(entries))])
+            _sync(fresh)
+            _put(fresh, path)
+        except BaseException:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise CheckpointError(
+            f"could not write the checkpoint {path}: {error}. What was there before is unharmed; make room or see to "
+            "the folder's rights, and save again"
+        ) from error
+
+
+def read(path: str | os.PathLike, names: Iterable[str]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """The named tensors and the state of a checkpoint folder, after every file of it was verified.
+
+    Raises:
+        CorruptCheckpointError: bytes on disk are not the bytes that were written.
+        IncompatibleCheckpointError: another version, or a file that this one needs is not part of it.
+        CheckpointError: it cannot be read.
+    """
+    path = Path(path)
+    try:
+        files = _verified(path)
+        wanted = {name: f"{name}.safetensors" for name in names}
+        for file in (STATE, *wanted.values()):
+            if file not in files:
+                raise IncompatibleCheckpointError(f"the checkpoint {path} has no {file}")
+        state = _parsed((path / STATE).read_bytes(), path / STATE)
+        return {name: _tensors(path / file) for name, file in wanted.items()}, state
+    except FileNotFoundError as error:
+        raise CorruptCheckpointError(f"the checkpoint {path} is not whole: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"the checkpoint {path} cannot be read: {error}") from error
+
+
+def steps(run: str | os.PathLike) -> list[Path]:
+    """The checkpoints `step-<n>` of a run folder, oldest first.
+
+    Raises:
+        CheckpointError: the folder cannot be read.
+    """
+    try:
+        found = [p for p in Path(run).iterdir() if _STEP.fullmatch(p.name)] if Path(run).is_dir() else []
+    except OSError as error:
+        raise CheckpointError(f"{run} cannot be read: {error}") from error
+    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
+
+
+def newest(run: str | os.PathLike, names: Sequence[str]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
+    """What `read` gives for the newest valid checkpoint of a run folder; a warning says which ones it skipped, and why.
+
+    None if there are no checkpoints at all.
+
+    Raises:
+        CorruptCheckpointError: there are checkpoints, but none is valid.
+    """
+    skipped: list[str] = []
+    for path in reversed(steps(run)):
+        try:
+            found = read(path, names)
+        except CheckpointError as error:
+            skipped.append(f"{path.name}: {error}")
+            continue
+        if skipped:
+            warnings.warn(f"using {path}; skipped {'; '.join(skipped)}", RuntimeWarning, stacklevel=3)
+        return found
+    if skipped:
+        raise CorruptCheckpointError(f"no checkpoint in {run} is valid: {'; '.join(skipped)}")
+    return None
+
+
+def _manifest(entries: Mapping[str, Any]) -> bytes:
+    body = {"format": _FORMAT, "version": VERSION, "files": entries}
+    return _sealed({**body, "seal": _seal(body)})
+
+
+def _seal(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _sealed(manifest: Mapping[str, Any]) -> bytes:
+    """The one way to write a manifest, so that a change of any byte shows."""
+    return json.dumps(manifest, sort_keys=True, indent=1).encode()
+
+
+def _verified(path: Path) -> dict[str, Any]:
+    """The files that the manifest lists, once size and hash of each were found right."""
+    if not path.is_dir():
+        raise CheckpointError(f"there is no checkpoint at {path}")
+    manifest_path = path / MANIFEST
+    if not manifest_path.is_file():
+        raise CorruptCheckpointError(f"{path} has no {MANIFEST}: it is no checkpoint, or not a whole one")
+    if (size := manifest_path.stat().st_size) > _MOST_MANIFEST:
+        raise CorruptCheckpointError(f"{manifest_path} has {size} bytes, more than any manifest")
+    raw = manifest_path.read_bytes()
+    manifest = _parsed(raw, manifest_path)
+    body = {key: value for key, value in manifest.items() if key != "seal"}
+    if manifest.get("seal") != _seal(body) or _sealed(manifest) != raw:
+        raise CorruptCheckpointError(f"{manifest_path} was changed after it was written")
+    if (body.get("format"), body.get("version")) != (_FORMAT, VERSION):
+        raise IncompatibleCheckpointError(
+            f"{path} is a {body.get('format')!r} of version {body.get('version')!r}: wanted version {VERSION}"
+        )
+    files = body.get("files")
+    if not isinstance(files, dict) or not all(_FILE.fullmatch(name) for name in files):
+        raise CorruptCheckpointError(f"{manifest_path} lists no files, or names that no checkpoint has")
+    for name, entry in files.items():
+        _verify(path / name, entry)
+    return files
+
+
+def _verify(file: Path, entry: Any) -> None:
+    if not file.is_file():
+        raise CorruptCheckpointError(f"{file} is missing")
+    size = file.stat().st_size
+    if not isinstance(entry, dict) or size != entry.get("bytes") or (file.suffix == ".json" and size > _MOST_JSON):
+        raise CorruptCheckpointError(f"{file} has {size} bytes, the manifest has {entry!r}")
+    with open(file, "rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if digest != entry.get("sha256"):
+        raise CorruptCheckpointError(f"{file} was changed after it was written (its SHA-256 is another)")
+
+
+def _parsed(raw: bytes, file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise CorruptCheckpointError(f"{file} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CorruptCheckpointError(f"{file} holds a {type(value).__name__}, wanted an object")
+    return value
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    with open(file, "rb") as stream:
+        header = int.from_bytes(stream.read(8), "little")
+    if header > _MOST_HEADER:
+        raise CorruptCheckpointError(f"{file} claims a header of {header} bytes, more than any checkpoint has")
+    try:
+        return safetensors.torch.load_file(file)
+    except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise CorruptCheckpointError(f"{file} is no safetensors file: {error}") from error
+
+
+def _packed(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
+    """A safetensors file in pieces, its header and then every tensor: what safetensors.torch.save gives, never whole.
+
+    Tensors that share memory become separate, others are not copied but to move them to the CPU or into one piece.
+    """
+    header = _header(tensors)
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield memoryview(len(text).to_bytes(8, "little") + text)
+    for name in header:
+        yield _raw(tensors[name])
+
+
+def _header(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """By name, in the order of the file: dtype, shape, and the bytes where the data start and end.
+
+    safetensors says what it calls the dtypes and how it sorts: this is its own header for empty tensors, with shapes.
+    """
+    if bad := [name for name, value in tensors.items() if value.layout != torch.strided]:
+        raise InvalidInputError(f"sparse tensors cannot be saved ({', '.join(bad[:4])}): make them dense")
+    try:
+        packed = safetensors.torch.save({name: torch.empty(0, dtype=value.dtype) for name, value in tensors.items()})
+        safetensors.torch.load(packed)
+    except KeyError as error:
+        raise InvalidInputError(f"safetensors cannot keep tensors of {error}: convert them to another dtype") from error
+    header, end = json.loads(packed[8:]), 0
+    for name, entry in header.items():
+        start, end = end, end + tensors[name].numel() * tensors[name].element_size()
+        entry |= {"shape": list(tensors[name].shape), "data_offsets": [start, end]}
+    return header
+
+
+def _raw(value: Tensor) -> memoryview:
+    """(bytes,) the elements in a row, little-endian; a view of the tensor's own memory where that is what it holds."""
+    value = value.detach().to("cpu").resolve_conj().resolve_neg().contiguous()
+    value = torch.view_as_real(value) if value.is_complex() else value
+    numbers = value.reshape(-1).view(torch.uint8).numpy().view(f"u{value.element_size()}")
+    return numbers.astype(f"<{numbers.dtype.str[1:]}", copy=False).view(np.uint8).data
+
+
+def _write_file(file: Path, pieces: Iterable[memoryview]) -> dict[str, Any]:
+    """Write and sync a file; its entry in the manifest."""
+    size, digest = 0, hashlib.sha256()
+    with open(file, "wb") as stream:
+        for piece in pieces:
+            stream.write(piece)
+            digest.update(piece)
+            size += len(piece)
+            del piece  # before the next one is made
+        stream.flush()
+        os.fsync(stream.fileno())
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def _sync(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    if os.name == "nt":  # folders cannot be opened there
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
+
+
+def _put(fresh: Path, path: Path) -> None:
+    """Rename a finished folder into its place; whatever fails, the old one or the new one is there."""
+    replaces = path.exists()
+    if replaces:
+        os.rename(path, _old(path))
+    try:
+        os.rename(fresh, path)
+    except OSError:
+        if replaces:
+            os.rename(_old(path), path)
+        raise
+    _sync(path.parent)
+    shutil.rmtree(_old(path), ignore_errors=True)
+
+
+def _tidy(path: Path) -> None:
+    """Clear up after a crash: an old checkpoint without successor goes back, temporaries of dead processes go."""
+    if _old(path).exists():
+        if path.exists():
+            shutil.rmtree(_old(path))
+        else:
+            os.rename(_old(path), path)
+    temporary = re.compile(re.escape(f".{path.name}.") + r"(\d+)\.tmp")
+    for stale in list(path.parent.iterdir()):
+        if (match := temporary.fullmatch(stale.name)) and not _another_runs(int(match[1])):
+            shutil.rmtree(stale)
+
+
+def _another_runs(pid: int) -> bool:
+    """Whether another process of this number may be running."""
+    if pid == os.getpid():
+        return False
+    if os.name == "nt":  # asking there means killing
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _check_replaceable(path: Path) -> None:
+    if not path.exists():
+        return
+    others = [p.name for p in path.iterdir() if not _FILE.fullmatch(p.name)] if path.is_dir() else [path.name]
+    if others or (any(path.iterdir()) and not (path / MANIFEST).exists()):
+        raise InvalidInputError(
+            f"{path} is there and is no checkpoint ({', '.join(others[:3]) or 'no manifest'}): it would be replaced. "
+            "Pass the name of a new folder"
+        )

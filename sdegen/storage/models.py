@@ -1,0 +1,258 @@
+"""Checkpoints: a model on disk, written atomically, verified to the last bit, rebuilt without running what a file says.
+
+A checkpoint is a folder: safetensors files, `state.json`, and `manifest.json`, written last, with the size and SHA-256
+of the others and a seal on itself. It is made under a temporary name beside its place, synced and renamed. When it
+replaces another one, that stays as `.<name>.old` until the new one is there; `load` finds it if a crash fell between.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from .. import processes
+from ..core.errors import (
+    CheckpointError,
+    IncompatibleCheckpointError,
+    InvalidInputError,
+    SdegenError,
+)
+from ..models.base import ScoreModel
+from ..models.denoiser import Denoiser
+from ..models.learned_variance import LearnedVariance
+from ..nets import MLP, DiT, UNet
+from ..processes import SDE
+from .folders import MANIFEST, _old, newest, read, steps, write
+
+# The only classes that a name in a file can mean.
+_MODELS: dict[str, type[Denoiser]] = {model.__name__: model for model in (Denoiser, LearnedVariance)}
+
+_NETS: dict[str, type[nn.Module]] = {net.__name__: net for net in (MLP, UNet, DiT)}
+
+_SDES: dict[str, type[SDE]] = {
+    name: getattr(processes, name)
+    for name in (
+        *("VPSDE", "SubVPSDE", "CosineSDE", "LinearPathSDE", "VESDE", "EDMSDE", "TrigSDE"),
+        *("TabulatedVPSDE", "TabulatedVESDE"),
+    )
+}
+
+
+def save(model: Denoiser, path: str | os.PathLike) -> None:
+    """Write a Denoiser to a checkpoint folder: weights, process, parametrisation, statistics and event shape.
+
+    A checkpoint that is already there is replaced: a crash at any moment leaves the old one or the new one.
+
+    Args:
+        model: a Denoiser.
+        path: the folder to make.
+
+    Raises:
+        InvalidInputError: a model that is not a Denoiser, or a folder at `path` that holds other things.
+        IncompatibleCheckpointError: a Parametrization object: only its name could be stored.
+        CheckpointError: the files could not be written (what was there before is unharmed).
+    """
+    state = {"model": describe(model)}
+    write(path, {"model": model_tensors(model)}, state)
+
+
+def load(
+    path: str | os.PathLike,
+    *,
+    net: nn.Module | None = None,
+    sde: SDE | None = None,
+    device: torch.device | str | None = None,
+) -> ScoreModel:
+    """The model that `save` or a training run wrote, in eval mode.
+
+    Args:
+        path: a checkpoint, or the run folder of `fit`: then its newest valid checkpoint, with the averaged weights.
+        net: your own network, filled with the weights in place; sdegen's are rebuilt from the file.
+        sde: your own process; sdegen's are rebuilt from the file.
+        device: where to; None: CUDA if there is one.
+
+    Returns:
+        A Denoiser, or a LearnedVariance where one was saved.
+
+    Raises:
+        CorruptCheckpointError: bytes on disk are not the bytes that were written.
+        IncompatibleCheckpointError: another version, network or process, or one that needs `net=` or `sde=`.
+        CheckpointError: there is nothing at `path`, or it cannot be read.
+    """
+    tensors, state = _read_model(Path(path).absolute())
+    model = _rebuilt(state.get("model"), tensors["model"], net, sde)
+    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+
+
+def describe(model: Denoiser) -> dict[str, Any]:
+    """Everything about a Denoiser but its tensors, as JSON."""
+    if type(model) not in _MODELS.values():
+        raise InvalidInputError(f"only a Denoiser can be saved, not a {type(model).__name__}: save the one inside it")
+    if not isinstance(model.parametrization, str):
+        raise IncompatibleCheckpointError(
+            "a Parametrization object is made of functions, which a checkpoint cannot hold: use a parametrization "
+            "that has a name, or keep model.net.state_dict() yourself"
+        )
+    sde = model.sde
+    return {
+        "class": type(model).__name__,
+        "parametrization": model.parametrization,
+        "event_shape": None if model.event_shape is None else list(model.event_shape),
+        "net": _named(model.net, _NETS),
+        "sde": {**_named(sde, _SDES), "t_min": sde.t_min, "t_max": sde.t_max, "path": _path(sde)},
+        "about": _plain(model.about),
+    }
+
+
+def _plain(about: Any) -> dict[str, Any]:
+    """What JSON gives back for it."""
+    try:
+        plain = json.loads(json.dumps(about, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"model.about cannot be written as JSON: {error}") from error
+    if not isinstance(plain, dict):
+        raise InvalidInputError(f"model.about is a {type(about).__name__}: wanted a dict")
+    return plain
+
+
+def model_tensors(model: Denoiser) -> dict[str, Tensor]:
+    """The tensors of a Denoiser: "net.*" as in the network's state_dict, and the data's statistics in float64."""
+    tensors = {f"net.{name}": value for name, value in model.net.state_dict().items()}
+    bad = [name for name, value in tensors.items() if not isinstance(value, Tensor)]
+    if bad:
+        raise InvalidInputError(f"the network's state_dict holds things that are no tensors: {', '.join(bad)}")
+    for name in ("data_mean", "data_std"):
+        if (value := getattr(model, name)) is not None:
+            tensors[name] = value.double()
+    return tensors
+
+
+def check_same(model: Denoiser, description: Mapping[str, Any]) -> None:
+    """Raise unless `describe` gave this description for the same network, parametrisation, event and process.
+
+    Raises:
+        IncompatibleCheckpointError: naming what differs.
+    """
+    own = json.loads(json.dumps(describe(model)))
+    for key in ("class", "net", "parametrization", "event_shape"):
+        theirs = description.get(key, Denoiser.__name__ if key == "class" else None)
+        if own[key] != theirs:
+            raise IncompatibleCheckpointError(f"the checkpoint's {key} is {theirs}, the model's {own[key]}")
+    _check_path(model.sde, description["sde"]["path"])
+
+
+def set_weights(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Fill a network with the weights of `model_tensors`.
+
+    Raises:
+        IncompatibleCheckpointError: names, shapes or dtypes that are not the network's.
+    """
+    weights = {name.removeprefix("net."): value for name, value in tensors.items() if name.startswith("net.")}
+    own = net.state_dict()
+    wrong = [f"{name} is missing in the file" for name in own if name not in weights]
+    wrong += [f"{name} is not in the network" for name in weights if name not in own]
+    for name in own.keys() & weights.keys():
+        theirs, ours = ((value.dtype, tuple(value.shape)) for value in (weights[name], own[name]))
+        if theirs != ours:
+            wrong.append(f"{name} is {theirs[0]} {theirs[1]}, the network has {ours[0]} {ours[1]}")
+    if wrong:
+        raise IncompatibleCheckpointError(
+            f"the weights are not those of this {type(net).__name__}: {'; '.join(sorted(wrong)[:4])}"
+            + f"; and {len(wrong) - 4} more" * (len(wrong) > 4)
+        )
+    net.load_state_dict(weights)
+
+
+def _read_model(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """The tensors and state of a checkpoint, of what a crash left of it, or of the newest one of a run."""
+    if not path.exists() and _old(path).is_dir():
+        path = _old(path)
+    if steps(path) and not (path / MANIFEST).exists() and (found := newest(path, ["model"])):
+        return found
+    return read(path, ["model"])
+
+
+def _named(thing: Any, table: Mapping[str, type]) -> dict[str, Any]:
+    """A class by name with its arguments, which are None where it is not ours to rebuild."""
+    name = type(thing).__name__
+    ours = table.get(name) is type(thing)
+    return {"name": name, "config": getattr(thing, "config", None) if ours else None}
+
+
+def _path(sde: SDE) -> list[list[float]]:
+    """(t, alpha, sigma) at five times: tells one process from another."""
+    t = torch.linspace(sde.t_min, sde.t_max, 5, dtype=torch.float64)
+    return torch.stack([t, sde.alpha(t), sde.sigma(t)], 1).tolist()
+
+
+def _rebuilt(state: Any, tensors: Mapping[str, Tensor], net: nn.Module | None, sde: SDE | None) -> Denoiser:
+    try:
+        sde = _rebuilt_sde(state["sde"]) if sde is None else sde
+        _check_path(sde, state["sde"]["path"])
+        net = _rebuilt_net(state["net"], tensors) if net is None else net
+        set_weights(net, tensors)
+        statistics = {name: tensors.get(name) for name in ("data_mean", "data_std")}
+        make = _MODELS[state.get("class", Denoiser.__name__)]
+        model = make(net, sde, parametrization=state["parametrization"], **statistics)
+        model.event_shape = None if state["event_shape"] is None else tuple(int(n) for n in state["event_shape"])
+        model.about = dict(state.get("about", {}))
+        return model
+    except CheckpointError:
+        raise
+    except (SdegenError, KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise IncompatibleCheckpointError(f"no model can be made of the checkpoint's description: {error!r}") from error
+
+
+def _rebuilt_sde(state: Mapping[str, Any]) -> SDE:
+    if state["name"] not in _SDES or state["config"] is None:
+        raise IncompatibleCheckpointError(f"the checkpoint's process, {state['name']}, is your own: load it with sde=")
+    return _SDES[state["name"]](**state["config"]).narrowed(float(state["t_min"]), float(state["t_max"]))
+
+
+def _check_path(sde: SDE, path: Sequence[Sequence[float]]) -> None:
+    wanted = torch.tensor(path, dtype=torch.float64)
+    t, wanted = wanted[:, 0], wanted[:, 1:]
+    found = torch.stack([sde.alpha(t), sde.sigma(t)], 1)
+    if not torch.allclose(found, wanted, rtol=1e-6, atol=1e-12):
+        raise IncompatibleCheckpointError(
+            f"{sde} is not the process of the checkpoint: alpha, sigma at t = {t.tolist()} are {found.tolist()}, "
+            f"and were {wanted.tolist()}"
+        )
+
+
+def _rebuilt_net(state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
+    if state["name"] not in _NETS or state["config"] is None:
+        raise IncompatibleCheckpointError(f"the checkpoint's network, {state['name']}, is your own: load it with net=")
+    weights = [value for name, value in tensors.items() if name.startswith("net.")]
+    with _no_more_parameters_than(sum(value.numel() for value in weights), len(weights)):
+        net = _NETS[state["name"]](**state["config"])
+    dtypes = {value.dtype for value in weights if value.is_floating_point()}
+    return net.to(dtypes.pop()) if len(dtypes) == 1 else net
+
+
+@contextmanager
+def _no_more_parameters_than(elements: int, tensors: int):
+    """Stops the making of a network that outgrows the weights it is for, however large its arguments are."""
+    left, thread = [elements, tensors], threading.get_ident()
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and threading.get_ident() == thread:
+            left[0] -= parameter.numel()
+            left[1] -= 1
+            if min(left) < 0:
+                raise IncompatibleCheckpointError("the checkpoint describes a larger network than it has weights for")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()

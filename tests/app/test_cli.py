@@ -1,0 +1,99 @@
+"""The command line: what it prints is what the library says, what it writes is what the library gives."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import sdegen as sg
+from sdegen.app import cli
+from sdegen.app.demo import demo
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    torch.manual_seed(0)
+    model = sg.Denoiser(sg.nets.MLP(2, hidden=16), sg.VPSDE(), data_mean=0.0, data_std=0.7)
+    path = tmp_path_factory.mktemp("saved") / "model"
+    sg.save(model, path)
+    return path
+
+
+def test_sample_writes_the_samples_of_its_seed(saved, tmp_path, capsys):
+    out = tmp_path / "x.npy"
+    assert (
+        cli.main(
+            [
+                "sample",
+                str(saved),
+                "--n",
+                "5",
+                "--solver",
+                "ddim",
+                "--steps",
+                "7",
+                "--seed",
+                "3",
+                "--device",
+                "cpu",
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
+    )
+    by_hand = sg.sample(sg.load(saved, device="cpu"), 5, solver="ddim", steps=7, seed=3)
+    assert np.array_equal(np.load(out), by_hand.x.numpy())
+    said = capsys.readouterr().out
+    assert "ddim, 7 steps" in said and "7.0 evaluations" in said
+
+
+def test_sample_draws_a_picture(saved, tmp_path):
+    out = tmp_path / "x.png"
+    assert cli.main(["sample", str(saved), "--n", "50", "--steps", "5", "--out", str(out)]) == 0
+    assert out.read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sample", "nowhere"], "no checkpoint"),
+        (["sample", "SAVED", "--solver", "dimm"], "did you mean 'ddim'"),
+        (["sample", "SAVED", "--steps", "5", "--rtol", "0.1"], "give one of them"),
+        (["sample", "SAVED", "--out", "x.bmp"], ".png"),
+        (["sample", "SAVED", "--label", "3"], "label"),
+    ],
+)
+def test_wrong_calls_say_why_and_exit_with_1(saved, words, message, capsys):
+    assert cli.main([str(saved) if w == "SAVED" else w for w in words]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_solvers_and_doctor(capsys):
+    assert cli.main(["solvers"]) == 0
+    assert capsys.readouterr().out.strip() == str(sg.solvers())
+    assert cli.main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert torch.__version__ in said and "threads" in said
+
+
+def test_compare_prints_its_table(saved, capsys):
+    assert cli.main(["compare", str(saved), "--solvers", "ddim", "--steps", "4", "--tolerances", "--n", "8"]) == 0
+    assert "4 steps" in capsys.readouterr().out
+
+
+def test_demo_in_small_makes_everything_it_names(tmp_path, capsys):
+    summary = demo(tmp_path, scale=0.002, progress=False)
+    said = capsys.readouterr().out
+    named = [word for word in said.split() if word.endswith((".png", ".gif", ".json"))]
+    assert len({n for n in named if "/" not in n}) >= 6
+    for name in named:
+        if name != "samples.png":
+            assert (tmp_path / name).stat().st_size > 100, name
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    assert sum(summary["toy"]["mode_weights"]["probability_flow"]) == pytest.approx(1, abs=1e-3)
+    assert (
+        summary["toy"]["floor"]["distance"] < summary["toy"]["probability_flow"]["distance"]
+    )  # ten steps have learned nothing
+    assert sg.load(tmp_path / "digits_model", device="cpu").event_shape == (1, 8, 8)

@@ -1,0 +1,127 @@
+"""The README's snippets and the scripts in examples/ run, and leave what they say they leave."""
+
+import json
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+SCRIPTS = {
+    "train_toy.py": (
+        ["--smoke", "--out", "toy"],
+        ["toy/trajectories.png", "toy/density.png", "toy/reverse.gif", "toy/run/step-00000020"],
+    ),
+    "digits.py": (["--smoke", "--out", "run"], ["run/samples.png"]),
+    "ddim_eta_table.py": (["--smoke", "--out", "eta"], ["eta/table.csv", "eta/few_steps.png"]),
+    "digits_likelihood.py": (["--smoke", "--out", "bits"], ["bits/bits.csv"]),
+    "compare_solvers.py": (["--smoke"], ["work_precision.png"]),
+}
+
+
+@pytest.mark.parametrize("i", range(len(SNIPPETS)))
+def test_readme_snippets_run_as_they_are(i, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = SNIPPETS[i].replace("steps=1500", "steps=3")  # the training snippet, cut short
+    names: dict = {}
+    exec(compile(code, f"README snippet {i}", "exec"), names)
+    for file in re.findall(r'"(\w+\.(?:png|gif))"', code):
+        assert (tmp_path / file).stat().st_size > 1000, file
+    if "by_tolerance" in names:
+        assert bool((names["by_tolerance"].status == 0).all()) and int(names["by_budget"].nfe[0]) == 12
+    if "samples" in names:
+        assert names["samples"].x.shape == (20, 1, 8, 8)
+
+
+def test_readme_has_a_snippet_for_each_use():
+    assert len(SNIPPETS) == 3
+    text = "".join(SNIPPETS)
+    assert all(verb in text for verb in ("sg.sample(", "sg.plot.trajectories(", "sg.fit("))
+
+
+def test_every_example_is_listed_here():
+    assert {p.name for p in (ROOT / "examples").glob("*.py")} >= set(SCRIPTS)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_examples_run(name, tmp_path, monkeypatch):
+    arguments, files = SCRIPTS[name]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+    for file in files:
+        assert (tmp_path / file).exists(), file
+
+
+def test_the_library_is_light():
+    """import sdegen does not import matplotlib, scipy, torchdiffeq, torchsde or diffusers."""
+    heavy = ["matplotlib", "scipy", "torchdiffeq", "torchsde", "diffusers", "sklearn"]
+    code = f"import sys, sdegen; print([m for m in {heavy} if m in sys.modules])"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert said.stdout.strip() == "[]"
+
+
+def run(monkeypatch, name: str, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+
+
+def test_images_from_training_to_scores(tmp_path, monkeypatch, capsys):
+    """One run folder goes through all scripts, and no script is told what the checkpoint knows."""
+    pytest.importorskip("torchmetrics")
+    monkeypatch.chdir(tmp_path)
+    words = ["--network", "mnist-small", "--net", "channels=8", "--net", "patch=1"]
+    run(monkeypatch, "train_images.py", "--data", "digits", "--sde", "edm", *words, "--out", "run", "--smoke")
+    assert (tmp_path / "run" / "step-00000004").exists() and (tmp_path / "run" / "metrics.csv").exists()
+    assert (tmp_path / "run" / "previews" / "step-00000004.png").stat().st_size > 1000
+    run(monkeypatch, "train_images.py", "--out", "run", "--steps", "6", "--device", "cpu")
+    assert (tmp_path / "run" / "step-00000006").exists()
+    run(monkeypatch, "sample_images.py", "run", "--smoke", "--out", "samples", "--index", "0-2,9", "--strips", "2")
+    files = sorted(p.name for p in (tmp_path / "samples").glob("*.png"))
+    assert files == ["000000.png", "000001.png", "000002.png", "000009.png", "grid.png", "strips.png"]
+    with pytest.raises(SystemExit, match="other settings"):
+        run(monkeypatch, "sample_images.py", "run", "--smoke", "--out", "samples", "--seed", "1")
+    capsys.readouterr()
+    run(monkeypatch, "evaluate_images.py", "run", "--smoke", "--out", "scores.json")
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["likelihood"]["levels"] == 17 and scores["samples"]["images"] == 80
+    assert "Frechet distance, floor" in capsys.readouterr().out
+    for part in ("kernel distance", "kernel distance, floor"):
+        assert len(scores["samples"][part]) == 2
+    assert scores["reconstruction"]["PSNR"] > 15
+
+
+def test_samples_are_the_same_files_however_they_are_asked_for(tmp_path, monkeypatch):
+    """A sample's file depends on the seed and its number: damaged and missing ones come back as they were."""
+    import sdegen as sg
+
+    model = sg.Denoiser(sg.nets.UNet(1, channels=8, multipliers=(1, 2)), sg.VPSDE(), data_std=0.5)
+    model.event_shape = (1, 8, 8)
+    sg.save(model, tmp_path / "model")
+    words = ["model", "--steps", "3", "--batch-size", "4"]
+    monkeypatch.chdir(tmp_path)
+    run(monkeypatch, "sample_images.py", *words, "--n", "10", "--out", "a")
+    wanted = {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()}
+    assert len(set(wanted.values())) == 12, "ten samples that differ, the settings and the grid"
+    (tmp_path / "a" / "000003.png").unlink()
+    (tmp_path / "a" / "000007.png").write_bytes(wanted["000007.png"][:60])
+    data = bytearray(wanted["000008.png"])
+    data[len(data) // 2] ^= 4
+    (tmp_path / "a" / "000008.png").write_bytes(data)
+    run(monkeypatch, "sample_images.py", *words, "--n", "10", "--out", "a")
+    assert {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()} == wanted
+    run(monkeypatch, "sample_images.py", *words, "--index", "5,9", "--out", "b")
+    assert (tmp_path / "b" / "000005.png").read_bytes() == wanted["000005.png"]
+    assert (tmp_path / "b" / "000009.png").read_bytes() == wanted["000009.png"]
+
+
+@pytest.mark.slow
+def test_solvers_are_compared_on_the_score_that_is_kept_here(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model = ROOT / "examples" / "assets" / "fashion"
+    run(monkeypatch, "compare_solvers.py", "--model", str(model), "--label", "3", "--n", "4", "--smoke")
+    assert "adams" in capsys.readouterr().out and (tmp_path / "work_precision.png").exists()

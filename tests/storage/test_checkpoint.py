@@ -1,0 +1,656 @@
+"""Checkpoints: what comes back is what went in, no damage passes, no crash loses both, nothing in a file runs."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from sdegen import storage
+from sdegen.core.errors import CheckpointError, CorruptCheckpointError, IncompatibleCheckpointError, InvalidInputError
+from sdegen.distributions.mixture import GaussianMixture
+from sdegen.models.denoiser import Denoiser
+from sdegen.models.exact import MixtureModel
+from sdegen.models.parametrization import Parametrization
+from sdegen.nets import MLP, DiT, UNet
+from sdegen.processes import (
+    EDMSDE,
+    SDE,
+    VESDE,
+    VPSDE,
+    CosineSDE,
+    LinearPathSDE,
+    PathSDE,
+    SubVPSDE,
+    TabulatedVESDE,
+    TabulatedVPSDE,
+    TrigSDE,
+)
+from sdegen.storage.folders import read, write
+from sdegen.storage.models import load, save
+
+SDES = [
+    VPSDE(0.2, 15.0, t_min=1e-4),
+    SubVPSDE(),
+    CosineSDE(),
+    LinearPathSDE(),
+    VESDE(),
+    EDMSDE(0.01, 20.0),
+    TrigSDE(0.7),
+    TabulatedVPSDE(torch.linspace(1e-3, 0.2, 40)),
+    TabulatedVESDE(torch.logspace(-2, 1, 20)),
+]
+
+
+class Own(nn.Module):
+    """A network of a user's, with a tied weight."""
+
+    def __init__(self, d: int = 2) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(d, d), nn.Linear(d, d)
+        self.b.weight = self.a.weight
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.b(self.a(x)) * t[:, None]
+
+
+def name(value: object) -> str:
+    return type(value).__name__
+
+
+def shaken(net: nn.Module, seed: int = 0) -> nn.Module:
+    """Weights that are nowhere zero, so that two networks differ."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator) / 4)
+    return net
+
+
+def small(seed: int = 0, sde: SDE | None = None, **words) -> Denoiser:
+    net = shaken(MLP(2, hidden=8, layers=1, embedding=4), seed)
+    return Denoiser(net, sde or VPSDE(), data_mean=0.25, data_std=0.7, **words)
+
+
+def assert_same(a: Denoiser, b: Denoiser, event=(2,)) -> None:
+    x = torch.randn(5, *event)
+    t = torch.linspace(a.sde.t_min, a.sde.t_max, 5, dtype=torch.float64)
+    with torch.no_grad():
+        assert torch.equal(a(x, t).x0, b(x, t).x0)
+        assert torch.equal(a(x, t).noise, b(x, t).noise)
+
+
+def same_weights(model: Denoiser, other: Denoiser) -> bool:
+    ours, theirs = model.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+# ---- what comes back
+
+
+@pytest.mark.parametrize("sde", SDES, ids=name)
+@pytest.mark.parametrize("parametrization", ["x0", "noise", "score", "v", "velocity", "edm"])
+def test_a_model_comes_back_to_the_bit(tmp_path, sde, parametrization):
+    narrow = sde.narrowed(sde.t_min + 0.1 * (sde.t_max - sde.t_min), sde.t_max)
+    model = small(sde=narrow, parametrization=parametrization)
+    model.event_shape = (2,)
+    save(model, tmp_path / "model")
+    back = load(tmp_path / "model", device="cpu")
+    assert_same(model, back)
+    assert type(back.sde) is type(sde) and (back.sde.t_min, back.sde.t_max) == (narrow.t_min, narrow.t_max)
+    assert back.event_shape == (2,) and back.parametrization == parametrization and not back.training
+    assert torch.equal(back.data_mean, model.data_mean) and torch.equal(back.data_std, model.data_std)
+    assert back.data_std.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        MLP((1, 4, 4), hidden=8, n_classes=2, label_dropout=0.1),
+        UNet(1, channels=8, patch=2, skip_rescale=True, token_channels=3, attention=(0,), dropout=0.2),
+        UNet(1, channels=8, n_classes=4, label_dropout=0.2),
+        DiT(1, hidden=8, depth=1, heads=2, n_classes=2),
+    ],
+    ids=name,
+)
+def test_every_network_is_rebuilt(net: nn.Module, tmp_path: Path) -> None:
+    model = Denoiser(shaken(net), VPSDE(), data_mean=0.1, data_std=0.5).eval()
+    save(model, tmp_path / "m")
+    again = load(tmp_path / "m", device="cpu")
+    x = torch.randn(3, 1, 4, 4)
+    assert isinstance(again, Denoiser) and again.net.config == net.config
+    assert torch.equal(again(x, 0.4).x0, model(x, 0.4).x0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_other_networks_dtypes_and_statistics(tmp_path, dtype):
+    net = shaken(UNet(1, channels=8, multipliers=(1, 2), n_classes=3).to(dtype))
+    model = Denoiser(net, EDMSDE(), data_std=torch.full((1, 4, 4), 0.3))
+    save(model, tmp_path / "m")
+    back = load(tmp_path / "m", device="cpu")
+    assert {p.dtype for p in back.parameters()} == {dtype}
+    assert back.data_mean is None and torch.equal(back.data_std, model.data_std) and back.event_shape is None
+    assert_same(model.eval(), back, (1, 4, 4))
+
+
+def test_own_networks_and_processes_are_passed_to_load(tmp_path):
+    sde = PathSDE(lambda t: 1 - t, lambda t: t, t_max=0.99)
+    model = Denoiser(shaken(Own()), sde)
+    save(model, tmp_path / "m")
+    for words, says in (
+        ({}, "PathSDE, is your own: load it with sde="),
+        ({"sde": sde}, "Own, is your own: load it with net="),
+        ({"net": Own(), "sde": PathSDE(lambda t: 1 - t, lambda t: 2 * t, t_max=0.99)}, "is not the process"),
+        ({"net": Own(3), "sde": sde}, "weights are not those of this Own"),
+        ({"net": MLP(2), "sde": sde}, "not in the network"),
+        ({"net": Own().double(), "sde": sde}, "float64"),
+    ):
+        with pytest.raises(IncompatibleCheckpointError, match=says):
+            load(tmp_path / "m", device="cpu", **words)
+    net = Own()
+    back = load(tmp_path / "m", net=net, sde=sde, device="cpu")
+    assert back.net is net and net.a.weight is net.b.weight
+    assert_same(model, back)
+
+
+def test_what_cannot_be_saved_says_so(tmp_path):
+    custom = Parametrization(*(lambda sde, t: torch.ones_like(t),) * 4)
+    with pytest.raises(IncompatibleCheckpointError, match="has a name"):
+        save(Denoiser(MLP(2), VPSDE(), parametrization=custom), tmp_path / "m")
+    with pytest.raises(InvalidInputError, match="MixtureModel"):
+        save(MixtureModel(GaussianMixture([[0.0, 0.0]], std=1.0), VPSDE()), tmp_path / "m")
+    with pytest.raises(InvalidInputError, match="_OnPath"):
+        save(small().on(EDMSDE()), tmp_path / "m")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_folder_of_other_things_is_never_replaced(tmp_path):
+    mine = tmp_path / "results"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("years of work")
+    with pytest.raises(InvalidInputError, match=r"thesis\.tex"):
+        save(small(), mine)
+    (mine / "thesis.tex").rename(mine / "notes.json")  # a name we use too, but no manifest beside it
+    with pytest.raises(InvalidInputError, match="no manifest"):
+        save(small(), mine)
+    with pytest.raises(InvalidInputError, match="no checkpoint"):
+        save(small(), mine / "notes.json")
+    assert (mine / "notes.json").read_text() == "years of work"
+
+
+def test_saving_again_replaces_and_leaves_nothing_behind(tmp_path):
+    for seed in range(3):
+        save(small(seed), tmp_path / "deep" / "m")
+        assert same_weights(load(tmp_path / "deep" / "m", device="cpu"), small(seed))
+        assert [p.name for p in (tmp_path / "deep").iterdir()] == ["m"]
+
+
+def test_tensors_of_any_dtype_and_state_come_back(tmp_path):
+    tensors = {
+        "model": {"x": torch.arange(3), "y": torch.randn(2, 2).T, "empty": torch.zeros(0, 4)},
+        "training": {"rng": torch.get_rng_state(), "scalar": torch.tensor(1.5, dtype=torch.float64)},
+    }
+    write(tmp_path / "c", tensors, {"step": 7, "words": ["é", None]})
+    back, state = read(tmp_path / "c", ["model", "training"])
+    assert state == {"step": 7, "words": ["é", None]}
+    for group, named in tensors.items():
+        for key, value in named.items():
+            assert torch.equal(back[group][key], value) and back[group][key].dtype == value.dtype
+
+
+def test_files_are_those_of_safetensors_to_the_bit(tmp_path):
+    """Every dtype it has, in every kind of memory; its own writer gets each tensor alone and in one piece."""
+    floats = [getattr(torch, f"float8_{kind}") for kind in ("e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz")]
+    floats += [torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.complex64]
+    whole = [torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64, torch.uint64]
+    bits = torch.randint(256, (6 * 8,), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    tensors = {str(d): bits.view(d).clone().reshape(2, 3, -1) for d in (*floats, *whole)}
+    tensors["torch.bool"] = bits > 99
+    tensors |= {f"{name} transposed": value.transpose(0, -1) for name, value in tensors.items()}
+    for d in (torch.bfloat16, torch.float32, torch.bool, torch.complex64):
+        tensors |= {f"a number {d}": torch.tensor(1.5).to(d), f"nothing {d}": torch.zeros(3, 0, 2, dtype=d)}
+    a = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
+    tensors |= {"a": a, "a again": a, "a's rows": a[1:3], "a's column": a[:, 2], "one for all": a[:1].expand(4, 6)}
+    tensors |= {"channels last": a.reshape(1, 4, 3, 2).contiguous(memory_format=torch.channels_last)}
+    tensors |= {"weight": nn.Parameter(a), 'é"\n\x01\x7f': a, "": a[0, 0]}
+    z = torch.view_as_complex(a.reshape(4, 3, 2))
+    tensors |= {"conjugate": z.conj(), "minus": z.conj().imag[0, 0]}
+    file = tmp_path / "all.safetensors"
+    entry = storage.folders._write_file(file, storage.folders._packed(tensors))
+    plain = {name: torch.empty(value.shape, dtype=value.dtype).copy_(value.detach()) for name, value in tensors.items()}
+    data = safetensors.torch.save(plain)
+    assert file.read_bytes() == data
+    assert entry == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    back = safetensors.torch.load_file(file)
+    assert back.keys() == tensors.keys()
+    for name, value in plain.items():
+        assert (back[name].dtype, back[name].shape) == (value.dtype, value.shape), name
+        assert torch.equal(*(x.reshape(-1).view(torch.uint8) for x in (back[name], value))), name
+    storage.folders._write_file(file, storage.folders._packed(dict(reversed(tensors.items()))))
+    assert file.read_bytes() == data
+    storage.folders._write_file(file, storage.folders._packed({}))
+    assert file.read_bytes() == safetensors.torch.save({}) and storage.folders._tensors(file) == {}
+
+
+def test_tensors_that_safetensors_cannot_keep_are_refused(tmp_path):
+    for value, says in (
+        (torch.zeros(2, dtype=torch.complex128), "complex128"),
+        (torch.zeros(2, dtype=torch.uint8).view(torch.float4_e2m1fn_x2), "F4"),
+        (torch.eye(2).to_sparse(), r"sparse tensors cannot be saved \(x\)"),
+    ):
+        with pytest.raises(InvalidInputError, match=says):
+            write(tmp_path / "c", {"model": {"x": value}}, {})
+    assert not any(tmp_path.iterdir())
+
+
+MEMORY = """
+import pathlib, re, sys, torch
+from sdegen.storage import write
+
+def largest():
+    return int(re.search("VmHWM: *\\t? *([0-9]+)", pathlib.Path("/proc/self/status").read_text())[1]) / 1024
+
+write(sys.argv[1] + "/small", {"model": {"x": torch.zeros(3, 2).T}}, {})
+tensors = {str(i): torch.ones(1024, 1024) for i in range(24)}
+tensors |= {f"{i} transposed": tensors[str(i)].T for i in range(12)}
+tensors |= {f"{i} again": tensors[str(i)] for i in range(12)}
+before = largest()
+write(sys.argv[1] + "/large", {"model": tensors}, {})
+print(largest() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells a process's largest memory so")
+def test_writing_takes_the_memory_of_few_tensors(tmp_path):
+    """192 MB of 4 MB each, some of them shared and some not in one piece.
+
+    (The ru_maxrss of getrusage would begin with what this process has: exec passes it on.)
+    """
+    run = subprocess.run([sys.executable, "-c", MEMORY, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert (tmp_path / "large" / "model.safetensors").stat().st_size > 48 * 2**22
+    assert float(run.stdout) < 24
+
+
+def test_a_copy_is_gone_before_the_next_is_made(tmp_path):
+    def watched(pieces):
+        for piece in pieces:
+            held, seen = [piece], weakref.ref(piece)
+            del piece
+            yield held.pop()
+            gone.append(seen() is None)
+
+    gone: list[bool] = []
+    pieces = (memoryview(torch.ones(9, i).T.contiguous().numpy()).cast("B") for i in range(1, 5))
+    storage.folders._write_file(tmp_path / "f", watched(pieces))
+    assert gone == [True] * 4
+    whole = torch.ones(3, 3)
+    _, piece = storage.folders._packed({"x": whole})
+    whole[0, 0] = 2  # what needs no copy is none
+    assert piece[:4] == whole[0, :1].numpy().tobytes()
+
+
+# ---- damage
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("sound") / "m"
+    save(small(), path)
+    return path
+
+
+@pytest.fixture
+def copy(sound, tmp_path) -> Path:
+    return Path(shutil.copytree(sound, tmp_path / "m"))
+
+
+def test_every_flipped_bit_is_caught(copy):
+    files = sorted(copy.iterdir())
+    assert [f.name for f in files] == ["manifest.json", "model.safetensors", "state.json"]
+    dice = random.Random(0)
+    for _ in range(200):
+        for file in files:
+            sound = file.read_bytes()
+            bad = bytearray(sound)
+            bad[dice.randrange(len(bad))] ^= 1 << dice.randrange(8)
+            file.write_bytes(bad)
+            with pytest.raises(CorruptCheckpointError):
+                load(copy, device="cpu")
+            file.write_bytes(sound)
+    load(copy, device="cpu")
+
+
+def edit_manifest(path: Path, change, *, seal: bool) -> None:
+    manifest = json.loads((path / "manifest.json").read_text())
+    change(manifest)
+    if seal:
+        manifest.pop("seal", None)
+        manifest["seal"] = storage.folders._seal(manifest)
+    (path / "manifest.json").write_bytes(storage.folders._sealed(manifest))
+
+
+def reseal(path: Path) -> None:
+    """What an attacker does: a manifest that fits whatever files there are."""
+    entries = {
+        f.name: {"bytes": f.stat().st_size, "sha256": hashlib.sha256(f.read_bytes()).hexdigest()}
+        for f in path.iterdir()
+        if f.name != "manifest.json"
+    }
+    (path / "manifest.json").write_bytes(storage.folders._manifest(entries))
+
+
+def zero_a_page(path: Path) -> None:
+    data = bytearray((path / "model.safetensors").read_bytes())
+    data[-64:] = bytes(64)
+    (path / "model.safetensors").write_bytes(data)
+
+
+def swap(path: Path) -> None:
+    one, two = path / "model.safetensors", path / "state.json"
+    a, b = one.read_bytes(), two.read_bytes()
+    one.write_bytes(b)
+    two.write_bytes(a)
+
+
+def other_weights(path: Path) -> None:
+    save(small(1), path.parent / "other")
+    shutil.copy(path.parent / "other" / "model.safetensors", path)
+
+
+DAMAGE = {
+    "truncated": lambda p: os.truncate(p / "model.safetensors", 100),
+    "emptied": lambda p: os.truncate(p / "state.json", 0),
+    "empty manifest": lambda p: os.truncate(p / "manifest.json", 0),
+    "longer": lambda p: os.truncate(p / "model.safetensors", 10_000),
+    "zeroed page": zero_a_page,
+    "swapped": swap,
+    "weights of another": other_weights,
+    "weights missing": lambda p: (p / "model.safetensors").unlink(),
+    "state missing": lambda p: (p / "state.json").unlink(),
+    "manifest missing": lambda p: (p / "manifest.json").unlink(),
+    "a folder for a file": lambda p: ((p / "state.json").unlink(), (p / "state.json").mkdir()),
+    "edited manifest": lambda p: edit_manifest(p, lambda m: m.update(version=2), seal=False),
+    "edited size": lambda p: edit_manifest(p, lambda m: m["files"]["state.json"].update(bytes=1), seal=True),
+    "edited hash": lambda p: edit_manifest(p, lambda m: m["files"]["state.json"].update(sha256="0" * 64), seal=True),
+    "no files": lambda p: edit_manifest(p, lambda m: m.update(files=None), seal=True),
+    "reformatted manifest": lambda p: (p / "manifest.json").write_text((p / "manifest.json").read_text() + " "),
+    "manifest of nonsense": lambda p: (p / "manifest.json").write_text("[1, 2]"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+def test_damage_has_a_name(copy, damage):
+    damage(copy)
+    with pytest.raises(CorruptCheckpointError, match=str(copy)):
+        load(copy, device="cpu")
+
+
+def test_other_versions_and_missing_parts_are_incompatible(copy):
+    edit_manifest(copy, lambda m: m.update(version=99), seal=True)
+    with pytest.raises(IncompatibleCheckpointError, match="wanted version 1"):
+        load(copy, device="cpu")
+    edit_manifest(copy, lambda m: m.update(version=1), seal=True)
+    with pytest.raises(IncompatibleCheckpointError, match=r"no training\.safetensors"):
+        read(copy, ["training"])
+    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+        load(copy.parent / "nowhere")
+
+
+# ---- malice: files that fit their manifest
+
+
+def edit_state(**changes):
+    def edit(path: Path) -> None:
+        state = json.loads((path / "state.json").read_text())
+        for where, value in changes.items():
+            place = state["model"]
+            *parents, last = where.split("__")
+            for key in parents:
+                place = place[key]
+            place[last] = value
+        (path / "state.json").write_text(json.dumps(state))
+
+    return edit
+
+
+def replace(file: str, data: bytes):
+    return lambda path: (path / file).write_bytes(data)
+
+
+def header(text: bytes, claims: int | None = None, body: bytes = b"") -> bytes:
+    return (len(text) if claims is None else claims).to_bytes(8, "little") + text + body
+
+
+MALICE = {
+    "class of the system": edit_state(net__name="os.system"),
+    "class of ours, not a network": edit_state(net__name="Denoiser"),
+    "process by import path": edit_state(sde__name="sdegen.processes.VPSDE"),
+    "wide network": edit_state(net__config={"event_shape": [2], "hidden": 10**7}),
+    "wider than memory": edit_state(net__config={"event_shape": [10**9], "hidden": 10**9}),
+    "deep network": edit_state(net__config={"event_shape": [2], "hidden": 1, "layers": 10**9}),
+    "many classes": edit_state(net__config={"event_shape": [2], "n_classes": 10**9}),
+    "unknown argument": edit_state(net__config={"path": "/etc/passwd"}),
+    "config that is a list": edit_state(net__config=[1, 2]),
+    "event of nonsense": edit_state(event_shape=["a"]),
+    "parametrisation of nonsense": edit_state(parametrization={"eval": "1"}),
+    "process out of range": edit_state(sde__config={"beta_min": -1.0}),
+    "negative time": edit_state(sde__t_max=-1.0),
+    "path of nonsense": edit_state(sde__path="exp(t)"),
+    "state without a model": replace("state.json", b"{}"),
+    "state that is a number": replace("state.json", b"17"),
+    "deep JSON": replace("state.json", b"[" * 10**6),
+    "huge JSON": replace("state.json", b" " * (1 << 25)),
+    "pickle for weights": replace("model.safetensors", b"\x80\x04cos\nsystem\n(S'false'\ntR."),
+    "huge header": replace("model.safetensors", header(b"{}", claims=1 << 60)),
+    "long header": replace("model.safetensors", header(b" " * (1 << 25))),
+    "header of nonsense": replace("model.safetensors", header(b'{"a": 1}')),
+    "tensor beyond the file": replace(
+        "model.safetensors", header(b'{"a":{"dtype":"F32","shape":[1000000000000],"data_offsets":[0,4000000000000]}}')
+    ),
+    "overlapping tensors": replace(
+        "model.safetensors",
+        header(
+            b'{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"b":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}',
+            body=b"abcd",
+        ),
+    ),
+    "no tensors": replace("model.safetensors", header(b"{}")),
+}
+
+
+def test_sizes_are_checked_before_anything_is_read_into_memory(copy):
+    for file, data, says in (
+        ("state.json", b'{"model": "' + bytes(1 << 24) + b'"}', "bytes"),
+        ("model.safetensors", header(b"{}" + b" " * (1 << 25)), "claims a header"),
+        ("model.safetensors", header(b"{}", claims=1 << 60), "claims a header"),
+    ):
+        sound = (copy / file).read_bytes()
+        replace(file, data)(copy)
+        reseal(copy)
+        with pytest.raises(CorruptCheckpointError, match=says):
+            load(copy, device="cpu")
+        replace(file, sound)(copy)
+    os.truncate(copy / "manifest.json", 1 << 30)
+    with pytest.raises(CorruptCheckpointError, match="more than any manifest"):
+        load(copy, device="cpu")
+
+
+@pytest.mark.parametrize("malice", MALICE.values(), ids=MALICE.keys())
+def test_malicious_files_run_nothing_and_take_no_memory(copy, malice, monkeypatch):
+    monkeypatch.setattr(os, "system", lambda *_: pytest.fail("something ran"))
+    malice(copy)
+    reseal(copy)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError):
+        load(copy, device="cpu")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kilobytes
+
+
+@pytest.mark.parametrize("listed", ["../../secret.json", "/etc/passwd", "a.pkl", "state.json\n", "", "A.safetensors"])
+def test_names_outside_the_folder_are_never_opened(copy, listed):
+    edit_manifest(copy, lambda m: m["files"].update({listed: m["files"]["state.json"]}), seal=True)
+    with pytest.raises(CorruptCheckpointError, match="names that no checkpoint has"):
+        load(copy, device="cpu")
+
+
+# ---- faults at every file operation
+
+OPERATIONS = ("open", "mkdir", "rename", "fsync", "unlink", "rmdir", "scandir", "listdir")
+
+
+class Faulty:
+    """Counts file operations and acts at the n-th."""
+
+    def __init__(self, monkeypatch, at: int, act) -> None:
+        self.at, self.act, self.count = at, act, 0
+        for operation in OPERATIONS:
+            monkeypatch.setattr(os, operation, self.wrapped(getattr(os, operation)))
+        monkeypatch.setattr(storage.folders, "open", self.opened, raising=False)
+
+    def step(self) -> None:
+        self.count += 1
+        self.act(self)
+
+    def wrapped(self, function):
+        def call(*args, **kwargs):
+            self.step()
+            return function(*args, **kwargs)
+
+        return call
+
+    def opened(self, *args):
+        self.step()
+        stream = open(*args)  # noqa: SIM115
+        write = stream.write
+
+        def faulty_write(data):
+            self.step()
+            return write(data)
+
+        if "w" in args[1]:
+            stream = Writing(stream, faulty_write)
+        return stream
+
+
+class Writing:
+    def __init__(self, stream, write) -> None:
+        self.stream, self.write = stream, write
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stream.close()
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+
+def operations_of_a_save(tmp_path, monkeypatch) -> int:
+    save(small(0), tmp_path / "count")
+    with monkeypatch.context() as patch:
+        counter = Faulty(patch, 0, lambda _: None)
+        save(small(1), tmp_path / "count")
+    return counter.count
+
+
+def test_everything_is_synced_before_and_after_it_gets_its_name(tmp_path, monkeypatch):
+    save(small(0), tmp_path / "m")
+    done = []
+    for operation in ("fsync", "rename"):
+        function = getattr(os, operation)
+        monkeypatch.setattr(os, operation, lambda *a, o=operation, f=function: (done.append(o), f(*a))[1])
+    save(small(1), tmp_path / "m")
+    assert done == ["fsync"] * 4 + ["rename"] * 2 + ["fsync"]  # three files and their folder; the parent
+
+
+@pytest.mark.parametrize(
+    ("code", "lasting"), [(errno.ENOSPC, False), (errno.ENOSPC, True), (errno.EIO, False), (errno.EACCES, True)]
+)
+def test_an_error_at_any_file_operation_leaves_the_old_or_the_new(tmp_path, monkeypatch, code, lasting):
+    total = operations_of_a_save(tmp_path, monkeypatch)
+    assert total > 15
+
+    def fail(fault: Faulty) -> None:
+        if fault.count == fault.at or (lasting and fault.count > fault.at):
+            raise OSError(code, os.strerror(code))
+
+    for at in range(1, total + 1):
+        path = tmp_path / f"{at}" / "m"
+        save(small(0), path)
+        failed = False
+        with monkeypatch.context() as patch:
+            Faulty(patch, at, fail)
+            try:
+                save(small(1), path)
+            except CheckpointError as error:
+                failed = True
+                assert os.strerror(code) in str(error) and "unharmed" in str(error)
+                assert lasting or path.exists()
+        back = load(path, device="cpu")
+        assert same_weights(back, small(0)) or same_weights(back, small(1))
+        assert failed or same_weights(back, small(1)), "a save that did not complain must have saved"
+        save(small(2), path)  # and the next one works, and clears up
+        assert same_weights(load(path, device="cpu"), small(2))
+        assert [p.name for p in path.parent.iterdir()] == ["m"]
+
+
+def test_a_crash_at_any_file_operation_leaves_the_old_or_the_new(tmp_path, monkeypatch):
+    total = operations_of_a_save(tmp_path, monkeypatch)
+    seen = set()
+    for at in range(1, total + 1):
+        path = tmp_path / f"{at}" / "m"
+        save(small(0), path)
+        child = os.fork()
+        if not child:  # dies like a killed process: nothing is cleaned up
+            Faulty(monkeypatch, at, lambda fault: fault.count == fault.at and os._exit(9))
+            save(small(1), path)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        back = load(path, device="cpu")
+        seen.add("old" if same_weights(back, small(0)) else "new" if same_weights(back, small(1)) else "neither")
+        save(small(2), path)
+        assert same_weights(load(path, device="cpu"), small(2))
+        assert [p.name for p in path.parent.iterdir()] == ["m"], "temporaries of the dead process are swept"
+    assert seen == {"old", "new"}
+
+
+def test_temporaries_of_living_processes_stay(tmp_path):
+    theirs = tmp_path / f".m.{os.getppid()}.tmp"
+    theirs.mkdir()
+    save(small(), tmp_path / "m")
+    assert theirs.exists()
+
+
+def test_what_a_model_is_about_comes_back(tmp_path):
+    model = small()
+    model.about = {"data": {"source": "digits", "size": (8, 8)}, "levels": 17}  # type: ignore
+    save(model, tmp_path / "m")
+    assert load(tmp_path / "m", device="cpu").about == {"data": {"source": "digits", "size": [8, 8]}, "levels": 17}
+    for about, says in (({"x": object()}, "JSON"), ([1], "wanted a dict"), ({"x": float("nan")}, "JSON")):
+        model.about = about  # type: ignore
+        with pytest.raises(InvalidInputError, match=says):
+            save(model, tmp_path / "m")
+    assert load(tmp_path / "m", device="cpu").about["levels"] == 17
+
+
+def test_a_run_folder_that_cannot_be_listed_says_so(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(CheckpointError, match=r"cannot be read: .*Permission denied"):
+        storage.steps(tmp_path)
