@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import __version__
-from ..core.errors import SdegenError
+from ..core.errors import InvalidInputError, SdegenError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -97,7 +97,6 @@ def _sample(args: argparse.Namespace) -> None:
     import numpy as np
     import torch
 
-    from ..core.errors import InvalidInputError
     from ..inference.sampling import sample
     from ..storage.models import load
 
@@ -105,6 +104,7 @@ def _sample(args: argparse.Namespace) -> None:
         raise InvalidInputError(f"--out {args.out}: wanted a name that ends in .png (a picture) or .npy (the numbers)")
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = load(args.model, device=device)
+    _check_out(args.out, model.event_shape)
     cond: dict[str, Any] = {} if args.label is None else {"label": torch.full((args.n,), args.label, device=device)}
     solution = sample(
         model,
@@ -129,6 +129,19 @@ def _sample(args: argparse.Namespace) -> None:
     print(
         f"{solution.solver}; {solution.nfe.double().mean():.1f} evaluations a sample, "
         f"{solution.calls} network calls, seed {args.seed}"
+    )
+
+
+def _check_out(out: str, event: Sequence[int] | None) -> None:
+    """Whether samples of an event shape can be written there: asked before they are made, and they would be lost."""
+    folder = os.path.dirname(os.path.abspath(out))
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+        raise InvalidInputError(f"--out {out}: there is no folder {folder} to write to")
+    if out.endswith(".npy") or event is None or len(event) in (2, 3) or tuple(event) in ((), (1,), (2,)):
+        return
+    raise InvalidInputError(
+        f"--out {out}: samples have shape {tuple(event)}, and pictures are drawn of points (1,) or (2,) and of images "
+        "(H, W) or (C, H, W); pass a name that ends in .npy, which keeps the numbers"
     )
 
 

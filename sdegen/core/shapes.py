@@ -90,7 +90,7 @@ def check_state(x: Tensor, *, name: str = "x", event_shape: Sequence[int] | None
     if x.ndim == 0:
         raise InvalidInputError(f"{name} has no batch axis: its shape is (), wanted (B, *event); use {name}[None]")
     if not x.is_floating_point():
-        raise InvalidInputError(f"{name} has dtype {x.dtype}, wanted a floating one: use {name}.float()")
+        raise InvalidInputError(f"{name} has dtype {x.dtype}, wanted a floating one: {_to_floating(x, name)}")
     if event_shape is not None and tuple(x.shape[1:]) != tuple(event_shape):
         raise InvalidInputError(
             f"{name} has event shape {tuple(x.shape[1:])}, but the model works on {tuple(event_shape)}: "
@@ -101,6 +101,20 @@ def check_state(x: Tensor, *, name: str = "x", event_shape: Sequence[int] | None
         raise InvalidInputError(
             f"{name} holds NaN or infinity in {len(bad)} samples ({numbers(bad)}): clean the data first"
         )
+
+
+def _to_floating(x: Tensor, name: str) -> str:
+    """What to do with numbers that are not floating: pixels are scaled, not only converted."""
+    if x.is_complex():
+        return f"pass real and imaginary parts as two numbers, torch.view_as_real({name})"
+    if x.dtype == torch.bool:
+        return f"masks are scaled to [-1, 1] as 2.0 * {name} - 1"
+    if x.dtype == torch.uint8:
+        return f"pictures are scaled to [-1, 1] as {name} / 127.5 - 1, and sdegen.data.load_images({name}) does that"
+    return (
+        f"pixels 0, 1, ..., L - 1 are scaled to [-1, 1] as 2 * {name} / (L - 1) - 1, and "
+        f"sdegen.data.load_images({name}, levels=L) does that; other numbers are converted with {name}.double()"
+    )
 
 
 def numbers(index: Tensor, most: int = 8) -> str:

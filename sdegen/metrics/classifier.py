@@ -171,7 +171,7 @@ def _train(net: Classifier, images: Tensor, labels: Tensor, steps: int, batch_si
 def _check(images: Tensor, labels: Tensor) -> None:
     if not isinstance(images, Tensor) or images.ndim != 4 or not images.numel() or not images.is_floating_point():
         came = f"{images.dtype} of shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-        raise InvalidInputError(f"images are {came}: wanted floating numbers (N, C, H, W)")
+        raise InvalidInputError(f"images are {came}: wanted floating numbers (N, C, H, W) in [-1, 1]")
     if labels is None or labels.shape != images.shape[:1] or labels.is_floating_point() or int(labels.min()) < 0:
         raise InvalidInputError(f"labels: wanted whole numbers ({len(images)},), from 0; a classifier needs classes")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -15,8 +17,9 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
     FD = |m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2)),  C with the divisor N - 1.
 
     Bias: sets of equal distribution have FD > 0, for white features about (d + d(d+1)/4) (1/N + 1/M), for others
-    `frechet_bias`: only values at the same sizes compare. N < d is computed all the same. It is called FID only on
-    Inception-v3 features.
+    `frechet_bias`: only values at the same sizes compare. Where a set has no more samples than dimensions its
+    covariance is singular and the bias large: a RuntimeWarning says how large. It is called FID only on Inception-v3
+    features.
 
     Args:
         x, y: features, (N, *event) and (M, *event), at least two of each.
@@ -32,6 +35,8 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
     x, y = samples(x, y)
     if min(len(x), len(y)) < 2:
         raise InvalidInputError(f"a covariance needs two samples or more: got {len(x)} and {len(y)}")
+    if min(len(x), len(y)) <= x.shape[1]:
+        _warn_of_bias(x, y)
     (m1, c1), (m2, c2) = _moments(x), _moments(y)
     return frechet_distance_of_moments(m1, c1, m2, c2)
 
@@ -89,6 +94,18 @@ def frechet_bias(x: Tensor, n: int, m: int) -> float:
     l = torch.linalg.eigvalsh(_moments(samples(x, x)[0])[1]).clamp_min(0)
     pairs = l[:, None] * l / (l[:, None] + l).clamp_min(torch.finfo(l.dtype).tiny)
     return (1 / n + 1 / m) * float(l.sum() + (pairs.sum() + pairs.diagonal().sum()) / 2)
+
+
+def _warn_of_bias(x: Tensor, y: Tensor) -> None:
+    """Say that the distance is mostly bias."""
+    bias = frechet_bias(max(x, y, key=len), len(x), len(y))
+    warnings.warn(
+        f"Frechet distance of {len(x)} and {len(y)} samples in {x.shape[1]} dimensions: a covariance of so few is "
+        f"singular, and the value too large, by roughly {bias:.3g} where both sets have one distribution "
+        "(frechet_bias). Pass more samples, or compare only with values at the same sizes",
+        RuntimeWarning,
+        stacklevel=3,
+    )
 
 
 def _moments(z: Tensor) -> tuple[Tensor, Tensor]:

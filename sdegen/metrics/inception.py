@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib
 import os
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
+
+_FEATURES = 2048  # of Inception-v3
 
 
 def fid(
@@ -22,7 +25,8 @@ def fid(
 ) -> float:
     """Frechet inception distance, with the weights and the resizing of the original.
 
-    Papers use 50,000 samples against the training set; fewer give larger values (see `frechet_distance`).
+    Papers use 50,000 samples against the training set; fewer give larger values (see `frechet_distance`), and no more
+    than 2048, the number of features, a RuntimeWarning.
 
     Args:
         x, real: images in [-1, 1], (N, C, H, W) with C = 1 or 3, or folders of pictures.
@@ -48,6 +52,14 @@ def fid(
             f'({error}): pip install "sdegen[fid]"; without it, frechet_distance of train_classifier features is a '
             "distance of its own, under another name"
         ) from error
+    counts = [len(z) for z in inputs if isinstance(z, _Bytes)]
+    if counts and min(counts) <= _FEATURES:
+        warnings.warn(
+            f"FID of {min(counts)} images in {_FEATURES} dimensions: a covariance of so few is singular, and the value "
+            "too large. Compare only with values at the same sizes, or pass more",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     found = library.calculate_metrics(
         input1=inputs[0],
         input2=inputs[1],

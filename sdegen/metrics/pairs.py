@@ -10,46 +10,52 @@ from torch import Tensor
 
 from ..core.errors import InvalidInputError
 
+_ROUNDING = 1e-3  # how far a value may lie beyond its range
 
-def psnr(x: Tensor, reference: Tensor, *, data_range: float = 2.0) -> Tensor:
+
+def psnr(x: Tensor, reference: Tensor, *, data_range: float | None = None) -> Tensor:
     """Peak signal-to-noise ratio in decibels, 10 log10(data_range^2/mean squared error); infinite for equal images.
 
     Args:
         x, reference: (B, C, H, W).
-        data_range: white less black: 2 for images in [-1, 1].
+        data_range: white less black. None: 255 for bytes, 2 for floating numbers in [-1, 1]; a reference that has no
+            negative values, or values beyond, may be of another range, and it has to be said.
 
     Returns:
         (B,), float64.
 
     Raises:
-        InvalidInputError: shapes that differ, no images, a range that is not positive.
+        InvalidInputError: shapes or types that differ, no images, a range that is not positive, not known, or smaller
+            than that of the reference.
         ImportError: torchmetrics is not installed.
     """
-    x, reference = _pair(x, reference, data_range)
+    x, reference, data_range = _pair(x, reference, data_range)
     compute = _library().peak_signal_noise_ratio
     return compute(x, reference, data_range=data_range, reduction="none", dim=(1, 2, 3))
 
 
-def ssim(x: Tensor, reference: Tensor, *, data_range: float = 2.0, sigma: float = 1.5) -> Tensor:
+def ssim(x: Tensor, reference: Tensor, *, data_range: float | None = None, sigma: float = 1.5) -> Tensor:
     """Structural similarity under a Gaussian window of standard deviation sigma, at most 1, for equal images.
 
-    The window spans 2 round(3.5 sigma) + 1 pixels, 11 for the usual sigma, and is laid only where it fits.
+    The window spans 2 round(3.5 sigma) + 1 pixels, 11 for the usual sigma, and is laid only where it fits. The formula
+    compares means as they are, so that images with black at -1 and with black at 0 have other values.
 
     Args:
         x, reference: (B, C, H, W).
-        data_range: white less black: 2 for images in [-1, 1].
+        data_range: white less black; None: as in `psnr`.
         sigma: in pixels; a smaller one for images below 11x11 (and say so).
 
     Returns:
         (B,), float64.
 
     Raises:
-        InvalidInputError: shapes that differ, images that are smaller than the window, a range that is not positive.
+        InvalidInputError: shapes or types that differ, images that are smaller than the window, a range that is not
+            positive, not known, or smaller than that of the reference.
         ImportError: torchmetrics is not installed.
 
     Source: Wang et al. 2004, eq. 13, with K1 = 0.01, K2 = 0.03.
     """
-    x, reference = _pair(x, reference, data_range)
+    x, reference, data_range = _pair(x, reference, data_range)
     window = 2 * int(3.5 * sigma + 0.5) + 1
     if not sigma > 0 or min(x.shape[2:]) < window:
         raise InvalidInputError(
@@ -72,12 +78,34 @@ def _library() -> Any:
         ) from error
 
 
-def _pair(x: Tensor, reference: Tensor, data_range: float) -> tuple[Tensor, Tensor]:
-    x, reference = torch.as_tensor(x).detach().double(), torch.as_tensor(reference).detach().double()
+def _pair(x: Tensor, reference: Tensor, data_range: float | None) -> tuple[Tensor, Tensor, float]:
+    """Both in float64 on one device, and white less black."""
+    x, reference = torch.as_tensor(x).detach(), torch.as_tensor(reference).detach()
     if x.shape != reference.shape or x.ndim != 4 or not x.numel():
         raise InvalidInputError(
             f"x has shape {tuple(x.shape)} and reference {tuple(reference.shape)}: wanted one shape (B, C, H, W)"
         )
-    if not data_range > 0:
-        raise InvalidInputError(f"data_range={data_range!r}: wanted white less black, 2.0 for images in [-1, 1]")
-    return x, reference.to(x.device)
+    if x.is_floating_point() != reference.is_floating_point():
+        raise InvalidInputError(
+            f"x is {x.dtype} and reference {reference.dtype}: scale both alike, bytes to [-1, 1] as u / 127.5 - 1"
+        )
+    found = _range_of(reference) if data_range is None else data_range
+    low, high = float(reference.min()), float(reference.max())
+    if not found > 0:
+        raise InvalidInputError(f"data_range={data_range!r}: expected white less black, 2.0 for images in [-1, 1]")
+    if high - low > found * (1 + _ROUNDING):
+        raise InvalidInputError(f"data_range={found:g}, but the reference has values from {low:g} to {high:g}")
+    return x.double(), reference.to(x.device).double(), float(found)
+
+
+def _range_of(reference: Tensor) -> float:
+    """White less black of images of which nobody said it."""
+    if reference.dtype in (torch.uint8, torch.bool):
+        return 255.0 if reference.dtype == torch.uint8 else 1.0
+    low, high = float(reference.min()), float(reference.max())
+    if low >= 0 or max(-low, high) > 1 + _ROUNDING or not reference.is_floating_point():
+        raise InvalidInputError(
+            f"the reference is {reference.dtype} with values from {low:g} to {high:g}: pass data_range=, white less "
+            "black: 2.0 for images in [-1, 1], 1.0 in [0, 1], 255.0 in [0, 255]"
+        )
+    return 2.0

@@ -86,7 +86,8 @@ def animate(
     event = tuple(whole.xs.shape[2:])
     if event != (2,) and not is_image(event):
         raise InvalidInputError(
-            f"the solution holds events of shape {event}: wanted points (2,), or images (H, W), (1, H, W) or (3, H, W)"
+            f"the solution holds events of shape {event}: wanted points (2,), or images (H, W), (1, H, W), "
+            "(3, H, W) or (4, H, W)"
         )
     whole = whole.first(samples or (1000 if event == (2,) else 36))
     ts, xs = whole.resampled(int(frames))

@@ -28,17 +28,18 @@ def image_grid(
     *,
     nrow: int | None = None,
     ax: Axes | None = None,
-    value_range: tuple[float, float] = (-1.0, 1.0),
+    value_range: tuple[float, float] | None = None,
     titles: Sequence[str] | Tensor | None = None,
     title: str = "",
 ) -> Axes:
     """Draw images in rows, each pixel a sharp square.
 
     Args:
-        x: (B, H, W) or (B, C, H, W) with C = 1 (grey) or 3 (colour), or a Solution, whose end is drawn.
+        x: (B, H, W) or (B, C, H, W), or a Solution, whose end is drawn. C = 1 is grey, 3 RGB, 4 RGBA over white; of any
+            other number each channel is drawn as a grey image, those of one sample side by side.
         nrow: images in each row; None: as many as make the grid about square.
         ax: Axes to draw on; None: a new figure.
-        value_range: the values shown as black and as white; others are clipped.
+        value_range: the values shown as black and as white; others are clipped. None: (-1, 1), for bytes (0, 255).
         titles: one per image, such as its label, written above it.
         title: above the whole.
 
@@ -48,15 +49,19 @@ def image_grid(
     Raises:
         InvalidInputError: not images, no images, a range that is empty, titles that do not fit.
     """
-    images = as_images(x.x if isinstance(x, Solution) else x)
-    n = len(images)
+    given = x.x if isinstance(x, Solution) else x
+    black_white = _default_range(given) if value_range is None else value_range
+    separated, parts = _separated(given)
+    images = as_images(separated)
+    n = len(images) // parts
     if nrow is not None and (isinstance(nrow, bool) or not isinstance(nrow, int) or nrow < 1):
         raise InvalidInputError(f"nrow={nrow!r}: wanted a whole number of images in a row, at least 1")
-    columns = min(n, nrow or int(np.ceil(np.sqrt(n * images.shape[1] / images.shape[2]))))
+    shape = images.shape[1] / (parts * images.shape[2])
+    columns = parts * min(n, nrow or int(np.ceil(np.sqrt(n * shape))))
     words = None if titles is None else [str(v.item() if isinstance(v, Tensor) else v) for v in titles]
     if words is not None and len(words) != n:
         raise InvalidInputError(f"titles holds {len(words)} words for {n} images: pass one per image")
-    tiles = Mosaic(images.shape[1:3], columns, -(-n // columns), room=0.22 if words else 0.0)
+    tiles = Mosaic(images.shape[1:3], columns, -(-len(images) // columns), room=0.22 if words else 0.0)
     side = max(0.45, min(0.9, 6 / columns)) * (1.0 if words is None else 1.1)
     (a,) = panels(
         ax,
@@ -64,9 +69,9 @@ def image_grid(
         width=side * columns + 0.1,
         height=side * tiles.shape[0] / tiles.shape[1] * columns + (0.3 if title else 0.1),
     )
-    show(a, tiles.of(shades(images, value_range)))
+    show(a, tiles.of(shades(images, black_white)))
     for i, word in enumerate(words or []):
-        row, column = divmod(i, columns)
+        row, column = divmod(i * parts, columns)
         top, left = tiles.corner(row, column)
         a.text(
             left + tiles.tile[1] / 2 - 0.5, top - 0.5 - 0.02 * tiles.tile[0], word, ha="center", va="bottom", fontsize=7
@@ -117,8 +122,8 @@ def denoising_strip(
     path = Path.of(solution)
     if not is_image(path.xs.shape[2:]):
         raise InvalidInputError(
-            f"the solution holds events of shape {tuple(path.xs.shape[2:])}: wanted images (H, W), (1, H, W) or "
-            "(3, H, W); draw points with trajectories"
+            f"the solution holds events of shape {tuple(path.xs.shape[2:])}: wanted images (H, W), (1, H, W), "
+            "(3, H, W) or (4, H, W); draw points with trajectories"
         )
     if model is not None and not isinstance(model, ScoreModel):
         raise InvalidInputError(f"model is {type(model).__name__}: pass the ScoreModel that made the solution")
@@ -208,25 +213,44 @@ class Mosaic:
         return picture
 
 
+CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
+
+
 def is_image(event: Sequence[int]) -> bool:
-    """Whether an event is an image: (H, W), (1, H, W) or (3, H, W)."""
-    return len(event) == 2 or (len(event) == 3 and event[0] in (1, 3))
+    """Whether an event is an image: (H, W), or (C, H, W) with C = 1, 3 or 4."""
+    return len(event) == 2 or (len(event) == 3 and event[0] in CHANNELS)
+
+
+def _default_range(x: Any) -> tuple[float, float]:
+    """What is black and what is white where nobody said it: bytes have 0 and 255."""
+    dtype = x.dtype if isinstance(x, Tensor) else None
+    return {torch.uint8: (0.0, 255.0), torch.bool: (0.0, 1.0)}.get(dtype, (-1.0, 1.0))  # type: ignore[arg-type]
+
+
+def _separated(x: Any) -> tuple[Any, int]:
+    """Images of a number of channels that no colour has, as (B C, H, W), and C; others as they are, and 1."""
+    odd = isinstance(x, Tensor) and x.ndim == 4 and x.shape[1] not in CHANNELS
+    if not odd or x.shape[3] in CHANNELS or not x.numel():  # the second: channels last, which as_images refuses
+        return x, 1
+    return x.flatten(0, 1), x.shape[1]
 
 
 def as_images(x: Tensor) -> Tensor:
-    """Images as (B, H, W, C) on the CPU, C = 1 or 3."""
+    """Images as (B, H, W, C) on the CPU, C = 1, 3 or 4."""
     if not isinstance(x, Tensor):
         raise InvalidInputError(f"images are {type(x).__name__}: pass a tensor (B, C, H, W) or (B, H, W)")
     shape = tuple(x.shape)
-    if x.ndim not in (3, 4) or (x.ndim == 4 and shape[1] not in (1, 3)):
+    if x.ndim not in (3, 4) or (x.ndim == 4 and shape[1] not in CHANNELS):
         hint = (
             "; one image alone is x[None]"
             if x.ndim == 2
             else "; draw points with density or trajectories"
             if x.ndim < 3
+            else "; channels last are x.permute(0, 3, 1, 2)"
+            if x.ndim == 4 and shape[3] in CHANNELS
             else ""
         )
-        raise InvalidInputError(f"images have shape {shape}: wanted (B, H, W), (B, 1, H, W) or (B, 3, H, W){hint}")
+        raise InvalidInputError(f"images have shape {shape}: wanted (B, H, W) or (B, C, H, W), C = 1, 3 or 4{hint}")
     if not x.numel():
         raise InvalidInputError(f"images have shape {shape}: there is nothing to draw")
     x = x.detach().to("cpu", torch.float64)
@@ -234,14 +258,18 @@ def as_images(x: Tensor) -> Tensor:
 
 
 def shades(images: Tensor, value_range: tuple[float, float]) -> np.ndarray:
-    """Values (B, H, W, C) as colours (B, H, W, 3) in [0, 1]; what is not a number is red."""
+    """Values (B, H, W, C) as colours (B, H, W, 3) in [0, 1], RGBA over white; what is not a number is red."""
     try:
         low, high = (float(v) for v in value_range)
     except (TypeError, ValueError) as error:
         raise InvalidInputError(f"value_range={value_range!r}: wanted (low, high)") from error
     if not low < high:
         raise InvalidInputError(f"value_range={value_range!r}: wanted low < high")
-    colours = ((images - low) / (high - low)).clamp(0, 1).expand(*images.shape[:3], 3).clone()
+    colours = ((images - low) / (high - low)).clamp(0, 1)
+    if images.shape[3] == 4:
+        opacity = colours[..., 3:]
+        colours = colours[..., :3] * opacity + 1 - opacity
+    colours = colours.expand(*images.shape[:3], 3).clone()
     colours[~torch.isfinite(images).all(3)] = torch.tensor([0.8, 0.1, 0.1], dtype=torch.float64)
     return colours.numpy()
 

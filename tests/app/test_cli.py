@@ -70,6 +70,41 @@ def test_wrong_calls_say_why_and_exit_with_1(saved, words, message, capsys):
     assert message in capsys.readouterr().err
 
 
+class Shrinks(torch.nn.Module):
+    """A network of any event that counts its calls."""
+
+    calls = 0
+
+    def __init__(self):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.tensor(0.1))
+
+    def forward(self, x, t):
+        Shrinks.calls += 1
+        return self.w * x
+
+
+@pytest.mark.parametrize(
+    "event", [(), (1,), (2,), (3,), (7,), (4, 5), (1, 8, 8), (2, 8, 8), (4, 8, 8), (5, 8, 8), (3, 2, 4, 4)]
+)
+def test_samples_that_cannot_be_drawn_are_not_made(event, tmp_path, monkeypatch, capsys):
+    """Of every shape a picture comes out, or the refusal is before the first call of the network; .npy takes all."""
+    model = sg.Denoiser(Shrinks(), sg.VPSDE(), data_mean=0.0, data_std=0.5)
+    model.event_shape = event
+    monkeypatch.setattr("sdegen.storage.models.load", lambda path, device: model)
+    words = ["sample", "any", "--n", "50", "--steps", "3", "--device", "cpu", "--out"]
+    Shrinks.calls = 0
+    if cli.main([*words, str(tmp_path / "x.png")]) == 0:
+        assert (tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG" and Shrinks.calls
+    else:
+        assert Shrinks.calls == 0 and "ends in .npy" in capsys.readouterr().err
+        assert event in ((3,), (7,), (3, 2, 4, 4))
+    assert cli.main([*words, str(tmp_path / "x.npy")]) == 0 and np.load(tmp_path / "x.npy").shape == (50, *event)
+    Shrinks.calls = 0
+    assert cli.main([*words, str(tmp_path / "nowhere" / "x.npy")]) == 1 and not Shrinks.calls
+    assert "there is no folder" in capsys.readouterr().err
+
+
 def test_solvers_and_doctor(capsys):
     assert cli.main(["solvers"]) == 0
     assert capsys.readouterr().out.strip() == str(sg.solvers())

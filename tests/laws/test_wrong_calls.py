@@ -127,7 +127,7 @@ CALLS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "data as a list": (lambda: sg.EmpiricalModel([[1.0]], VP), ("list", "torch.Tensor")),
     "no data": (lambda: sg.EmpiricalModel(torch.zeros(0, 2), VP), ("empty", "at least one")),
     "data with nan": (lambda: sg.EmpiricalModel(X * NAN, VP), ("NaN", "4 samples", "clean")),
-    "integer data": (lambda: sg.EmpiricalModel(X.long(), VP), ("int64", "data.float()")),
+    "integer data": (lambda: sg.EmpiricalModel(X.long(), VP), ("int64", "data / (L - 1)")),
     "a network that is a number": (lambda: sg.Denoiser(3, VP), ("net is 3", "net(x, t, **cond)")),
     "no spread": (lambda: sg.Denoiser(NET, VP, data_std=0.0), ("data_std = 0", "not all 0")),
     "negative spread": (lambda: sg.Denoiser(NET, VP, data_std=-1.0), ("data_std = -1", "not negative")),
@@ -163,7 +163,7 @@ CALLS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     # solve
     "a state of lists": (lambda: sg.solve(FLOW, [[1.0, 2.0]]), ("list", "torch.Tensor")),
     "a state without a batch": (lambda: sg.solve(FLOW, torch.tensor(1.0)), ("batch axis", "x[None]")),
-    "a state of integers": (lambda: sg.solve(FLOW, X.int()), ("int32", "x.float()")),
+    "a state of integers": (lambda: sg.solve(FLOW, X.int()), ("int32", "x / (L - 1)", "x.double()")),
     "an infinite state": (lambda: sg.solve(FLOW, X * INF), ("infinity", "4 samples")),
     "a model on another device": (lambda: sg.solve(sg.ProbabilityFlow(ELSEWHERE), X), ("cpu", "meta", ".to()")),
     "a term without an end": (lambda: sg.solve(Endless(), X), ("Endless", "t_span=(from, to)")),
@@ -370,3 +370,38 @@ def test_what_may_be_said_in_several_ways_is_not_wrong():
         assert torch.equal(sg.sample(EXACT, 3, steps=times, seed=7, solver="ddim").x, by_list.x)
     sg.sample(EXACT, 3, rtol=np.float32(1e-3), seed=7)
     sg.sample(EXACT, 3, steps=3, t_span=np.array([1.0, 0.0]), seed=7, index=np.arange(3))
+
+
+BYTES = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+PICTURES = sg.Denoiser(Net(), VP, data_mean=0.0, data_std=0.5)
+PICTURES.event_shape = (1, 8, 8)
+TAKES_PICTURES = {
+    "fit": lambda u: sg.fit(PICTURES, u, steps=1, device="cpu"),
+    "fit of an array": lambda u: sg.fit(PICTURES, u.numpy(), steps=1, device="cpu"),
+    "fit of a Dataset": lambda u: sg.fit(PICTURES, torch.utils.data.TensorDataset(u), steps=1, device="cpu"),
+    "fit of a list": lambda u: sg.fit(PICTURES, list(u), steps=1, device="cpu"),
+    "fit of batches": lambda u: sg.fit(PICTURES, iter([u]), steps=1, device="cpu"),
+    "sample": lambda u: sg.sample(PICTURES, len(u), steps=4, x_init=u),
+    "encode": lambda u: sg.encode(PICTURES, u, steps=4),
+    "log_prob": lambda u: sg.log_prob(PICTURES, u, rtol=1e-1),
+    "bits_per_dim": lambda u: sg.bits_per_dim(PICTURES, u, levels=256, rtol=1e-1),
+    "solve": lambda u: sg.solve(sg.ProbabilityFlow(PICTURES), u, solver="euler", steps=4),
+    "dsm_loss": lambda u: sg.dsm_loss(PICTURES, u),
+    "EmpiricalModel": lambda u: sg.EmpiricalModel(u, VP),
+}
+
+
+@pytest.mark.parametrize("name", TAKES_PICTURES)
+def test_raw_pictures_are_to_be_scaled_and_not_only_converted(name):
+    """Bytes, masks and deeper pixels: converted alone they would train on 0 ... 255; what is advised lies in [-1, 1]."""
+    for u in (BYTES, BYTES > 127, BYTES.to(torch.uint16), BYTES.to(torch.int64)):
+        calls = PICTURES.net.calls
+        with pytest.raises(sg.InvalidInputError) as raised:
+            TAKES_PICTURES[name](u)
+        message = str(raised.value)
+        assert ".float()" not in message and "[-1, 1]" in message, message
+        assert PICTURES.net.calls == calls
+        words = message.split("scaled to [-1, 1] as ")[1]
+        advised = words.split(",")[0].split(" and sdegen")[0]
+        x = eval(advised, {"data": u, "x": u, "x0": u, "x_init": u, "L": 256})
+        assert x.is_floating_point() and float(x.min()) >= -1 and 0 < float(x.max()) <= 1, advised

@@ -61,6 +61,28 @@ def test_ssim(sigma: float, side: int) -> None:
     assert metrics.ssim(x, x, sigma=sigma).tolist() == pytest.approx([1.0] * 3)
 
 
+@pytest.mark.parametrize("function", [metrics.psnr, metrics.ssim])
+def test_a_score_does_not_depend_on_how_pictures_are_scaled(function) -> None:
+    """Bytes and every range that is said give one number (SSIM: every range from 0); no other range is guessed."""
+    u = (pictures(3) + 1).mul(127.5).round()
+    v = (u + 20 * pictures(3, seed=1)).clamp(0, 255).round()
+    wanted = function(v.byte(), u.byte())
+    for found in (
+        function(v / 127.5 - 1, u / 127.5 - 1) if function is metrics.psnr else wanted,
+        function(v / 255, u / 255, data_range=1.0),
+        function(v, u, data_range=255.0),
+        function(v.int(), u.int(), data_range=255),
+    ):
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
+    for scale, shift in ((1 / 255, 0.0), (1.0, 0.0), (1.0, -127.5), (2 / 255, -0.5)):
+        with pytest.raises(InvalidInputError, match=r"pass data_range=.*1.0 in \[0, 1\]"):
+            function(v * scale + shift, u * scale + shift)
+    with pytest.raises(InvalidInputError, match="data_range=1, but the reference has values from -1 to 1"):
+        function(v / 127.5 - 1, u / 127.5 - 1, data_range=1.0)
+    with pytest.raises(InvalidInputError, match="scale both alike"):
+        function(v / 127.5 - 1, u.byte())
+
+
 def test_pairs_refuse() -> None:
     for function in (metrics.psnr, metrics.ssim):
         with pytest.raises(InvalidInputError, match=r"\(3, 3, 16, 16\) and reference \(2, 3, 16, 16\)"):
@@ -194,7 +216,8 @@ def test_fid_hands_bytes_to_torch_fidelity(monkeypatch: pytest.MonkeyPatch, tmp_
 
     monkeypatch.setitem(sys.modules, "torch_fidelity", types.SimpleNamespace(calculate_metrics=calculate_metrics))
     x = torch.linspace(-1.1, 1.1, 2 * 16).reshape(2, 1, 4, 4)
-    assert metrics.fid(x, tmp_path, weights=tmp_path / "w.pth", device="cpu", batch_size=7) == 12.5
+    with pytest.warns(RuntimeWarning, match="FID of 2 images in 2048 dimensions"):
+        assert metrics.fid(x, tmp_path, weights=tmp_path / "w.pth", device="cpu", batch_size=7) == 12.5
     assert asked["fid"] is True and asked["cuda"] is False and asked["batch_size"] == 7
     assert asked["input2"] == str(tmp_path) and asked["feature_extractor_weights_path"] == str(tmp_path / "w.pth")
     given = asked["input1"]
@@ -212,7 +235,7 @@ def test_libraries_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         metrics.fid(x, x)
     for function in (metrics.psnr, metrics.ssim):
         with pytest.raises(ImportError, match=r"pip install \"sdegen\[metrics\]\""):
-            function(x, x)
+            function(x - 1, x - 1)
     for wrong in (x[:, :2], x[0], x[:1], x.to(torch.uint8), 3):
         with pytest.raises(InvalidInputError, match="wanted two or more"):
             metrics.fid(wrong, x)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import warnings
 
 import numpy as np
 import pytest
@@ -316,8 +318,22 @@ def test_frechet_distance_takes_the_samples_moments() -> None:
 def test_frechet_distance_of_fewer_samples_than_features() -> None:
     """A shift alone changes the mean alone, whatever the covariance's rank: no digits are lost to its null space."""
     x, s = normals(20, 100), normals(100, seed=1)
-    assert frechet_distance(x, x) < 1e-12
-    assert frechet_distance(x, x + s) == pytest.approx(float(s @ s), rel=1e-12)
+    with pytest.warns(RuntimeWarning, match="20 and 20 samples in 100 dimensions"):
+        assert frechet_distance(x, x) < 1e-12
+        assert frechet_distance(x, x + s) == pytest.approx(float(s @ s), rel=1e-12)
+
+
+def test_frechet_distance_warns_where_a_covariance_is_singular() -> None:
+    """From as many samples as dimensions down, in whichever set; the bias it names is that of the value."""
+    d = 10
+    for n, m in ((d, 50), (50, d), (d - 3, d - 2)):
+        with pytest.warns(RuntimeWarning, match=f"{n} and {m} samples in {d} dimensions") as told:
+            values = [frechet_distance(normals(n, d, seed=2 * k), normals(m, d, seed=2 * k + 1)) for k in range(20)]
+        named = float(re.findall(r"by roughly (\S+) where", str(told[0].message))[0])
+        assert 0.5 < named / np.mean(values) < 2.5, (n, m)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        frechet_distance(normals(d + 1, d), normals(d + 1, d, seed=1))
 
 
 def test_frechet_distance_s_bias_is_the_one_told() -> None:

@@ -438,7 +438,9 @@ def test_a_learned_density_is_drawn_along_its_flow(kind, t):
         assert any(hasattr(c, "levels") for c in ax.collections)
         return
     (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
-    x, y = torch.meshgrid(torch.linspace(left, right, 101).double(), torch.linspace(low, high, 101).double(), indexing="xy")
+    x, y = torch.meshgrid(
+        torch.linspace(left, right, 101).double(), torch.linspace(low, high, 101).double(), indexing="xy"
+    )
     wanted = model.log_prob(torch.stack([x, y], 2).reshape(-1, 2), t or model.sde.t_min).reshape(101, 101).numpy()
     values = np.asarray(ax.images[0].get_array())
     wrong = np.abs(values - (np.exp(wanted) if kind == "density" else wanted))
@@ -506,6 +508,31 @@ def test_colour_range_titles_and_what_is_no_number():
     np.testing.assert_allclose(picture[top, left], [0.8, 0.1, 0.1, 1])  # NaN is red
     assert [text.get_text() for text in ax.texts] == ["7", "8"] and ax.get_title() == "all"
     assert all(text.get_position()[1] < top for text in ax.texts)
+
+
+@pytest.mark.parametrize("c", [1, 2, 3, 4, 5, 9])
+def test_images_of_any_number_of_channels_are_drawn(c):
+    """Grey, RGB and RGBA over white as Pillow shows them; of other numbers every channel as a grey image of its own."""
+    u = torch.randint(0, 256, (3, c, 8, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(c))
+    picture = np.asarray(plot.image_grid(u, nrow=2, titles="abc").images[0].get_array())
+    scaled = plot.image_grid(u.double() / 127.5 - 1, nrow=2, titles="abc")
+    np.testing.assert_allclose(picture, np.asarray(scaled.images[0].get_array()), atol=1e-12)
+    parts = 1 if c in (1, 3, 4) else c
+    tiles = Mosaic((8, 6), 2 * parts, 2, room=0.22)
+    assert picture.shape[:2] == tiles.shape
+    for i in range(3 * parts):
+        top, left = tiles.corner(*divmod(i, 2 * parts))
+        shown = picture[top : top + tiles.tile[0] : tiles.scale, left : left + tiles.tile[1] : tiles.scale, :3]
+        own = u[i // parts, i % parts : i % parts + 1] if parts > 1 or c == 1 else u[i]
+        image = Image.fromarray(own.permute(1, 2, 0).squeeze(2).numpy())
+        if c == 4:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        np.testing.assert_allclose(shown, np.asarray(image.convert("RGB")) / 255, atol=1.01 / 255)
+
+
+def test_masks_are_black_and_white():
+    picture = np.asarray(plot.image_grid(torch.eye(4, dtype=torch.bool)[None]).images[0].get_array())
+    assert picture[0, 0, 0] == 1 and picture[0, -1, 0] == 0
 
 
 def test_a_strip_has_samples_down_and_times_across():
@@ -747,12 +774,15 @@ WRONG = {
     "a mixture at a time": (lambda: plot.density(RING, t=0.5), "has no time: pass MixtureModel"),
     "a density of points": (lambda: plot.density(sg.GaussianMixture([[0.0, 0.0]], std=0.0)), "deviation of 0"),
     "a learned density as exact": (lambda: plot.density(POINTS, exact=_Hidden(ring())), "or a MixtureModel"),
-    "a learned density of images": (lambda: plot.density(_images_model(), kind="log_prob"), "for images use image_grid"),
+    "a learned density of images": (
+        lambda: plot.density(_images_model(), kind="log_prob"),
+        "for images use image_grid",
+    ),
     "no process": (lambda: plot.schedule("vp"), "takes a process such as VPSDE"),
     "no processes": (lambda: plot.schedule([]), "no processes"),
     "a quantity": (lambda: plot.schedule(sg.VPSDE(), quantities="beta"), "wanted some of 'alpha'"),
     "one image alone": (lambda: plot.image_grid(torch.zeros(8, 8)), r"one image alone is x\[None\]"),
-    "channels last": (lambda: plot.image_grid(torch.zeros(2, 8, 8, 3)), r"wanted \(B, H, W\), \(B, 1, H, W\)"),
+    "channels last": (lambda: plot.image_grid(torch.zeros(2, 8, 8, 3)), r"channels last are x.permute\(0, 3, 1, 2\)"),
     "no images": (lambda: plot.image_grid(torch.zeros(0, 8, 8)), "nothing to draw"),
     "an array": (lambda: plot.image_grid(np.zeros((1, 8, 8))), "images are ndarray: pass a tensor"),
     "nrow": (lambda: plot.image_grid(torch.zeros(1, 8, 8), nrow=0), "nrow=0"),
