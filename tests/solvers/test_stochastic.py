@@ -116,6 +116,42 @@ def test_what_was_told_stays_true(area):
     torch.testing.assert_close(first[0] + second[0], beyond[0], rtol=0, atol=1e-14)
 
 
+class OneNormal(Remembered):
+    """Row k has the k-th of all normals that are drawn set to 1, the others 0."""
+
+    def normal(self, shape, *address, dtype, device):
+        first = 2 * (int(address[1][0]) - 1) if shape[1] == 2 else int(address[1][0]) - 1
+        z = torch.zeros(tuple(shape), dtype=dtype)
+        for k in range(shape[1]):
+            z[first + k : first + k + 1, k] = 1.0  # a third draw, of what is known already, is not used
+        return z
+
+
+@pytest.mark.parametrize("fraction", [0.2, 0.5, 0.7])
+@pytest.mark.parametrize("area", [False, True])
+def test_both_parts_of_a_refused_interval_have_the_law_of_brownian_motion(area, fraction):
+    """Increments and integrals over the first part and the rest: their covariance, from one normal at a time.
+
+    Over a length h it is [[h, h^2/2], [h^2/2, h^3/3]], and two parts have none in common.
+    """
+    h, parts = 1.7, 2 if area else 1
+    x, noise = torch.zeros(2 * parts, 1, dtype=F64), OneNormal(0)
+
+    def ask(a: float, b: float) -> list[Tensor]:
+        ends = (torch.full((len(x),), t, dtype=F64) for t in (a, b))
+        told = noise.space_time(*ends, x) if area else (noise.increment(*ends, x),)
+        return [part[:, 0] for part in told]
+
+    ask(0.3, 0.3 + h)
+    split = 0.3 + fraction * h
+    came = torch.stack([*ask(0.3, split), *ask(split, 0.3 + h)])
+    wanted = torch.zeros(2 * parts, 2 * parts, dtype=F64)
+    for k, length in enumerate((fraction * h, (1 - fraction) * h)):
+        law = torch.tensor([[length, length**2 / 2], [length**2 / 2, length**3 / 3]], dtype=F64)
+        wanted[parts * k : parts * (k + 1), parts * k : parts * (k + 1)] = law[:parts, :parts]
+    torch.testing.assert_close(came @ came.T, wanted, rtol=0, atol=1e-12)
+
+
 def test_the_last_bit_of_a_time_is_no_other_noise():
     """Times of error control carry rounding that depends on the batch."""
     x = torch.zeros(4, 2, dtype=F64)
