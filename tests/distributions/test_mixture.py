@@ -15,7 +15,8 @@ from sdegen.core.quadrature import gauss_legendre
 from sdegen.distributions.mixture import GaussianMixture
 from sdegen.models.exact import EmpiricalModel, MixtureModel
 from sdegen.processes import EDMSDE, VPSDE, TabulatedVPSDE
-from sdegen.testing import check_model
+from sdegen.testing import check_model, model_laws
+from sdegen.testing.models import LAWS
 
 F64 = torch.float64
 
@@ -71,15 +72,17 @@ def test_the_density_integrates_to_one():
 # ---- the belief
 
 
+@pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("process", DISTINCT)
-def test_the_laws_of_models_along_every_process(process):
-    check_model(MixtureModel(MIXTURES["full"], SDES[process]))
+def test_the_laws_of_models_along_every_process(process, law):
+    dict(model_laws(MixtureModel(MIXTURES["full"], SDES[process])))[law]()
 
 
+@pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("process", SOME_SDES)
 @pytest.mark.parametrize("name", MIXTURES)
-def test_the_laws_of_models_for_every_mixture(name, process):
-    check_model(MixtureModel(MIXTURES[name], SDES[process]))
+def test_the_laws_of_models_for_every_mixture(name, process, law):
+    dict(model_laws(MixtureModel(MIXTURES[name], SDES[process])))[law]()
 
 
 @pytest.mark.parametrize("sigma", [0.003, 0.05, 0.5, 3.0, 80.0])

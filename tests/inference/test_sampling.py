@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import sdegen as sg
-from sdegen import testing
 from sdegen.models.exact import MixtureModel
 from sdegen.solvers.grids import GRIDS
+from sdegen.testing.doubles import WatchedModel
 
 F64 = torch.float64
 MIXTURE = sg.GaussianMixture([[1.0, 0.4], [-0.8, 0.9]], std=[0.3, 0.4], weights=[1, 2])
@@ -88,7 +88,7 @@ def test_the_network_is_asked_at_its_own_times_and_as_often_as_is_told(solver):
     for how in ({"steps": 5}, {"rtol": 1e-3}):
         if solver in ("heun", "rk4") and "rtol" in how:
             continue
-        watched = testing.laws._Watched(MODEL)
+        watched = WatchedModel(MODEL)
         came = sg.sample(watched, 7, solver=solver, seed=0, dtype=F64, **how)
         assert (came.calls, int(came.nfe.sum())) == (watched.calls, watched.rows)
         assert SDE.t_min * (1 - 1e-9) <= watched.first and watched.last <= SDE.t_max * (1 + 1e-9)
@@ -96,7 +96,7 @@ def test_the_network_is_asked_at_its_own_times_and_as_often_as_is_told(solver):
 
 @pytest.mark.parametrize("solver", ["dopri5", "adams", "bosh3"])
 def test_failures_are_told_in_the_models_own_time_and_state(solver):
-    watched = testing.laws._Watched(MODEL, below=0.3)
+    watched = WatchedModel(MODEL, below=0.3)
     spoiled = torch.tensor([False, True, False])
     came = sg.sample(watched, 3, solver=solver, rtol=1e-7, seed=4, dtype=F64, on_failure="mark", spoiled=spoiled)
     clean = sg.sample(MODEL, 3, solver=solver, rtol=1e-7, seed=4, dtype=F64)

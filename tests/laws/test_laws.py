@@ -1,7 +1,7 @@
 """What samplers make of data whose law is known: exact flows, exact output laws, exact covariances, invariances.
 
 The output laws need no sampling: on Gaussian data every step is affine in the state and in the noise, so
-`testing.laws.affine_law` feeds the solver one input at a time and has its mean and variance to rounding. The recursions they
+`testing.affine_law` feeds the solver one input at a time and has its mean and variance to rounding. The recursions they
 are compared with are typed here from the papers, in plain floats. A few are sampled all the same, 100,000 at a time.
 """
 
@@ -18,6 +18,7 @@ from torch import Tensor
 import sdegen as sg
 from sdegen import testing
 from sdegen.models.exact import MixtureModel
+from sdegen.testing.doubles import NormalModel, RecordedNoise
 
 F64 = torch.float64
 MU, S = 0.7, 0.5
@@ -135,9 +136,9 @@ Recursion = Callable[[float, float, float, float], tuple[float, float]]
 
 def law_of(solver: str | sg.Solver, sde: sg.SDE, ts: Tensor, *, eta: float = 1.0) -> tuple[float, float]:
     solver = sg.make_solver(solver) if isinstance(solver, str) else solver
-    model = testing.laws._Normal(sde, MU, S)
+    model = NormalModel(sde, MU, S)
     term = sg.ReverseSDE(model, eta=eta) if eta else sg.ProbabilityFlow(model)
-    law = testing.laws.affine_law(solver, term, ts, *marginal(sde, float(ts[0])))
+    law = testing.affine_law(solver, term, ts, *marginal(sde, float(ts[0])))
     assert law is not None
     return law
 
@@ -220,7 +221,7 @@ def test_law_of_euler_maruyama_upward():
     for t, t_next in pairwise(ts.tolist()):
         bh = float(sde.beta(t)) * (t_next - t)
         mean, variance = (1 - bh / 2) * mean, (1 - bh / 2) ** 2 * variance + bh
-    came = testing.laws.affine_law(sg.make_solver("euler-maruyama"), sg.ForwardSDE(sde), ts, MU, S**2)
+    came = testing.affine_law(sg.make_solver("euler-maruyama"), sg.ForwardSDE(sde), ts, MU, S**2)
     assert_law(came, (mean, variance))
 
 
@@ -326,7 +327,7 @@ def test_small_steps_have_the_datas_law_along_every_process(solver, name):
 def test_samples_have_that_law(name):
     """100,000 samples, mean and variance within four standard errors: the noise is as white as it says."""
     sde, n = sg.VPSDE(), 100_000
-    model = testing.laws._Normal(sde, MU, S)
+    model = NormalModel(sde, MU, S)
     ts = sg.grid(sde, 20, kind="theta", t_span=(sde.t_max, sde.t_min))
     mean, variance = marginal(sde, sde.t_max)
     x = mean + math.sqrt(variance) * normals(n, 1)
@@ -345,7 +346,7 @@ def test_the_norm_rule_is_the_papers_algorithm_for_a_single_sample():
     model = MixtureModel(mixture, sde)
     ts = sg.grid(sde, 6, kind="lambda", t_span=(0.8, 0.3))
     x = normals(1, 3) * 10
-    recorded = testing.laws._Recorded(3)
+    recorded = RecordedNoise(3)
     solver = sg.make_solver("predictor-corrector", snr=snr, rule="norm")
     came = sg.solve(sg.ReverseSDE(model), x, solver=solver, steps=ts, noise=recorded).x
     z = iter(recorded.known.values())
@@ -435,7 +436,7 @@ def test_churn_is_karras_stochastic_sampler(churn):
     n, s_min, s_max, s_noise = 12, 0.05, 30.0, 1.003
     ts = torch.cat([sg.grid(model, n, kind="karras", t_span=(60.0, 0.01))[:n], torch.zeros(1, dtype=F64)])
     x = start = normals(5, 2) * 60
-    recorded = testing.laws._Recorded(6)
+    recorded = RecordedNoise(6)
     solver = sg.make_solver("karras-sde", churn=churn, s_min=s_min, s_max=s_max, s_noise=s_noise)
     came = sg.solve(sg.ReverseSDE(model), start, solver=solver, steps=ts, noise=recorded).x
     draws = iter(recorded.known.values())

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cases import each_law
 from scipy.integrate import solve_ivp
 
 import sdegen as sg
@@ -21,14 +22,29 @@ from sdegen.noise.brownian import BrownianTree
 from sdegen.solvers import Multistep
 from sdegen.solvers.runge_kutta import Euler, RungeKutta, bosh3, dopri5, heun, rk4
 from sdegen.solvers.tolerance import Tolerance
+from sdegen.testing.doubles import NormalModel
+from sdegen.testing.problems import smooth_problems, uneven_times
 
 OWN = [row.name for row in sg.solvers() if ":" not in row.name]
 RUNGE_KUTTA = {make().name: make() for make in (Euler, heun, rk4, bosh3, dopri5)}
 
 
-@pytest.mark.parametrize("name", OWN)
-def test_every_solver_keeps_its_laws(name):
-    testing.check_solver(sg.make_solver(name))
+@pytest.mark.parametrize("law", each_law({name: sg.make_solver(name) for name in OWN}, testing.solver_laws))
+def test_every_solver_keeps_its_laws(law):
+    law()
+
+
+def _takes_any_grid(name: str) -> bool:
+    """Others choose their own steps, or have the weights of equal ones."""
+    return name.startswith("torch") and not name.endswith(("adams", "scipy_solver"))
+
+
+OUTSIDE = {row.name: sg.make_solver(row.name) for row in sg.solvers() if ":" in row.name and _takes_any_grid(row.name)}
+
+
+@pytest.mark.parametrize("law", each_law(OUTSIDE, testing.solver_laws))
+def test_solvers_of_other_libraries_keep_the_laws(law):
+    law()
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.7])
@@ -56,7 +72,7 @@ def test_euler_follows_the_drift_that_a_subclass_gives_a_flow():
 
 
 def test_the_reference_is_that_of_an_independent_method():
-    model, problems = testing.laws._smooth()
+    model, problems = smooth_problems()
     x, span, exact = problems["down"]
     flow = sg.ProbabilityFlow(model)
 
@@ -126,11 +142,11 @@ def test_tableaus_meet_the_conditions_of_their_order_and_no_more(name):
 @pytest.mark.parametrize("name", [*RUNGE_KUTTA, "ddim", "reverse-diffusion", "euler-maruyama"])
 def test_orders_hold_on_any_steps_with_ratios_up_to_two(name, direction):
     """Lengths in a pattern without symmetry; check_solver has even and alternating ones."""
-    model, problems = testing.laws._smooth()
+    model, problems = smooth_problems()
     x, span, exact = problems[direction]
     solver, errors = sg.make_solver(name), []
     for n in (40, 80) if solver.order >= 4 else (80, 160):
-        ts = testing.laws._uneven(span, n, (1.0, 2.0, 1.5, 0.75, 1.0))
+        ts = uneven_times(span, n, (1.0, 2.0, 1.5, 0.75, 1.0))
         came = sg.solve(sg.ProbabilityFlow(model), x, solver=solver, steps=ts).x
         errors.append(float((came - exact).square().sum(1).log().mean().exp().sqrt()))
     assert solver.order - 0.15 <= math.log2(errors[0] / errors[1]) <= solver.order + 0.3
@@ -170,11 +186,11 @@ MULTISTEP: list[tuple[str, dict[str, Any], int]] = [
 @pytest.mark.parametrize(("name", "options", "p"), MULTISTEP)
 def test_multistep_methods_have_their_full_order_from_an_accurate_start(name, options, p):
     """check_solver sees the order that the own start leaves, 2 or 3 at most."""
-    model, problems = testing.laws._smooth()
+    model, problems = smooth_problems()
     x, span, exact = problems["down"]
     solver, errors = sg.make_solver(name, **options), []
     for n in (40, 80):
-        came = _corrected_start(solver, sg.ProbabilityFlow(model), testing.laws._uneven(span, n), x, 4)
+        came = _corrected_start(solver, sg.ProbabilityFlow(model), uneven_times(span, n), x, 4)
         errors.append(float((came - exact).square().sum(1).log().mean().exp().sqrt()))
     assert p - 0.3 <= math.log2(errors[0] / errors[1]) <= p + 0.6, errors
 
@@ -281,7 +297,9 @@ def test_a_tolerance_holds_where_the_data_are_far_from_round(name, knows):
     """Exactly, on a Gaussian with nearly all of its variance in one direction of 64, as pictures have it."""
     variances = torch.full((64,), 0.05, dtype=torch.float64)
     variances[0] = 60.0
-    model = sg.MixtureModel(sg.GaussianMixture(torch.zeros(1, 64), covariances=torch.diag(variances)[None]), sg.EDMSDE())
+    model = sg.MixtureModel(
+        sg.GaussianMixture(torch.zeros(1, 64), covariances=torch.diag(variances)[None]), sg.EDMSDE()
+    )
     if not knows:  # as a network
         model.smooth, model.data_covariance = False, None
     low, high = (float(model.sde.sigma(t)) ** 2 for t in (model.sde.t_min, model.sde.t_max))
@@ -344,14 +362,14 @@ def test_a_rough_model_is_allowed_a_third_of_the_estimated_error():
 def test_ancestral_at_eta_0_and_1_has_order_1_in_the_mean():
     """The mean of the output, exactly: on Gaussian data the solver is affine."""
     sde = sg.VPSDE()
-    model = testing.laws._Normal(sde, 0.7, 0.5)
+    model = NormalModel(sde, 0.7, 0.5)
     for eta in (0.0, 0.5, 1.0):
         misses = []
         for n in (100, 200):
             ts = sg.grid(sde, n, kind="lambda", t_span=(0.8, 0.05))
             mean, variance = float(sde.alpha(0.8)) * 0.7, _variance(sde, 0.8, 0.5)
             term = sg.ReverseSDE(model, eta=eta)
-            law = testing.laws.affine_law(sg.make_solver("ancestral"), term, ts, mean, variance)
+            law = testing.affine_law(sg.make_solver("ancestral"), term, ts, mean, variance)
             misses.append(abs(law[1] / _variance(sde, 0.05, 0.5) - 1))
         assert 0.85 <= math.log2(misses[0] / misses[1]) <= 1.3
 

@@ -13,9 +13,11 @@ from torch import Tensor
 
 import sdegen as sg
 from sdegen import testing
+from sdegen.core.shapes import expand
 from sdegen.models.exact import MixtureModel
 from sdegen.solvers import Solver, Step
 from sdegen.terms import Counted
+from sdegen.testing.doubles import WatchedModel
 
 F64 = torch.float64
 MIXTURE = sg.GaussianMixture([[1.0, 0.4], [-0.8, 0.9]], std=[0.3, 0.4])
@@ -96,7 +98,7 @@ def test_default_spans_are_the_terms_whole_range():
 def test_times_that_rounding_moved_out_of_the_range_are_moved_back():
     sde = MODEL.sde
     ts = [1.0 + 1e-9, 0.5, sde.t_min * (1 - 1e-9)]
-    watched = testing.laws._Watched(MODEL)
+    watched = WatchedModel(MODEL)
     came = sg.solve(sg.ProbabilityFlow(watched), states(), solver="dopri5", steps=ts)
     assert watched.last == 1.0 and watched.first == sde.t_min and came.t.tolist() == [sde.t_min] * 5
 
@@ -174,7 +176,7 @@ class Shifted(sg.ScoreModel):
     """Data at each sample's own place, told by a condition."""
 
     def forward(self, x, t, place=None, scale=1.0):
-        prediction = MODEL(x - testing.laws.expand(self.sde.alpha(torch.as_tensor(t, dtype=F64)), x) * place, t)
+        prediction = MODEL(x - expand(self.sde.alpha(torch.as_tensor(t, dtype=F64)), x) * place, t)
         return sg.Prediction(prediction.x0 + place, prediction.noise, self.sde, t)
 
 
@@ -290,7 +292,7 @@ except sg.NonFiniteError as error:
 
 
 def test_the_worst_failure_is_spoken_of_and_where_it_was_first():
-    watched = testing.laws._Watched(MODEL, below=0.5)
+    watched = WatchedModel(MODEL, below=0.5)
     spoiled = torch.tensor([False, True, False, True, False])
     term = sg.ProbabilityFlow(watched, spoiled=spoiled)
     ts = [0.8, 0.7, 0.6, 0.4, 0.2]
@@ -303,7 +305,7 @@ def test_the_worst_failure_is_spoken_of_and_where_it_was_first():
 
 def test_what_is_left_to_do_at_the_last_time_is_watched_too():
     """Langevin's steps at the last node."""
-    watched = testing.laws._Watched(MODEL, below=0.25)
+    watched = WatchedModel(MODEL, below=0.25)
     term = sg.ReverseSDE(watched, spoiled=torch.tensor([True, False]))
     came = sg.solve(term, states(2), solver="langevin", steps=[0.5, 0.3, 0.2], noise=1, on_failure="mark")
     assert came.status.tolist() == [1, 0] and came.t.tolist() == [0.2, 0.2]
@@ -318,7 +320,7 @@ class Plain(Solver):
     name, order, kind, grid = "plain", 1, "any", "theta"
 
     def step(self, term, x, t, t_next, state, noise):
-        x_next = x + testing.laws.expand(t_next - t, x) * term.drift(x, t)
+        x_next = x + expand(t_next - t, x) * term.drift(x, t)
         if term.stochastic:
             x_next = x_next + self.noise(term, t, t_next, x, noise)
         return Step(x_next)
@@ -335,7 +337,7 @@ class Understated(Plain):
     order, kind = 1, "ODE"
 
     def step(self, term, x, t, t_next, state, noise):
-        h = testing.laws.expand(t_next - t, x)
+        h = expand(t_next - t, x)
         k = term.drift(x, t)
         return Step(x + h / 2 * (k + term.drift(x + h * k, t_next)))
 
@@ -382,7 +384,7 @@ class Remembering(Plain):
         k = term.drift(x, t)
         mixed = k if self.last is None or self.last.shape != k.shape else k + 1e-6 * self.last
         self.last = k
-        return Step(x + testing.laws.expand(t_next - t, x) * mixed)
+        return Step(x + expand(t_next - t, x) * mixed)
 
 
 class Wandering(Plain):

@@ -17,7 +17,8 @@ from sdegen.models.denoiser import Denoiser
 from sdegen.models.exact import EmpiricalModel, MixtureModel
 from sdegen.models.prediction import Prediction
 from sdegen.processes import EDMSDE, VESDE, VPSDE, CosineSDE, LinearPathSDE, TrigSDE
-from sdegen.testing import LawError, check_model
+from sdegen.testing import LawError, check_model, model_laws
+from sdegen.testing.models import LAWS
 
 F64 = torch.float64
 
@@ -68,14 +69,15 @@ def says_nothing_at_the_end(name: str, sde) -> bool:
 # ---- laws
 
 
+@pytest.mark.parametrize("law", [law for law in LAWS if law != "density"])
 @pytest.mark.parametrize("process", SOME_SDES)
 @pytest.mark.parametrize("name", PARAMETRIZATIONS)
-def test_the_laws_of_models_for_networks(name, process):
+def test_the_laws_of_models_for_networks(name, process, law):
     sde = SDES[process]
     if says_nothing_at_the_end(name, sde):
         sde = sde.narrowed(sde.t_min, 0.85)
     for dtype in (F64, torch.float32):
-        check_model(denoiser(sde, PARAMETRIZATIONS[name], dtype=dtype))
+        dict(model_laws(denoiser(sde, PARAMETRIZATIONS[name], dtype=dtype)))[law]()
 
 
 def test_the_laws_of_models_for_pictures():

@@ -17,6 +17,7 @@ from cases import (
     SHORT_BETAS,
     SHORT_SIGMAS,
     SMOOTH,
+    each_law,
     from_coefficients,
     from_path,
 )
@@ -38,7 +39,7 @@ from sdegen.processes import (
     TabulatedVPSDE,
     TrigSDE,
 )
-from sdegen.testing import LawError, check_sde
+from sdegen.testing import LawError, check_sde, sde_laws
 
 F64 = torch.float64
 
@@ -57,9 +58,9 @@ def close(came: Tensor, wanted: Tensor | float, rtol: float = 1e-12, atol: float
 # ---- laws
 
 
-@pytest.mark.parametrize("name", SDES)
-def test_the_laws_of_processes(name):
-    check_sde(SDES[name])
+@pytest.mark.parametrize("law", each_law(SDES, sde_laws))
+def test_the_laws_of_processes(law):
+    law()
 
 
 @pytest.mark.parametrize("name", ["vp", "cosine", "edm", "trig", "ve", "linear-path", "path-of-sub-vp"])

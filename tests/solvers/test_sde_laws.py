@@ -1,7 +1,7 @@
 """Laws of all solvers that draw noise: at noise levels other than 0 and 1, along every process, and by their papers.
 
 On Gaussian data every step is affine in the state and in the normals it draws, so the law of the output is had to rounding
-without sampling: see `testing.laws.affine_law`.
+without sampling: see `testing.affine_law`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import sdegen as sg
 from sdegen import testing
 from sdegen.noise.brownian import BrownianTree, space_time_increment
 from sdegen.solvers import choose
+from sdegen.testing.doubles import NormalModel
 
 F64 = torch.float64
 MU, S = 0.7, 0.5
@@ -33,7 +34,7 @@ def marginal(sde: sg.SDE, t: float) -> tuple[float, float]:
 
 
 def reverse(sde: sg.SDE, eta: float) -> sg.ReverseSDE:
-    return sg.ReverseSDE(testing.laws._Normal(sde, MU, S), eta=eta)
+    return sg.ReverseSDE(NormalModel(sde, MU, S), eta=eta)
 
 
 def takes(name: str, eta: float) -> bool:
@@ -75,7 +76,7 @@ def test_the_marginals_do_not_depend_on_eta_along_any_process(name, eta):
 
         def miss(n: int, sde: sg.SDE = sde, start: float = start, stop: float = stop) -> Tensor:
             ts = sg.grid(sde, n, kind="lambda", t_span=(start, stop))
-            law = testing.laws.affine_law(sg.make_solver(name), reverse(sde, eta), ts, *marginal(sde, start))
+            law = testing.affine_law(sg.make_solver(name), reverse(sde, eta), ts, *marginal(sde, start))
             return misses(law, marginal(sde, stop))
 
         few, many = miss(20), miss(60)

@@ -1,7 +1,7 @@
 """Stochastic solvers: rejected steps that leave the law as it is, weak orders without sampling, optimal variances.
 
 Monte Carlo comparisons use up to 100,000 samples and four standard errors; with the seeds fixed here they give the same answer
-on every run. Weak orders and covariances come from `testing.laws.affine_law` and quadrature: no sampling.
+on every run. Weak orders and covariances come from `testing.affine_law` and quadrature: no sampling.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from sdegen.models.exact import MixtureModel
 from sdegen.noise.brownian import BrownianTree, Remembered
 from sdegen.solvers.stochastic.adams import StochasticAdams
 from sdegen.solvers.stochastic.sra import SRA1
+from sdegen.testing.doubles import NormalModel
 
 F64 = torch.float64
 N = 100_000
@@ -241,7 +242,7 @@ def test_the_forced_rejections_would_show():
 def test_forced_rejections_leave_the_law_of_gaussian_data(solver):
     """From the exact marginal at t to that at t': what the law of so small steps is off is far below chance."""
     sde = sg.VPSDE()
-    model = testing.laws._Normal(sde, MU, S)
+    model = NormalModel(sde, MU, S)
     t, t_next = 0.6, 0.2
 
     def marginal(u: float) -> tuple[float, float]:
@@ -260,7 +261,7 @@ def test_forced_rejections_leave_the_law_of_gaussian_data(solver):
 def test_by_tolerance_samples_have_the_law_of_the_data(name):
     """The solvers as they are, seeds and compaction included, over the whole range of noise."""
     sde = sg.VPSDE()
-    model = testing.laws._Normal(sde, MU, S)
+    model = NormalModel(sde, MU, S)
     n, rtol = {"d-adams2-sde": (20_000, 0.01), "sra1": (5_000, 0.1)}[name]
     came = sg.sample(model, (n, 1), solver=name, rtol=rtol, seed=6, dtype=F64, t_span=(1.0, sde.t_min))
     alpha, sigma = float(sde.alpha(sde.t_min)), float(sde.sigma(sde.t_min))
@@ -344,14 +345,14 @@ def test_a_budget_is_a_budget():
 def misses(name: str, n: int, span: tuple[float, float] = (0.7, 0.2)) -> tuple[float, float]:
     """Relative errors of the output's mean and variance on Gaussian data, which begin at their exact law."""
     sde = sg.VPSDE()
-    model = testing.laws._Normal(sde, MU, S)
+    model = NormalModel(sde, MU, S)
 
     def marginal(u: float) -> tuple[float, float]:
         alpha, sigma = float(sde.alpha(u)), float(sde.sigma(u))
         return alpha * MU, (alpha * S) ** 2 + sigma**2
 
     ts = torch.linspace(*span, n + 1, dtype=F64)
-    law = testing.laws.affine_law(sg.make_solver(name), sg.ReverseSDE(model), ts, *marginal(span[0]))
+    law = testing.affine_law(sg.make_solver(name), sg.ReverseSDE(model), ts, *marginal(span[0]))
     assert law is not None
     wanted = marginal(span[1])
     return abs(law[0] / wanted[0] - 1), abs(law[1] / wanted[1] - 1)
@@ -437,7 +438,7 @@ def test_a_samples_own_estimate_is_right_on_average():
 def test_noise_is_measured_from_data():
     """On Gaussian data E eps^2 = sh^2/(s^2 + sh^2); and the measure makes few steps' variance right."""
     sde = sg.VPSDE()
-    model = testing.laws._Normal(sde, MU, S)
+    model = NormalModel(sde, MU, S)
     data = MU + S * sg.Noise(3).normal((400, 50), 31, dtype=F64, device="cpu")
     level = sg.measure_noise(model, data, seed=0, batch_size=150)
     l = torch.linspace(-4, 4, 11, dtype=F64)
@@ -467,11 +468,11 @@ def test_noise_is_measured_from_data():
         (lambda: sg.make_solver("d-adams2-sde", aim=2.0, accept=1.0), "wanted 0 < aim < accept"),
         (
             lambda: sg.sample(
-                testing.laws._Normal(sg.VPSDE(), 0.0, 1.0), (2, 1), solver=sg.make_solver("ddim", variance="analytic"), eta=0.0
+                NormalModel(sg.VPSDE(), 0.0, 1.0), (2, 1), solver=sg.make_solver("ddim", variance="analytic"), eta=0.0
             ),
             "eta=0 has none",
         ),
-        (lambda: sg.measure_noise(testing.laws._Normal(sg.VPSDE(), 0.0, 1.0), torch.zeros(0, 1)), "wanted at least 1"),
+        (lambda: sg.measure_noise(NormalModel(sg.VPSDE(), 0.0, 1.0), torch.zeros(0, 1)), "wanted at least 1"),
     ],
 )
 def test_wrong_calls(make, words):
