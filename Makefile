@@ -2,6 +2,7 @@
 #   make demo     train, sample and draw into demo_output/
 #   make test     the default tests (PYTEST_ARGS="-m slow" for the others)
 #   make lint     ruff, pyright and the import layers
+#   make mutations  do the tests still see deliberate faults? (SAMPLE=20 for some of them, others every day)
 #   make bench    the benchmarks
 #   make clean    remove what the other targets made, but for .venv
 # Another interpreter for the environment: make PYTHON=/path/to/python demo
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint mutations bench clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := demo
 
@@ -28,6 +29,9 @@ lint: $(VENV)/.stamp-dev
 	$(BIN)/ruff check .
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+
+mutations: $(VENV)/.stamp-dev
+	$(ONE_THREAD) $(BIN)/python tests/mutations.py $(if $(SAMPLE),--sample $(SAMPLE))
 
 bench: $(VENV)/.stamp-demo
 	@set -e; for script in $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))); do \

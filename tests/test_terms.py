@@ -74,7 +74,13 @@ def test_a_solver_off_the_shelf_needs_fewer_evaluations_there():
     there = len(model.times)
     model.times.clear()
     flow = sg.ProbabilityFlow(model)
-    odeint(lambda t, y: flow.drift(y, t.clamp(*sorted(ends))), x, torch.tensor(ends, dtype=torch.float64), rtol=1e-5, atol=1e-5)
+    odeint(
+        lambda t, y: flow.drift(y, t.clamp(*sorted(ends))),
+        x,
+        torch.tensor(ends, dtype=torch.float64),
+        rtol=1e-5,
+        atol=1e-5,
+    )
     assert there < 0.5 * len(model.times)
 
 
