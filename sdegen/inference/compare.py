@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..core.errors import InvalidInputError, SolverError
 from ..core.shapes import flat
+from ..core.table import table
 from ..loop.solution import Solution
 from ..metrics import sliced_wasserstein
 from ..models.base import ScoreModel
@@ -55,15 +56,13 @@ class Comparisons(list[Comparison]):
     floor: float = math.nan  # the distance between references of two seeds: what equally many exact samples score
 
     def __str__(self) -> str:
-        lines = [("solver", "setting", "evaluations", "error", "distance", "seconds", "")]
-        for r in self:
-            lines.append(
-                (r.solver, r.setting, f"{r.nfe:.1f}", f"{r.error:.2e}", f"{r.distance:.2e}", f"{r.seconds:.2f}", r.note)
-            )
-        widths = [max(len(line[i]) for line in lines) for i in range(7)]
-        table = "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+        header = ("solver", "setting", "evaluations", "error", "distance", "seconds", "")
+        rows = [
+            (r.solver, r.setting, f"{r.nfe:.1f}", f"{r.error:.2e}", f"{r.distance:.2e}", f"{r.seconds:.2f}", r.note)
+            for r in self
+        ]
         floor = f"distance of equally many exact samples: {self.floor:.2e}\n" if math.isfinite(self.floor) else ""
-        return f"{table}\n{floor}{self.recommendation()}"
+        return f"{table(header, rows)}\n{floor}{self.recommendation()}"
 
     __repr__ = __str__
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.errors import InvalidInputError
+from ..core.table import table
 from ..terms import Term
 from .base import Outcome, OutsideSolver, Solver, State, Step
 from .external import TABLE as EXTERNAL
@@ -99,8 +100,7 @@ class Table(list[Row]):
     """Rows that print as a table."""
 
     def __str__(self) -> str:
-        lines = [("name", "order", "evaluations", "kind", "rtol/atol", "source")]
-        lines += [
+        rows = [
             (
                 r.name,
                 f"{r.order:g}" + f" ({r.start_order:g} from its start)" * (r.start_order < r.order),
@@ -111,10 +111,7 @@ class Table(list[Row]):
             )
             for r in self
         ]
-        widths = [max(len(line[i]) for line in lines) for i in range(6)]
-        return "\n".join(
-            "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines
-        )
+        return table(("name", "order", "evaluations", "kind", "rtol/atol", "source"), rows)
 
     __repr__ = __str__
 
