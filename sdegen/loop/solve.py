@@ -410,7 +410,7 @@ class _Adaptive:
         self.sign = 1.0 if self.end > p.span[0] else -1.0
         self.x = p.x
         self.t = torch.full((b,), p.span[0], dtype=torch.float64, device=device)
-        self.h = torch.full_like(self.t, self.length * p.solver.first(p.tolerance))  # type: ignore[arg-type]
+        self.h = torch.full_like(self.t, self.length * p.solver.first(p.tolerance, p.term))  # type: ignore[arg-type]
         self.cap = self.length * p.solver.largest_step
         self.noise = Remembered.of(p.noise) if p.noisy else p.noise
         self.tried = 0  # steps, by all samples in the batch
@@ -439,7 +439,7 @@ class _Adaptive:
                 state = self._advance(state)
                 if not len(self.rows):
                     break
-            self._leave(torch.ones(len(self.rows), dtype=torch.bool, device=self.rows.device), {}, MAX_STEPS)
+            self._leave(torch.ones(len(self.rows), dtype=torch.bool, device=self.rows.device), state, MAX_STEPS)
         x = self._denoised() if p.denoise else self.out
         return self._solution(x)
 

@@ -161,13 +161,21 @@ def make_solver(name: str, **options: Any) -> Solver:
 
 
 def choose(solver: str | Solver, term: Term, *, steps: Any, adaptive: bool) -> Solver:
-    """The solver meant by `solver=`, suited to the term: an object, a name from the table, "auto" by equation and
-    budget."""
-    if isinstance(solver, Solver):
-        return solver.suited(term)
-    if not isinstance(solver, str):
-        raise InvalidInputError(f"solver={solver!r}: wanted a name from solvers(), a Solver object, or 'auto'")
-    return make_solver(_automatic(term, steps, adaptive) if solver == "auto" else solver).suited(term)
+    """The solver that makes the steps that `solver=` asks for: an object, a name from the table, or "auto" by equation
+    and budget.
+
+    Args:
+        solver: as `solve` takes it.
+        term: the equation.
+        steps: as `solve` takes them.
+        adaptive: whether a tolerance was given.
+    """
+    if not isinstance(solver, str | Solver):
+        raise InvalidInputError(f"got solver={solver!r}, expected a name from solvers(), a Solver object, or 'auto'")
+    if isinstance(solver, str):
+        solver = make_solver(_automatic(term, steps, adaptive) if solver == "auto" else solver)
+    noisy = term.stochastic or solver.kind == "SDE"
+    return solver.stepper(controlled=adaptive or (steps is None and solver.adaptive and not noisy))
 
 
 def _automatic(term: Term, steps: Any, adaptive: bool) -> str:

@@ -1,30 +1,119 @@
-"""What a number of steps can carry."""
+"""What suits a solver: coordinates, grid, orders, and how many and how long steps. Measured, see docs/decisions.md.
+
+A solver makes steps; which of them to ask of it, for a model and a budget, is said here. A solver that is not in the
+table gets what `_PLAIN` says, and the coordinates and the grid that its class names.
+"""
 
 from __future__ import annotations
 
-import warnings
+import math
+from dataclasses import dataclass
 
-FAR = 10.0  # sigma/alpha in units of the data's standard deviation, above which noisy data are as good as Gaussian
+from ..models.base import ScoreModel
+from ..terms import Term
+from .base import Solver
+from .external.torchsde import Torchsde
+from .multistep.adams.method import AdamsMethod
+from .multistep.gaussian_start import FAR, leap_of_steps
+from .multistep.orders import advised_orders
+from .stochastic.adams import StochasticAdamsMethod
+from .stochastic.euler import EulerMaruyama, ReverseDiffusion, StochasticHeun
+from .stochastic.karras import KarrasSDE
+from .stochastic.langevin import Langevin, PredictorCorrector
+from .stochastic.sra import SRA1
+from .tolerance import Tolerance
 
 
-def warn_of_order(name: str, values: int, steps: int) -> None:
-    """Warn where a multistep method uses more past values than a grid of so few steps carries.
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """How to run a solver.
 
-    On exact scores one value more than `carried` was 1.5 to 50 times worse, two are wasted at best (docs/decisions.md).
+    Attributes:
+        coordinates: "own" (the model's process, as it is), "best" (the circular path of the data's scale) or "lambda"
+            (a process whose time is log(alpha/sigma)).
+        grid: the kind of grid for `steps=N`.
+        orders: (values of the predictor, values of the corrector) where the solver leaves them open, else None.
+        leap: where a first step in closed form ends, as sigma/alpha over the data's standard deviation; None: no such
+            step.
+        first, largest: the first and the largest step under error control, in fractions of the span. At high noise the
+            right-hand side is flat and every error estimate blind, so that without a largest step a solver could step
+            over all that matters.
+        steps: their number, where neither that nor a tolerance is given.
     """
-    if steps > 1 and values > carried(steps)[0] + 1:
-        warnings.warn(
-            f"{name!r} with {values} past values on {steps} steps: so few carry about {carried(steps)[0]}, more are "
-            "likely to be worse; lower order=, or take more steps",
-            stacklevel=2,
-        )
+
+    coordinates: str
+    grid: str
+    orders: tuple[int, int] | None
+    leap: float | None
+    first: float
+    largest: float
+    steps: int
 
 
-def carried(steps: int, smooth: bool = True, *, low: int | None = None) -> tuple[int, int]:
-    """Values of the predictor and of the corrector that a grid of so many steps carries; up to `low` the fewest.
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """Default number of steps; first and largest step under error control. From docs/decisions.md."""
 
-    Exact scores are smooth, networks are not; both were measured (docs/decisions.md).
+    steps: int = 100
+    first: float = 1 / 20
+    largest: float = 1 / 4
+
+
+_PLAIN = _Row()
+_TABLE: dict[type[Solver], _Row] = {
+    AdamsMethod: _Row(50, 1 / 12, 1 / 8),  # 18 mixtures; a cap of 1/6 or 1/10 costs 4 %
+    StochasticAdamsMethod: _Row(50, 1 / 20, 1 / 9),
+    EulerMaruyama: _Row(500),
+    StochasticHeun: _Row(250),
+    SRA1: _Row(250),
+    ReverseDiffusion: _Row(500),
+    PredictorCorrector: _Row(250),
+    Langevin: _Row(50),
+    KarrasSDE: _Row(64),
+    Torchsde: _Row(500),
+}
+
+
+def advise(
+    solver: Solver,
+    subject: ScoreModel | Term | None = None,
+    *,
+    steps: int | None = None,
+    tolerance: Tolerance | None = None,
+) -> Advice:
+    """How to run a solver on a model, for a number of steps or a tolerance.
+
+    Args:
+        solver: any.
+        subject: the model, or a term that may have one; None: nothing is known, which counts as smooth.
+        steps: how many of them; None: the solver's default.
+        tolerance: of error control.
+
+    Returns:
+        Advice.
     """
-    last = (low or 8, 16, 26, 60) if smooth else (low or 24, 40)  # steps that carry 2 past values, 3, 4 ...
-    values = 2 + sum(steps > n for n in last)
-    return values, values + 1
+    row = next((_TABLE[kind] for kind in type(solver).__mro__ if kind in _TABLE), _PLAIN)
+    model = subject.model if isinstance(subject, Term) else subject
+    smooth = model is None or model.smooth
+    n = row.steps if steps is None else steps
+    grid, orders, first = solver.grid, None, row.first
+    if isinstance(solver, AdamsMethod):
+        grid = _adams_grid(solver, n, smooth)
+        orders = _adams_orders(solver, n, smooth)
+        if not smooth and tolerance is not None:  # no estimate sees what a network makes of time in the first step
+            first = min(first / 4, math.sqrt(tolerance.rtol or tolerance.atol) / 4)
+    leap = None
+    if solver.leaps:
+        leap = leap_of_steps(n) if isinstance(solver, AdamsMethod) else FAR
+    return Advice(solver.coordinates, grid, orders, leap, first, row.largest, row.steps)
+
+
+def _adams_grid(solver: AdamsMethod, steps: int, smooth: bool) -> str:
+    if solver.leaps:
+        return "theta"  # nothing is left to find far above the data's scale
+    return solver.grid if smooth or steps < 10 else "sqrt-time"
+
+
+def _adams_orders(solver: AdamsMethod, steps: int, smooth: bool) -> tuple[int, int] | None:
+    told = solver.orders is not None
+    return None if told or steps < 1 else advised_orders(steps, smooth=smooth, leap=solver.leaps)

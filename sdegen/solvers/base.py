@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,20 @@ from ..noise.white import Noise
 from ..terms import Term
 from .tolerance import Controller, Tolerance
 
-State = dict[str, Any]  # what a solver carries from step to step; under error control tensors with the batch first
+# What a solver carries from step to step: None, or a dataclass (or a dict) of its own. Under error control its tensors
+# have the batch first, so that rows can be chosen (`Solver.select`) and taken back (`merge`).
+State = Any
+
+
+@dataclass(slots=True, eq=False)
+class ControlState:
+    """What the default controller carries; the state of a solver with an error estimate adds its fields to it.
+
+    Attributes:
+        ratio: (B,) error over tolerance of the last accepted step, None before the first.
+    """
+
+    ratio: Tensor | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -33,7 +46,7 @@ class Step:
     """
 
     x: Tensor
-    state: State = field(default_factory=dict)
+    state: State = None
     error: Tensor | None = None
     slope: Tensor | Callable[[], Tensor] | None = None
     slope_next: Tensor | None = None
@@ -46,19 +59,25 @@ class Entry:
     Attributes:
         x, t: state and time of each sample, (B, *event) and (B,).
         state: what the solver carries into the first step.
-        absent: (B,) how many of the calls made so far each sample had no part in.
+        uncounted: (B,) how many of the calls made so far are not to be counted in a sample's `nfe`, because they were
+            made for other samples only.
     """
 
     x: Tensor
     t: Tensor
     state: State
-    absent: Tensor | int = 0
+    uncounted: Tensor | int = 0
+
+    @property
+    def absent(self) -> Tensor | int:
+        return self.uncounted
 
 
 class Solver(ABC):
     """One step of a term, with an error estimate if it has one.
 
-    Subclass it for your own: set the attributes, write `step`. `sdegen.testing.check_solver(solver)` proves it.
+    Subclass it for your own: set `name` and `order`, write `step`. `sdegen.testing.check_solver(solver)` proves it.
+    Which grid, how many steps and how long ones suit it is no business of a solver: see `advice.advise`.
 
     Attributes:
         name: as in the table of solvers.
@@ -69,15 +88,12 @@ class Solver(ABC):
         kind: "ODE" (deterministic terms), "SDE" (takes noise), "any".
         adaptive: whether `step` returns an error estimate at times of shape (B,), so that rtol and atol can be used.
         error_order: the order in the step size of that estimate, for the step-size controller.
-        first_step, largest_step: under error control, in fractions of the span. The cap is there because at high noise
-            the right-hand
-            side is flat and any error estimate blind: without it a solver can step over all that matters.
-        coordinates: "own" (the model's process, as it is), "best" (the verbs may change to the circular path of the
-            data's scale) or "lambda" (to a process whose time is log(alpha/sigma)).
         needs_model: whether it works on the model's prediction rather than on the drift.
-        grid: the kind of grid that the verbs lay for `steps=N`.
+        leaps: whether its first step is the closed form for Gaussian data, without an evaluation.
         least_times: how few times a list in `steps=` may hold: 1 for a solver whose work is done at a time.
-        default_steps: that N, where neither steps nor a tolerance is given.
+        coordinates: those it works best in: "own" (the model's process, as it is), "best" (the circular path of the
+            data's scale) or "lambda" (a process whose time is log(alpha/sigma)); the verbs change to them.
+        grid: the kind of grid it works best on, which the verbs lay for `steps=N`.
         source: paper and equation.
     """
 
@@ -89,27 +105,22 @@ class Solver(ABC):
     kind: str = "ODE"
     adaptive: bool = False
     error_order: int = 1
-    first_step: float = 1 / 20
-    largest_step: float = 1 / 4
-    coordinates: str = "own"
     needs_model: bool = False
-    grid: str = "lambda"
+    leaps: bool = False
     least_times: int = 2
-    default_steps: int = 100
+    coordinates: str = "own"
+    grid: str = "lambda"
     source: str = ""
+    controller: Controller = Controller()
 
     @property
     def default_eta(self) -> float:
         """The noise level of the reverse SDE where the user names none: 0 for a solver of flows, else 1."""
         return 0.0 if self.kind == "ODE" else 1.0
 
-    def suited(self, term: Term) -> Solver:
-        """This solver, with what it leaves open settled for a term."""
+    def stepper(self, *, controlled: bool) -> Solver:
+        """The solver that makes the steps of one call, by a tolerance (`controlled`) or on a grid."""
         return self
-
-    def first(self, tolerance: Tolerance) -> float:
-        """The first step under error control, in fractions of the span."""
-        return self.first_step
 
     def check(self, term: Term) -> None:
         """Raise where this solver cannot solve this term."""
@@ -118,7 +129,7 @@ class Solver(ABC):
                 f"{self.name!r} solves equations without noise, but this one has noise: use eta=0 or "
                 "ProbabilityFlow(model), or a solver of SDEs such as 'ancestral' or 'euler-maruyama'"
             )
-        if self.needs_model and getattr(term, "model", None) is None:
+        if self.needs_model and term.model is None:
             raise InvalidInputError(
                 f"{self.name!r} works on a model's prediction, but {type(term).__name__} has no model: use a solver of "
                 "plain drifts such as 'rk4' or 'euler-maruyama'"
@@ -127,16 +138,11 @@ class Solver(ABC):
     def start(self, term: Term, x: Tensor, t: Tensor, grid: Tensor | None = None) -> State:
         """What the solver carries into the first step; `grid` holds all times of a fixed grid, None under error
         control."""
-        return {}
+        return None
 
     def enter(self, term: Term, x: Tensor, t: Tensor, tolerance: Tolerance, noise: Noise) -> Entry:
         """Where error control begins, asked to begin at x and t (B,)."""
         return Entry(x, t, self.start(term, x, t))
-
-    def landing(self, n: int) -> float | None:
-        """For a solver whose first step is a leap: where it ends on a grid of n evaluations, as sigma/alpha over the
-        data's standard deviation. None: no such step."""
-        return None
 
     @abstractmethod
     def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: State, noise: Noise) -> Step:
@@ -145,8 +151,6 @@ class Solver(ABC):
     def finish(self, term: Term, x: Tensor, t: Tensor, noise: Noise) -> Tensor:
         """What is left to do at the last time of a fixed grid."""
         return x
-
-    controller: Controller = Controller()
 
     def judge(self, step: Step, x: Tensor, state: State, tolerance: Tolerance) -> tuple[Tensor, Tensor, State]:
         """(accept, factor on the step size, state to carry on), for a batch of steps under error control.
@@ -157,13 +161,13 @@ class Solver(ABC):
         if step.error is None:
             raise InvalidInputError(f"{self.name!r} has no error estimate")
         ratio = tolerance.ratio(step.error, x, step.x)
-        accept, factor = self.controller.propose(ratio, state.get("ratio"), self.error_order)
+        accept, factor = self.controller.propose(ratio, _ratio(state), self.error_order)
         remembered = ratio.nan_to_num(1.0, posinf=1.0)  # a step that failed says nothing about the next
-        return accept, factor, merge(accept, {**step.state, "ratio": remembered}, state)
+        return accept, factor, merge(accept, _with_ratio(step.state, remembered), state)
 
     def select(self, state: State, keep: Tensor, x: Tensor) -> State:
         """The state of the samples at the positions `keep`, under error control; x is the batch's."""
-        return {name: value[keep] for name, value in state.items()}
+        return selected(state, keep)
 
     def __repr__(self) -> str:
         options = ", ".join(f"{k}={v}" for k, v in self.options().items())
@@ -173,21 +177,113 @@ class Solver(ABC):
         """The options it was made with."""
         return {}
 
+    # ---- the advice by its former names
+
+    def suited(self, term: Term) -> Solver:
+        return self
+
+    @property
+    def default_steps(self) -> int:
+        return self._advice().steps
+
+    @property
+    def largest_step(self) -> float:
+        return self._advice().largest
+
+    def first(self, tolerance: Tolerance, term: Term | None = None) -> float:
+        return self._advice(term, tolerance=tolerance).first
+
+    def landing(self, n: int) -> float | None:
+        return self._advice(steps=n).leap
+
     def choices(self, steps: int, term: Term) -> dict[str, Any]:
-        """What it chooses itself for a term on a grid of so many steps, where it was not told."""
-        return {}
+        orders = self._advice(term, steps=steps).orders
+        return {} if orders is None else {"order": orders}
 
     def grid_of(self, model: ScoreModel, steps: int) -> str:
-        """The kind of grid that the verbs lay for a model and a number of steps."""
-        return self.grid
+        return self._advice(model, steps=steps).grid
+
+    def _advice(self, subject: Any = None, **how: Any) -> Any:
+        from .advice import advise
+
+        return advise(self, subject, **how)
+
+
+class GridOrTolerance(Solver):
+    """One name for two methods: one for fixed grids and one for error control.
+
+    Args:
+        on_grid, by_tolerance: the two.
+    """
+
+    def __init__(self, on_grid: Solver, by_tolerance: Solver) -> None:
+        self.on_grid, self.by_tolerance = on_grid, by_tolerance
+
+    def stepper(self, *, controlled: bool) -> Solver:
+        return self.by_tolerance if controlled else self.on_grid
+
+    def start(self, term: Term, x: Tensor, t: Tensor, grid: Tensor | None = None) -> State:
+        return self.stepper(controlled=grid is None).start(term, x, t, grid)
+
+    def enter(self, term: Term, x: Tensor, t: Tensor, tolerance: Tolerance, noise: Noise) -> Entry:
+        return self.by_tolerance.enter(term, x, t, tolerance, noise)
+
+    def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: State, noise: Noise) -> Step:
+        return self.stepper(controlled=t.ndim > 0).step(term, x, t, t_next, state, noise)
+
+    def judge(self, step: Step, x: Tensor, state: State, tolerance: Tolerance) -> tuple[Tensor, Tensor, State]:
+        return self.by_tolerance.judge(step, x, state, tolerance)
+
+    def select(self, state: State, keep: Tensor, x: Tensor) -> State:
+        return self.by_tolerance.select(state, keep, x)
+
+
+# ---- states of samples that step for themselves
+
+
+def _ratio(state: State) -> Tensor | None:
+    """The last error over tolerance that a state remembers."""
+    if isinstance(state, dict):
+        return state.get("ratio")
+    return state.ratio if isinstance(state, ControlState) else None
+
+
+def _with_ratio(state: State, ratio: Tensor) -> State:
+    if state is None:
+        return ControlState(ratio)
+    if isinstance(state, dict):
+        return {**state, "ratio": ratio}
+    if not isinstance(state, ControlState):
+        raise InvalidInputError(
+            f"got a {type(state).__name__} as the state of a solver with an error estimate, expected None, a dict, or "
+            "a dataclass that inherits ControlState"
+        )
+    return replace(state, ratio=ratio)
+
+
+def selected(state: State, keep: Tensor) -> State:
+    """The rows `keep` of all tensors of a state."""
+    return _each(lambda new, _: new[keep], state, None)
 
 
 def merge(accept: Tensor, new: State, old: State) -> State:
-    """Carry `new` where a step was accepted and `old` elsewhere (names that are not in `old` are taken from `new`)."""
+    """Carry `new` where a step was accepted and `old` elsewhere (what `old` does not have is taken from `new`)."""
     refused = (~accept).nonzero().flatten()
     if not len(refused):
         return new
-    return {name: v if name not in old else reverted(v, old[name], refused) for name, v in new.items()}
+    return _each(lambda v, w: v if w is None else reverted(v, w, refused), new, old)
+
+
+def _each(f: Callable[[Tensor, Tensor | None], Tensor], new: State, old: State) -> State:
+    """`new` with f(its tensor, that of `old` by the same name or None) for each of its tensors."""
+    if isinstance(new, Tensor):
+        return f(new, old)
+    if isinstance(new, dict):
+        return {name: _each(f, value, (old or {}).get(name)) for name, value in new.items()}
+    if is_dataclass(new) and not isinstance(new, type):
+        names = [field.name for field in fields(new)]
+        return replace(new, **{name: _each(f, getattr(new, name), getattr(old, name, None)) for name in names})
+    return new  # what all samples share
 
 
 def reverted(new: Tensor, old: Tensor, refused: Tensor) -> Tensor:

@@ -25,29 +25,31 @@ def count_or_times(steps: Any, least: int = 2) -> int | Tensor | None:
     """
     if steps is None:
         return None
-    wanted = "wanted a number of steps such as 50, or a list of times in the order they are visited"
+    expected = "expected a number of steps such as 50, or a list of times in the order they are visited"
     if isinstance(steps, bool | str):
-        raise InvalidInputError(f"steps={steps!r}: {wanted}")
+        raise InvalidInputError(f"got steps={steps!r}, {expected}")
     try:
         count = operator.index(steps)
     except TypeError:
         pass
     else:
         if count < 1:
-            raise InvalidInputError(f"steps={count}: wanted at least 1")
+            raise InvalidInputError(f"got steps={count}, expected at least 1")
         return count
     try:
         times = torch.as_tensor(steps, dtype=torch.float64).detach().cpu().clone()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InvalidInputError(f"steps={steps!r}: {wanted}") from error
+        raise InvalidInputError(f"got steps={steps!r}, {expected}") from error
     if times.ndim == 0:
-        raise InvalidInputError(f"steps={steps!r}: {wanted}")
+        raise InvalidInputError(f"got steps={steps!r}, {expected}")
     if times.ndim > 1:
         raise InvalidInputError(
-            f"steps has shape {tuple(times.shape)}: wanted times of shape (S,), shared by all samples"
+            f"got steps of shape {tuple(times.shape)}, expected times of shape (S,), shared by all samples"
         )
     if len(times) < least:
-        raise InvalidInputError(f"steps holds {len(times)} times: wanted at least 2, where it starts and where it ends")
+        raise InvalidInputError(
+            f"got steps with {len(times)} times, expected at least 2: where it starts and where it ends"
+        )
     if not bool(torch.isfinite(times).all()):
         raise InvalidInputError(f"steps holds NaN or infinity: {times.tolist()}")
     return times
@@ -58,9 +60,9 @@ def check_span(t_span: Any) -> tuple[float, float]:
     try:
         start, stop = (float(t) for t in t_span)
     except (TypeError, ValueError) as error:
-        raise InvalidInputError(f"t_span={t_span!r}: wanted (from, to), two times") from error
+        raise InvalidInputError(f"got t_span={t_span!r}, expected (from, to), two times") from error
     if not (math.isfinite(start) and math.isfinite(stop)):
-        raise InvalidInputError(f"t_span={t_span!r}: wanted two finite times")
+        raise InvalidInputError(f"got t_span={t_span!r}, expected two finite times")
     return start, stop
 
 
@@ -82,7 +84,7 @@ def formula_grid(sde: SDE, n: int, *, kind: str, start: float, stop: float, sigm
     docs/decisions.md.
     """
     if kind not in GRIDS:
-        raise InvalidInputError(f"grid kind {kind!r}: wanted one of {', '.join(map(repr, GRIDS))}, 'pilot'")
+        raise InvalidInputError(f"got kind={kind!r}, expected one of {', '.join(map(repr, GRIDS))}, 'pilot'")
     ends = torch.tensor([start, stop], dtype=torch.float64)
     fraction = torch.linspace(0, 1, n + 1, dtype=torch.float64)
     if kind == "uniform":

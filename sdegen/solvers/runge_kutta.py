@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,20 +11,28 @@ from torch import Tensor
 from ..core.shapes import SMALL_EVENT, expand, factor, plus, scaled
 from ..noise.white import Noise
 from ..terms import Term
-from .base import Solver, State, Step
+from .base import ControlState, Solver, Step
+
+
+@dataclass(slots=True, eq=False)
+class Stages(ControlState):
+    """What a Runge-Kutta method carries on: the drift at the end of the step, where it is the next step's first."""
+
+    last: Tensor | None = None
 
 
 class RungeKutta(Solver):
     """An explicit Runge-Kutta method: k_i = drift(x + h sum_j a_ij k_j, t + c_i h), x' = x + h sum_i b_i k_i.
 
     With a second row of weights b_hat the error estimate is h sum_i (b_i - b_hat_i) k_i. Where the last stage is taken
-    at x' itself
-    ("first same as last") it is the next step's first: one evaluation less a step.
+    at x' itself ("first same as last") it is the next step's first: one evaluation less a step.
 
     Args:
         a: rows 1.. of the lower triangle; b: the weights; c: the nodes; b_hat: the embedded weights or None.
         fsal: whether the last row of a equals b.
     """
+
+    coordinates, grid = "best", "theta"
 
     def __init__(
         self,
@@ -36,37 +45,34 @@ class RungeKutta(Solver):
         b_hat: Sequence[float] | None = None,
         fsal: bool = False,
         source: str = "",
-        coordinates: str = "best",
     ) -> None:
-        self.name, self.order, self.source, self.coordinates = name, order, source, coordinates
+        self.name, self.order, self.source = name, order, source
         self.a, self.b, self.c, self.fsal = a, b, c, fsal
         self.error_weights = None if b_hat is None else [u - v for u, v in zip(b, b_hat, strict=True)]
         self.adaptive = b_hat is not None
         self.error_order = order
         self.evaluations = len(b) - fsal
-        self.grid = "theta"
 
-    def start(self, term: Term, x: Tensor, t: Tensor, grid: Tensor | None = None) -> State:
+    def start(self, term: Term, x: Tensor, t: Tensor, grid: Tensor | None = None) -> Stages:
         if grid is not None:
             inner = [node for node in self.c if 0 < node < 1]
             if inner:
                 term.warm(torch.cat([torch.add(grid[:-1], grid.diff(), alpha=node) for node in inner]))
-        return {"k": term.drift(x, t)} if self.fsal else {}
+        return Stages(last=term.drift(x, t) if self.fsal else None)
 
-    def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: State, noise: Noise) -> Step:
+    def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: Stages, noise: Noise) -> Step:
         h = t_next - t
         width = factor(h, x)
         if t.ndim and x.numel() <= SMALL_EVENT * len(x):  # broadcasting it at every stage takes 4 times as long
             width = width.expand_as(x).contiguous()
-        k = [state["k"] if self.fsal else term.drift(x, t)]
+        k = [term.drift(x, t) if state.last is None else state.last]
         for row, node in zip(self.a, self.c[1:], strict=True):
             stage = plus(x, width, _weighted(row, k))
             k.append(term.drift(stage, t_next if node == 1 else torch.add(t, h, alpha=node)))
         x_next = stage if self.fsal else plus(x, width, _weighted(self.b, k))
         error = width * _weighted(self.error_weights, k) if t.ndim and self.error_weights is not None else None
-        return Step(
-            x_next, {"k": k[-1]} if self.fsal else {}, error, slope=k[0], slope_next=k[-1] if self.fsal else None
-        )
+        last = k[-1] if self.fsal else None
+        return Step(x_next, Stages(last=last), error, slope=k[0], slope_next=last)
 
 
 def _weighted(weights: Sequence[float], k: Sequence[Tensor]) -> Tensor:
@@ -78,13 +84,12 @@ def _weighted(weights: Sequence[float], k: Sequence[Tensor]) -> Tensor:
     return torch.zeros_like(k[0]) if total is None else total
 
 
-class Euler(RungeKutta):
+class Euler(Solver):
     """x' = x + h drift(x, t), in the model's own time. Order 1, 1 evaluation a step."""
 
-    def __init__(self) -> None:
-        super().__init__("euler", 1, [], [1.0], [0.0], coordinates="own", source="Euler 1768")
+    name, grid, source = "euler", "theta", "Euler 1768"
 
-    def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: State, noise: Noise) -> Step:
+    def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: None, noise: Noise) -> Step:
         h = t_next - t if t.ndim or t.requires_grad else float(t_next) - float(t)
         x_next = term.moved(x, t, h)
         return Step(x_next, slope=lambda: (x_next - x) / expand(h, x))

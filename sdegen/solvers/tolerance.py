@@ -90,7 +90,7 @@ def resolution(t: Tensor, length: float) -> Tensor:
 
 
 def clamp_tolerance(value: float, dtype: torch.dtype) -> float:
-    """The tolerance that a dtype can carry: at least 10 eps."""
+    """The tolerance, or the least that a dtype resolves: 10 eps."""
     return max(value, 10 * torch.finfo(dtype).eps)
 
 
@@ -100,7 +100,7 @@ def check_tolerances(rtol: float | None, atol: float | None) -> Tolerance:
     a = atol if atol is not None else rtol
     for name, value in (("rtol", r), ("atol", a)):
         if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value < 0:
-            raise InvalidInputError(f"{name}={value!r}: wanted a number of at least 0, such as 1e-3")
+            raise InvalidInputError(f"got {name}={value!r}, expected a number of at least 0, such as 1e-3")
     if r == 0 and a == 0:
         raise InvalidInputError("rtol=0 and atol=0 ask for no error at all: give one of them, such as rtol=1e-3")
     return Tolerance(float(r), float(a))  # type: ignore[arg-type]

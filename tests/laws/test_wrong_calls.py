@@ -257,7 +257,7 @@ CALLS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "a negative tolerance": (lambda: sg.sample(MODEL, 4, rtol=-1e-3), ("rtol=-0.001", "at least 0")),
     "a tolerance of 0": (lambda: sg.sample(MODEL, 4, rtol=0.0), ("rtol=0", "such as rtol")),
     "no steps": (lambda: sg.sample(MODEL, 4, solver="ddim", steps=0), ("steps=0", "at least 1")),
-    "half a step": (lambda: sg.sample(MODEL, 4, solver="ddim", steps=2.5), ("steps=2.5", "wanted")),
+    "half a step": (lambda: sg.sample(MODEL, 4, solver="ddim", steps=2.5), ("steps=2.5", "expected")),
     "noise for a flow solver": (
         lambda: sg.sample(MODEL, 4, solver="heun", eta=1.0),
         ("'heun'", "without noise", "'ancestral'"),
@@ -317,7 +317,7 @@ CALLS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "an unknown grid": (lambda: sg.grid(MODEL, 5, kind="cosine"), ("'cosine'", "'karras'")),
     "a grid of no steps": (lambda: sg.grid(MODEL, 0, kind="karras"), ("0", "at least 1")),
     "an unknown option": (lambda: sg.make_solver("heun", snr=0.1), ("'heun'", "snr")),
-    "an impossible option": (lambda: sg.make_solver("predictor-corrector", snr=-1.0), ("snr=-1", "wanted")),
+    "an impossible option": (lambda: sg.make_solver("predictor-corrector", snr=-1.0), ("snr=-1", "expected")),
     # fit, losses, checkpoints, pictures
     "no data to fit": (lambda: sg.fit(MODEL, torch.zeros(0, 2), steps=1), ("empty",)),
     "NaN in the data": (lambda: sg.fit(MODEL, X * NAN, steps=1), ("NaN",)),

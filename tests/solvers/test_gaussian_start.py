@@ -53,13 +53,13 @@ def test_nothing_is_left_over_at_the_landing_of_gaussian_data():
     x = torch.randn(10, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     centred = x - 0 * x
     leap = GaussianStart.planned(term, Gaussian.of_covariance(COVARIANCE), model.sde.t_max, 1.2, x)
-    there = leap.carried(centred, 1.2)
+    there = leap.at(centred, 1.2)
     slope = leap.slope(there, 1.2)
-    _, past, correction = leap.landed(centred, there, slope)
+    _, past, correction = leap.corrected(centred, there, slope)
     assert float(correction.abs().max()) == 0.0
     for t, v in zip(leap.past, past, strict=True):  # and the slopes are the derivative of the leap
         h = 1e-6
-        difference = (leap.carried(centred, t + h) - leap.carried(centred, t - h)) / (2 * h)
+        difference = (leap.at(centred, t + h) - leap.at(centred, t - h)) / (2 * h)
         torch.testing.assert_close(v, difference, rtol=1e-7, atol=1e-8)
 
 
@@ -94,10 +94,10 @@ def test_past_slopes_are_those_of_the_flow_to_first_order(whole):
         start, stop = math.atan(4 * level), math.atan(level)
         leap = GaussianStart.planned(term, law, start, stop, z)
         x = z * model.sigma_data
-        there = leap.carried(x, stop)
-        slopes = leap.landed(x, there, term.drift(there, torch.tensor(stop, dtype=torch.float64)))[1]
+        there = leap.at(x, stop)
+        slopes = leap.corrected(x, there, term.drift(there, torch.tensor(stop, dtype=torch.float64)))[1]
         for t, slope in zip(leap.past, slopes, strict=True):
-            y = leap.carried(x, t)
+            y = leap.at(x, t)
             exact = term.drift(y, torch.tensor(t, dtype=torch.float64))
             missed, whole_gap = (exact - slope).square().mean().sqrt(), (exact - leap.slope(y, t)).square().mean().sqrt()
             shares.append(float(missed / whole_gap))
@@ -119,7 +119,7 @@ def test_a_landing_close_below_t_max_is_corrected_by_what_lies_between():
     circle = model.on(sg.TrigSDE(s, sigma_max=24 * s))
     centred = x - mixture.mean  # VE: xh is x
     leap = GaussianStart.planned(sg.ProbabilityFlow(circle), None, math.atan(24.0), math.atan(16.0), x)
-    plain = leap.carried(centred * math.cos(math.atan(24.0)), math.atan(16.0)) / math.cos(math.atan(16.0)) + mixture.mean
+    plain = leap.at(centred * math.cos(math.atan(24.0)), math.atan(16.0)) / math.cos(math.atan(16.0)) + mixture.mean
     error, without = (float((y - exact).square().mean().sqrt()) for y in (got, plain))
     assert error < 0.2 * without
 
@@ -224,7 +224,7 @@ def test_wrong_calls():
         sg.make_solver("adams", start="gaussian", covariance=-torch.eye(2))
     with pytest.raises(sg.InvalidInputError, match="circular path"):
         sg.solve(sg.ProbabilityFlow(model), torch.zeros(2, 2), solver=leaping, rtol=1e-3)
-    with pytest.raises(sg.InvalidInputError, match="wanted \\(2, 2\\)"):
+    with pytest.raises(sg.InvalidInputError, match="expected \\(2, 2\\)"):
         sg.sample(model, 3, solver=sg.make_solver("adams", start="gaussian", covariance=torch.eye(3)), steps=5)
     with pytest.raises(sg.InvalidInputError, match="start='point'"):
         sg.encode(model, torch.zeros(2, 2), solver=leaping, steps=5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -124,6 +124,28 @@ class Course:
         )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """What a library's loop is asked for.
+
+    Attributes:
+        term, x: the equation, and the state at the first time in float32 or float64.
+        ts: (S,) times to report, in order; without a tolerance the grid itself.
+        tolerance: rtol and atol, or None for one step between neighbours in `ts`.
+        noise: where an SDE's noise comes from.
+        max_steps: most steps, rejected ones included.
+        course: where the loop notes how far it came.
+    """
+
+    term: Term
+    x: Tensor
+    ts: Tensor
+    tolerance: Tolerance | None
+    noise: Noise
+    max_steps: int
+    course: Course
+
+
 class External(OutsideSolver):
     """A method of another library, run by its own loop.
 
@@ -165,7 +187,7 @@ class External(OutsideSolver):
         full = x if x.dtype in (torch.float32, torch.float64) else x.float()
         course = Course(ts, full, max_steps=max_steps, every=every and tolerance is not None)
         try:
-            xs = self.run(term, full, ts, tolerance, noise, max_steps, course)
+            xs = self.run(Request(term, full, ts, tolerance, noise, max_steps, course))
         except Stopped as stopped:
             outcome = course.outcome(stopped=stopped)
         else:
@@ -178,14 +200,5 @@ class External(OutsideSolver):
         """Raise, before the first evaluation, where the method cannot take these steps."""
 
     @abstractmethod
-    def run(
-        self,
-        term: Term,
-        x: Tensor,
-        ts: Tensor,
-        tolerance: Tolerance | None,
-        noise: Noise,
-        max_steps: int,
-        course: Course,
-    ) -> Tensor:
-        """The states at `ts`, (S, B, *event), noting on `course` how far it came, or Stopped."""
+    def run(self, asked: Request) -> Tensor:
+        """The states at the times asked for, (S, B, *event), noting on the course how far it came, or Stopped."""

@@ -10,10 +10,8 @@ import torch
 from torch import Tensor
 
 from ...core.errors import InvalidInputError, StepSizeUnderflowError
-from ...noise.white import Noise
-from ...terms import Term
 from ..tolerance import Tolerance
-from .common import Course, External, Field, Stopped
+from .common import Course, External, Field, Request, Stopped
 
 
 @dataclass(frozen=True)
@@ -80,49 +78,17 @@ class Scipy(External):
             )
         check_jacobian(self.method, x, blocks="jac_sparsity" not in self._options)
 
-    def run(
-        self,
-        term: Term,
-        x: Tensor,
-        ts: Tensor,
-        tolerance: Tolerance | None,
-        noise: Noise,
-        max_steps: int,
-        course: Course,
-    ) -> Tensor:
-        import scipy.integrate
-
+    def run(self, asked: Request) -> Tensor:
+        x, ts, tolerance = asked.x, asked.ts, asked.tolerance
         if tolerance is None:
             raise InvalidInputError(f"{self.name!r} needs rtol or atol")
         size = x[0].numel()
-        limit = max_steps * (20 + 2 * size if self.implicit else self.evaluations) + 2
-        field = Field(term, ts, strict=True, limit=limit)
-
-        def function(t: float, y: np.ndarray) -> np.ndarray:
-            drift = field(float(t), _state(y, x))
-            return drift.detach().cpu().double().numpy().reshape(-1)
-
-        method = getattr(scipy.integrate, self.method)
+        limit = asked.max_steps * (20 + 2 * size if self.implicit else self.evaluations) + 2
+        field = Field(asked.term, ts, strict=True, limit=limit)
         how = {"rtol": tolerance.rtol, "atol": tolerance.atol, **self._structure(x), **self._options}
-        xs, start = [x], x.detach().cpu().double().numpy().reshape(-1)
         try:
             with np.errstate(all="ignore"):
-                solver = method(function, float(ts[0]), start, float(ts[-1]), **how)
-                nodes = [(solver.t, solver.y, getattr(solver, "f", None))]
-                while solver.status == "running":
-                    course.attempt()
-                    evaluations = solver.nfev
-                    try:
-                        solver.step()
-                        if solver.status == "failed":
-                            raise Stopped(StepSizeUnderflowError)
-                        course.accepted, course.rejected = course.accepted + 1, course.rejected - 1
-                    finally:  # the attempts of a step are told by its evaluations
-                        course.rejected += 1 if self.implicit else (solver.nfev - evaluations) // self.evaluations
-                    nodes = [*nodes[-3:], (solver.t, solver.y, getattr(solver, "f", None))]
-                    while len(xs) < len(ts) and solver.direction * (solver.t - float(ts[len(xs)])) >= 0:
-                        xs.append(_state(self._between(solver, nodes, float(ts[len(xs)])), x))
-                    course.moved(float(solver.t), _state(solver.y, x))
+                return torch.stack(self._stepped(field, asked, how))
         except (ValueError, RuntimeError, ArithmeticError, np.linalg.LinAlgError) as error:
             if field.inside:
                 raise
@@ -132,7 +98,39 @@ class Scipy(External):
                 f"{self.name!r} has no room for the Jacobian of {x.numel()} numbers: use 'adams' or 'scipy:RK45', or a "
                 "smaller batch_size"
             ) from error
-        return torch.stack(xs)
+
+    def _stepped(self, field: Field, asked: Request, how: dict[str, Any]) -> list[Tensor]:
+        """The states at the times asked for, step by step of the library's solver with options `how`."""
+        import scipy.integrate
+
+        x, ts, course = asked.x, asked.ts.tolist(), asked.course
+
+        def function(t: float, y: np.ndarray) -> np.ndarray:
+            drift = field(float(t), _state(y, x))
+            return drift.detach().cpu().double().numpy().reshape(-1)
+
+        method = getattr(scipy.integrate, self.method)
+        solver = method(function, ts[0], x.detach().cpu().double().numpy().reshape(-1), ts[-1], **how)
+        xs, nodes = [x], [(solver.t, solver.y, getattr(solver, "f", None))]
+        while solver.status == "running":
+            self._attempt(solver, course)
+            nodes = [*nodes[-3:], (solver.t, solver.y, getattr(solver, "f", None))]
+            while len(xs) < len(ts) and solver.direction * (solver.t - ts[len(xs)]) >= 0:
+                xs.append(_state(self._between(solver, nodes, ts[len(xs)]), x))
+            course.moved(float(solver.t), _state(solver.y, x))
+        return xs
+
+    def _attempt(self, solver: Any, course: Course) -> None:
+        """One step, counted."""
+        course.attempt()
+        evaluations = solver.nfev
+        try:
+            solver.step()
+            if solver.status == "failed":
+                raise Stopped(StepSizeUnderflowError)
+            course.accepted, course.rejected = course.accepted + 1, course.rejected - 1
+        finally:  # the attempts of a step are told by its evaluations
+            course.rejected += 1 if self.implicit else (solver.nfev - evaluations) // self.evaluations
 
     def _structure(self, x: Tensor) -> dict[str, Any]:
         """What is known of the Jacobian: one block for each sample."""

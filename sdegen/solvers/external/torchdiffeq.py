@@ -10,10 +10,8 @@ import torch
 from torch import Tensor
 
 from ...core.errors import InvalidInputError, StepSizeUnderflowError
-from ...noise.white import Noise
-from ...terms import Term
 from ..tolerance import Tolerance
-from .common import Course, External, Field, Stopped
+from .common import Course, External, Field, Request, Stopped
 from .scipy import check_jacobian, noting
 
 
@@ -99,39 +97,30 @@ class Torchdiffeq(External):
                 raise InvalidInputError(f"{self.name!r} chooses its own steps: pass rtol=1e-3 instead of steps")
             check_jacobian(self._options.get("solver", "LSODA"), x, blocks=False)
 
-    def run(
-        self,
-        term: Term,
-        x: Tensor,
-        ts: Tensor,
-        tolerance: Tolerance | None,
-        noise: Noise,
-        max_steps: int,
-        course: Course,
-    ) -> Tensor:
+    def run(self, asked: Request) -> Tensor:
         from torchdiffeq import odeint
 
-        strict = self.loop != "fixed"
-        limit = max_steps * (20 + x.numel()) if self.loop == "scipy" else None
-        field = Field(term, ts, strict=strict, limit=limit, dtype=x.dtype)
-        function = _SEEN[self.loop](field, course)
+        x, ts, tolerance = asked.x, asked.ts, asked.tolerance
+        limit = asked.max_steps * (20 + x.numel()) if self.loop == "scipy" else None
+        field = Field(asked.term, ts, strict=self.loop != "fixed", limit=limit, dtype=x.dtype)
+        function = _SEEN[self.loop](field, asked.course)
         how = {"rtol": 1e-3, "atol": 1e-3} if tolerance is None else {"rtol": tolerance.rtol, "atol": tolerance.atol}
         options = dict(self._options)
         if self.loop == "adaptive":
-            options = self._forced(ts, x) if tolerance is None else self._landing(ts, x)
+            options = self._forced(ts, x) if tolerance is None else self._ending(ts, x)
             options["norm"] = _constant(self._options.get("norm", _root_mean_square))
         elif self.loop == "adams":
             options.setdefault("max_order", 5)
             how = {name: options.pop(name, 1e30) for name in ("rtol", "atol")}
         elif self.loop == "scipy":
             sign = 1.0 if ts[-1] > ts[0] else -1.0
-            options["solver"] = noting(options.get("solver", "LSODA"), course, x, sign)
+            options["solver"] = noting(options.get("solver", "LSODA"), asked.course, x, sign)
         xs: Any = odeint(function, x, ts.to(x.device), method=self.method, options=options, **how)
         if len(xs) < len(ts):  # scipy gave up
             raise Stopped(StepSizeUnderflowError)
         return xs
 
-    def _landing(self, ts: Tensor, x: Tensor) -> dict[str, Any]:
+    def _ending(self, ts: Tensor, x: Tensor) -> dict[str, Any]:
         """The user's options, and the last time as one to step on."""
         ends = ts[-1:].to(x.device)
         given = self._options.get("step_t")

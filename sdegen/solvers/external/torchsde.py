@@ -14,7 +14,7 @@ from ...noise.brownian import BrownianTree, space_time_increment
 from ...noise.white import Noise
 from ...terms import Term
 from ..tolerance import Tolerance
-from .common import Course, External, Field, Stopped
+from .common import Course, External, Field, Request, Stopped
 
 
 @dataclass(frozen=True)
@@ -67,65 +67,51 @@ class Torchsde(External):
 
     kind = "SDE"
     adaptive = True
-    default_steps = 500
 
     def __init__(self, method: str, **options: Any) -> None:
         super().__init__("torchsde", method, options, ("dt", "dt_min"))
         row = METHODS[method]
         self.order, self.evaluations, self.source, self.calculus = row.order, row.evaluations, row.source, row.calculus
 
-    def run(
-        self,
-        term: Term,
-        x: Tensor,
-        ts: Tensor,
-        tolerance: Tolerance | None,
-        noise: Noise,
-        max_steps: int,
-        course: Course,
-    ) -> Tensor:
+    def run(self, asked: Request) -> Tensor:
+        x, ts = asked.x, asked.ts
+        sign = 1.0 if ts[-1] > ts[0] else -1.0
+        field = Field(asked.term, ts, strict=asked.tolerance is not None)
+        kind = _Diagonal if self.method == "reversible_heun" else _Additive
+        equation = kind(field, asked.term, x, sign, self.calculus)
+        y, s = x.reshape(x.shape[0], -1), sign * ts
+        if asked.tolerance is None:
+            states = self._on_grid(equation, y, s, _Path(asked.noise, y, sign))
+        else:
+            states = self._by_tolerance(equation, y, s, asked, asked.tolerance)
+        return states.reshape(len(ts), *x.shape)
+
+    def _on_grid(self, equation: _Equation, y: Tensor, s: Tensor, path: _Path) -> Tensor:
+        """One step of the method between neighbours in s."""
         from torchsde import sdeint
 
-        sign = 1.0 if ts[-1] > ts[0] else -1.0
-        field = Field(term, ts, strict=tolerance is not None)
-        y, s = x.reshape(x.shape[0], -1), sign * ts
-        equation = (_Diagonal if self.method == "reversible_heun" else _Additive)(field, term, x, sign, self.calculus)
-        if tolerance is None:
-            path, ys = _Path(noise, y, sign), [y]
-            extra: Any = None
-            for a, b in zip(s, s[1:], strict=False):
-                equation.begin(ys[-1], known=bool(extra))
-                pair, extra = sdeint(
-                    equation,
-                    ys[-1],
-                    torch.stack([a, b]),
-                    bm=path,  # type: ignore[arg-type]
-                    method=self.method,
-                    dt=2 * float(b - a),
-                    extra=True,
-                    extra_solver_state=extra,
-                )
-                ys.append(pair[-1])
-            return torch.stack(ys).reshape(len(ts), *x.shape)
+        ys, extra = [y], None
+        for a, b in zip(s, s[1:], strict=False):
+            equation.begin(ys[-1], known=bool(extra))
+            how: dict[str, Any] = {"bm": path, "method": self.method, "dt": 2 * float(b - a)}
+            result: Any = sdeint(equation, ys[-1], torch.stack([a, b]), extra=True, extra_solver_state=extra, **how)
+            ys.append(result[0][-1])
+            extra = result[1]
+        return torch.stack(ys)
+
+    def _by_tolerance(self, equation: _Equation, y: Tensor, s: Tensor, asked: Request, tolerance: Tolerance) -> Tensor:
+        from torchsde import sdeint
+
+        ts, noise = asked.ts, asked.noise
         if not isinstance(noise, BrownianTree):
             noise = BrownianTree(noise.seed, float(ts[0]), float(ts[-1]), index=noise.index)
-        path = _WatchedPath(noise, y, sign, course, float(s[-1]), equation)
+        path = _WatchedPath(noise, y, equation, asked.course, float(s[-1]))
         equation.begin(y, known=False)
-        span = abs(float(ts[-1] - ts[0]))
-        how = {"dt": span / 100, "dt_min": 0.0, **self._options}
-        states: Any = sdeint(
-            equation,
-            y,
-            s,
-            bm=path,  # type: ignore[arg-type]
-            method=self.method,
-            adaptive=True,
-            rtol=tolerance.rtol,
-            atol=tolerance.atol,
-            **how,
-        )
-        course.accepted += 1
-        return states.reshape(len(ts), *x.shape)
+        how: dict[str, Any] = {"dt": abs(float(ts[-1] - ts[0])) / 100, "dt_min": 0.0, **self._options}
+        how |= {"rtol": tolerance.rtol, "atol": tolerance.atol, "adaptive": True}
+        states: Any = sdeint(equation, y, s, bm=path, method=self.method, **how)  # type: ignore[arg-type]
+        asked.course.accepted += 1
+        return states
 
 
 class _Equation:
@@ -220,10 +206,8 @@ class _Path:
 class _WatchedPath(_Path):
     """The same along one path, counting the steps: an attempt asks for a whole step and then for its two halves."""
 
-    def __init__(
-        self, noise: BrownianTree, y: Tensor, sign: float, course: Course, end: float, equation: _Equation
-    ) -> None:
-        super().__init__(noise, y, sign)
+    def __init__(self, noise: BrownianTree, y: Tensor, equation: _Equation, course: Course, end: float) -> None:
+        super().__init__(noise, y, equation.sign)
         self.course, self.end, self.equation = course, end, equation
         self.resolution = noise.resolution
         self._asked, self._from = 0, 0.0

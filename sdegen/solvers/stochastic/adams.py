@@ -12,26 +12,181 @@ the new one to correct, with the same noise.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ...core.errors import InvalidInputError
 from ...core.quadrature import gauss_legendre
-from ...core.shapes import expand, flat
-from ...models.facts import known
+from ...core.shapes import expand
 from ...noise.brownian import BrownianTree
-from ...noise.white import STEP, Noise
+from ...noise.white import Noise
 from ...terms import Term
-from ..advice import FAR
-from ..base import Entry, State, Step, merge
-from ..multistep.exponential import Multistep
+from ..base import ControlState, Entry, GridOrTolerance, Solver, Step, merge
+from ..multistep.exponential import Multistep, MultistepState
+from ..multistep.gauges import angle
+from ..multistep.gaussian_start import far_time, gaussian_step, is_far
 from ..tolerance import Tolerance, rms
 
 _POINTS = 5
+_SHRINK, _GROW = 0.6, 1.25  # of an accepted step
+_SHRINK_REFUSED, _GROW_REFUSED = 0.3, 0.7
 
 
-class StochasticAdams(Multistep):
+class StochasticAdamsMethod(Solver):
+    """The facts of stochastic Adams."""
+
+    name = "d-adams2-sde"
+    order, start_order = 2, 2
+    kind = "SDE"
+    adaptive = True
+    needs_model = True
+    leaps = True
+    coordinates, grid = "lambda", "lambda"
+    source = "this package, docs/decisions.md"
+
+
+# ---- on a grid
+
+
+@dataclass(slots=True, eq=False)
+class AboveFar:
+    """The steps of a grid that are made in closed form.
+
+    Attributes:
+        count: how many are left.
+        rest: the state of the first step after them; None: there is none.
+    """
+
+    count: int
+    rest: MultistepState | None
+
+
+class StochasticAdamsGrid(StochasticAdamsMethod):
+    """Stochastic Adams on a grid: steps in closed form down to sh = 10 s, then the multistep machine's."""
+
+    def __init__(self, sigma_data: float | None) -> None:
+        self._machine = Multistep(
+            self.name, variable="theta", order=2, corrector=1, stochastic=True, sigma_data=sigma_data
+        )
+
+    def start(self, term: Term, x: Tensor, t: Tensor, grid: Tensor | None = None) -> AboveFar | MultistepState:
+        if grid is None:
+            raise InvalidInputError(f"{self.name!r} on a grid needs its times: pass steps= instead of a tolerance")
+        above = int(is_far(term, term.sde.half_log_snr(grid[1:])).sum())
+        rest = self._machine.start(term, x, t, grid[above:]) if len(grid) - above > 1 else None
+        return rest if rest is not None and not above else AboveFar(above, rest)
+
+    def step(
+        self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: AboveFar | MultistepState, noise: Noise
+    ) -> Step:
+        if isinstance(state, MultistepState):
+            return self._machine.step(term, x, t, t_next, state, noise)
+        left = AboveFar(state.count - 1, state.rest)
+        after = left.rest if left.count == 0 and left.rest is not None else left
+        return Step(gaussian_step(term, x, t, t_next, noise), after)
+
+
+# ---- by tolerance
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Line(ControlState):
+    """The line of D through its last two values, for samples that step for themselves.
+
+    Attributes:
+        l, l_before: log(alpha/sigma) of the two, (B,).
+        d, d_before: D there, like x.
+        unit: (B,) what an error in x counts in data units at the end.
+    """
+
+    l: Tensor
+    l_before: Tensor
+    d: Tensor
+    d_before: Tensor
+    unit: Tensor | None = None
+
+
+class StochasticAdamsTolerance(StochasticAdamsMethod):
+    """Stochastic Adams by a tolerance; see `StochasticAdams`."""
+
+    def __init__(self, aim: float, accept: float, sigma_data: float | None) -> None:
+        self.aim, self.accept, self.sigma_data = aim, accept, sigma_data
+
+    def enter(self, term: Term, x: Tensor, t: Tensor, tolerance: Tolerance, noise: Noise) -> Entry:
+        if bool(is_far(term, term.sde.half_log_snr(t)).all()):
+            stop = far_time(term)
+            x, t = gaussian_step(term, x, t[0].cpu(), stop, noise), torch.full_like(t, float(stop))
+        return Entry(x, t, self.start(term, x, t))
+
+    def start(self, term: Term, x: Tensor, t: Tensor, grid: Tensor | None = None) -> Line:
+        l = term.sde.half_log_snr(t)
+        if bool(torch.isinf(l).any()):
+            raise InvalidInputError(
+                f"{self.name!r} by tolerance cannot start where there is no signal (alpha = 0): begin at an earlier "
+                "time, with t_span=, or pass steps="
+            )
+        d = term.predict(x, t).x0
+        return Line(l=l, l_before=l - 1.0, d=d, d_before=d)
+
+    def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: Line, noise: Noise) -> Step:
+        if isinstance(noise, BrownianTree):
+            raise InvalidInputError(
+                f"{self.name!r} by tolerance draws its path in a clock of its own, not in t: pass a seed or a Noise"
+            )
+        sde, e = term.sde, term.eta**2
+        s = self.sigma_data or term.model.sigma_data
+        l, d, alpha_next = state.l, state.d, sde.alpha(t_next)
+        l_next = sde.half_log_snr(t_next)
+        gone = -torch.expm1((1 + e) * (l - l_next))  # the weight's whole integral
+        share = _share(l, l_next, e, s)  # of the new value, in the mean of the line
+        theta, theta_next, theta_before = (angle(u, s) for u in (l, l_next, state.l_before))
+        slope = expand((theta_next - theta) / (theta - theta_before), x) * (d - state.d_before)
+        base = (
+            expand(alpha_next * torch.exp((1 + e) * (l - l_next)) / sde.alpha(t), x) * x
+            + expand(alpha_next * gone, x) * d
+        )
+        if e:
+            clock, clock_next = torch.exp(2 * e * l), torch.exp(2 * e * l_next)
+            dm = noise.increment(clock, clock_next, x)
+            base = base + expand(alpha_next * torch.exp(-(1 + e) * l_next), x) * dm
+        weight = expand(alpha_next * gone * share, x)
+        predicted = base + weight * slope
+        d_next = term.predict(predicted, t_next).x0
+        corrected = base + weight * (d_next - d)
+        unit = s / (s**2 + torch.exp(-2 * l_next)).sqrt() / alpha_next
+        after = Line(l=l_next, l_before=l, d=d_next, d_before=d, unit=unit)
+        return Step(corrected, after, corrected - predicted)
+
+    def judge(self, step: Step, x: Tensor, state: Line, tolerance: Tolerance) -> tuple[Tensor, Tensor, Line]:
+        """E is smoothed over two steps: in few dimensions one step's change of D is a matter of chance."""
+        unit = step.state.unit
+        size = rms(step.x.detach()).to(torch.float64) * unit
+        error = rms(step.error.detach()).to(torch.float64) * unit  # type: ignore[union-attr]
+        ratio = (error / (tolerance.atol + tolerance.rtol * size)).clamp_min(1e-10)
+        accept = ratio <= self.accept
+        smooth = ratio if state.ratio is None else (ratio * state.ratio).sqrt()
+        gain = (self.aim / torch.where(accept, smooth, ratio)) ** (1 / 1.5)
+        factor = torch.where(accept, gain.clamp(_SHRINK, _GROW), gain.clamp(_SHRINK_REFUSED, _GROW_REFUSED))
+        after = replace(step.state, ratio=torch.where(torch.isfinite(ratio), ratio, 1.0))
+        return accept, factor.nan_to_num(_SHRINK_REFUSED), merge(accept, after, state)
+
+
+def _share(l: Tensor, l_next: Tensor, e: float, s: float) -> Tensor:
+    """The weight's mean of (theta - theta(u))/(theta - theta'), the new value's part in the line's mean; (B,)."""
+    nodes, w = (part.to(l.device) for part in gauss_legendre(_POINTS))
+    h = (l_next - l)[:, None]
+    u = l[:, None] + h * nodes
+    weight = torch.exp((1 + e) * (u - l_next[:, None])) * w
+    passed = angle(l, s)[:, None] - angle(u, s)
+    return (weight * passed).sum(1) / (weight.sum(1) * (angle(l, s) - angle(l_next, s)))
+
+
+# ---- the name for both
+
+
+class StochasticAdams(GridOrTolerance, StochasticAdamsMethod):
     """Adams in D against theta for the reverse SDE: predict, evaluate, correct with the same noise.
 
     1 evaluation a step (by tolerance one more in the first step and, with the final denoising, in the last). Weak order
@@ -54,140 +209,8 @@ class StochasticAdams(Multistep):
     arXiv 2309.05019).
     """
 
-    kind = "SDE"
-    adaptive = True
-    coordinates = "lambda"
-    error_order = 1
-    first_step = 1 / 20
-    largest_step = 1 / 9
-    default_steps = 50
-
     def __init__(self, *, aim: float = 0.5, accept: float = 4.0, sigma_data: float | None = None) -> None:
         if not 0 < aim < accept < math.inf:
-            raise InvalidInputError(f"aim={aim}, accept={accept}: wanted 0 < aim < accept")
-        super().__init__(
-            "d-adams2-sde",
-            variable="theta",
-            order=2,
-            corrector=1,
-            stochastic=True,
-            sigma_data=sigma_data,
-            grid="lambda",
-            source="this package, docs/decisions.md",
-        )
-        self.kind, self.aim, self.accept = "SDE", float(aim), float(accept)
-
-    # ---- above sh = 10 s
-
-    def landing(self, n: int) -> float | None:
-        return FAR
-
-    def _leaps(self, term: Term, l: Tensor) -> Tensor:
-        """Whether noise levels are so high that a step down to them is closed form."""
-        if not term.eta or term.model.data_std is None:
-            return torch.zeros_like(l, dtype=torch.bool)
-        return l <= -math.log(FAR * term.model.sigma_data) + 1e-6
-
-    def enter(self, term: Term, x: Tensor, t: Tensor, tolerance: Tolerance, noise: Noise) -> Entry:
-        if bool(self._leaps(term, term.sde.half_log_snr(t)).all()):
-            far = torch.tensor(-math.log(FAR * term.model.sigma_data), dtype=torch.float64)
-            landing = term.sde.time(far).clamp(term.t_min, term.t_max)
-            x, t = _gaussian_step(term, x, t[0].cpu(), landing, noise), torch.full_like(t, float(landing))
-        return Entry(x, t, self.start(term, x, t))
-
-    def start(self, term: Term, x: Tensor, t: Tensor, grid: Tensor | None = None) -> State:
-        if grid is not None:
-            above = int(self._leaps(term, term.sde.half_log_snr(grid[1:])).sum())
-            rest = grid[above:]
-            return {**(super().start(term, x, t, rest) if len(rest) > 1 else {}), "above": above}
-        l = term.sde.half_log_snr(t)
-        if bool(torch.isinf(l).any()):
-            raise InvalidInputError(
-                f"{self.name!r} by tolerance cannot start where there is no signal (alpha = 0): begin at an earlier "
-                "time, with t_span=, or pass steps="
-            )
-        d = term.predict(x, t).x0
-        return {"l": l, "before": l - 1.0, "d": d, "d_before": d}
-
-    # ---- a step
-
-    def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: State, noise: Noise) -> Step:
-        if state.get("above"):
-            return Step(_gaussian_step(term, x, t, t_next, noise), {**state, "above": state["above"] - 1})
-        if "run" in state:
-            return super().step(term, x, t, t_next, state, noise)
-        if isinstance(noise, BrownianTree):
-            raise InvalidInputError(
-                f"{self.name!r} by tolerance draws its path in a clock of its own, not in t: pass a seed or a Noise"
-            )
-        sde, e = term.sde, term.eta**2
-        s = self.sigma_data or term.model.sigma_data
-        l, d, alpha_next = state["l"], state["d"], sde.alpha(t_next)
-        l_next = sde.half_log_snr(t_next)
-        gone = -torch.expm1((1 + e) * (l - l_next))  # the weight's whole integral
-        share = _share(l, l_next, e, s)  # of the new value, in the mean of the line
-        theta, theta_next, theta_before = (_theta(u, s) for u in (l, l_next, state["before"]))
-        slope = expand((theta_next - theta) / (theta - theta_before), x) * (d - state["d_before"])
-        base = (
-            expand(alpha_next * torch.exp((1 + e) * (l - l_next)) / sde.alpha(t), x) * x
-            + expand(alpha_next * gone, x) * d
-        )
-        if e:
-            clock, clock_next = torch.exp(2 * e * l), torch.exp(2 * e * l_next)
-            dm = noise.increment(clock, clock_next, x)
-            base = base + expand(alpha_next * torch.exp(-(1 + e) * l_next), x) * dm
-        weight = expand(alpha_next * gone * share, x)
-        predicted = base + weight * slope
-        d_next = term.predict(predicted, t_next).x0
-        corrected = base + weight * (d_next - d)
-        unit = s / (s**2 + torch.exp(-2 * l_next)).sqrt() / alpha_next  # of an error in x, to data units at the end
-        carried = {"l": l_next, "before": l, "d": d_next, "d_before": d, "unit": unit}
-        return Step(corrected, carried, corrected - predicted)
-
-    def judge(self, step: Step, x: Tensor, state: State, tolerance: Tolerance) -> tuple[Tensor, Tensor, State]:
-        """E is smoothed over two steps: in few dimensions one step's change of D is a matter of chance."""
-        unit = step.state["unit"]
-        size = rms(step.x.detach()).to(torch.float64) * unit
-        error = rms(step.error.detach()).to(torch.float64) * unit  # type: ignore[union-attr]
-        ratio = (error / (tolerance.atol + tolerance.rtol * size)).clamp_min(1e-10)
-        accept = ratio <= self.accept
-        smooth = (ratio * state["ratio"]).sqrt() if "ratio" in state else ratio
-        gain = (self.aim / torch.where(accept, smooth, ratio)) ** (1 / 1.5)
-        factor = torch.where(accept, gain.clamp(0.6, 1.25), gain.clamp(0.3, 0.7)).nan_to_num(0.3)
-        carried = {**step.state, "ratio": torch.where(torch.isfinite(ratio), ratio, 1.0)}
-        return accept, factor, merge(accept, carried, state)
-
-
-def _theta(l: Tensor, s: float) -> Tensor:
-    return torch.atan(torch.exp(-l) / s)
-
-
-def _share(l: Tensor, l_next: Tensor, e: float, s: float) -> Tensor:
-    """The weight's mean of (theta - theta(u))/(theta - theta'), the new value's part in the line's mean; (B,)."""
-    nodes, w = (part.to(l.device) for part in gauss_legendre(_POINTS))
-    h = (l_next - l)[:, None]
-    u = l[:, None] + h * nodes
-    weight = torch.exp((1 + e) * (u - l_next[:, None])) * w
-    passed = _theta(l, s)[:, None] - _theta(u, s)
-    return (weight * passed).sum(1) / (weight.sum(1) * (_theta(l, s) - _theta(l_next, s)))
-
-
-def _gaussian_step(term: Term, x: Tensor, t: Tensor, t_next: Tensor, noise: Noise) -> Tensor:
-    """One exact step of the reverse SDE of N(m, C), with what the model knows of m and C.
-
-    Along an eigenvector of C with eigenvalue c, P = c + sh^2:
-    xh' = m + (P'/P)^((1 + e)/2) (xh - m) + sqrt(P' (1 - (P'/P)^e)) z.
-    """
-    model, e = term.model, term.eta**2
-    here, there = term.sde.level(t), term.sde.level(t_next)
-    q = known(model).to(x.double())
-    after = q.variances + (there.sigma / there.alpha) ** 2
-    total = q.total(here.alpha, here.sigma)  # alpha^2 P, which alpha = 0 leaves finite
-    kept = here.alpha**e * (after / total) ** ((1 + e) / 2)
-    std = (after * -torch.expm1(e * torch.log(here.alpha**2 * after / total))).sqrt()
-    z = noise.normal(x.shape, STEP, t, t_next, dtype=x.dtype, device=x.device)
-    q = q.to(x)
-    inner = kept.to(x) * q.offset(flat(x), here.alpha) + std.to(x) * flat(z)
-    if q.axes is not None:
-        inner = inner @ q.axes.mT
-    return there.alpha * (q.mean + inner).reshape(x.shape)
+            raise InvalidInputError(f"got aim={aim}, accept={accept}, expected 0 < aim < accept")
+        by_tolerance = StochasticAdamsTolerance(float(aim), float(accept), sigma_data)
+        super().__init__(StochasticAdamsGrid(sigma_data), by_tolerance)

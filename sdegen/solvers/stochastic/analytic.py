@@ -68,7 +68,7 @@ def measure_noise(
     """
     check_state(data, name="data", event_shape=model.event_shape)
     if not len(data) or levels < 2:
-        raise InvalidInputError(f"{len(data)} samples, levels={levels}: wanted at least 1, and at least 2 levels")
+        raise InvalidInputError(f"got {len(data)} samples and levels={levels}, expected at least 1 sample and 2 levels")
     sde, noise = model.sde, Noise(check_seed(seed))
     ends = sde.half_log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64)).clamp_min(-10.0)
     l = torch.linspace(float(ends[0]), float(ends[1]), levels, dtype=torch.float64)
@@ -91,7 +91,7 @@ def check_variance(variance: Variance, order: int, corrector: int, noise: str) -
     """Raise where an analytic variance cannot be meant."""
     if not (callable(variance) or variance in ("held", "analytic")):
         raise InvalidInputError(
-            f"variance={variance!r}: wanted 'held', 'analytic', or a function of log(alpha/sigma) such as "
+            f"got variance={variance!r}, expected 'held', 'analytic', or a function of log(alpha/sigma) such as "
             "measure_noise(model, data) gives"
         )
     if variance != "held" and (order > 1 or corrector or noise not in ("sde", "ddim")):

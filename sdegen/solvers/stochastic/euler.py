@@ -12,14 +12,14 @@ from ..base import Solver, State, Step
 
 
 class EulerMaruyama(Solver):
-    """x' = x + h drift(x, t) + g(t) (W(t') - W(t)), either direction of time. Strong order 1 (the noise is additive), 1
-    evaluation a step.
+    """x' = x + h drift(x, t) + g(t) (W(t') - W(t)), either direction of time.
+
+    Strong order 1 (the noise is additive), 1 evaluation a step.
 
     Source: Maruyama 1955; Song et al. 2021 (arXiv 2011.13456) section 4.1.
     """
 
     name, order, kind = "euler-maruyama", 1, "any"
-    default_steps = 500
     source = "Maruyama 1955; arXiv 2011.13456 sec. 4.1"
 
     def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: State, noise: Noise) -> Step:
@@ -40,18 +40,17 @@ class StochasticHeun(Solver):
     """
 
     name, order, kind, evaluations = "heun-sde", 2, "any", 2
-    default_steps = 250
     source = "Kloeden & Platen 1992 sec. 15.1 (Platen)"
 
     def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: State, noise: Noise) -> Step:
         h = factor(t_next - t, x)
         first = term.drift(x, t)
-        carried = x
+        moved = x
         if term.stochastic:
             g, g_next = term.diffusion(t), term.diffusion(t_next)
-            carried = plus(x, factor(((g**2 + g_next**2) / 2) ** 0.5, x), noise.increment(t, t_next, x))
-        second = term.drift(plus(carried, h, first), t_next)
-        return Step(plus(carried, h / 2, first + second), slope=first)
+            moved = plus(x, factor(((g**2 + g_next**2) / 2) ** 0.5, x), noise.increment(t, t_next, x))
+        second = term.drift(plus(moved, h, first), t_next)
+        return Step(plus(moved, h / 2, first + second), slope=first)
 
 
 def forward_kernel(term: Term, t: Tensor, t_next: Tensor) -> tuple[float | Tensor, float | Tensor]:
@@ -59,14 +58,15 @@ def forward_kernel(term: Term, t: Tensor, t_next: Tensor) -> tuple[float | Tenso
 
     a = alpha/alpha', v = sigma^2 - a^2 sigma'^2; of a DDPM table's neighbours sqrt(1 - beta_i) and beta_i.
     """
-    here, there = term.sde.level(t), term.sde.level(t_next)
-    a = here.alpha / there.alpha
-    return a, here.sigma**2 - (a * there.sigma) ** 2
+    start, stop = term.sde.level(t), term.sde.level(t_next)
+    a = start.alpha / stop.alpha
+    return a, start.sigma**2 - (a * stop.sigma) ** 2
 
 
 class ReverseDiffusion(Solver):
-    """The discrete forward chain reversed: x' = (2 - a) x + (1 + eta^2)/2 v score + eta sqrt(v) z, with x_t = a x_t' +
-    sqrt(v) z forward.
+    """The discrete forward chain reversed: with x_t = a x_t' + sqrt(v) z forward,
+
+        x' = (2 - a) x + (1 + eta^2)/2 v score + eta sqrt(v) z.
 
     For VP a = sqrt(1 - beta_i), v = beta_i; for VE a = 1, v = sigma^2 - sigma'^2. Weak order 1, 1 evaluation a step.
 
@@ -74,12 +74,11 @@ class ReverseDiffusion(Solver):
     """
 
     name, order, kind, needs_model = "reverse-diffusion", 1, "any", True
-    default_steps = 500
     source = "arXiv 2011.13456 app. E"
 
     def check(self, term: Term) -> None:
         super().check(term)
-        if not term.downward or getattr(term, "eta", None) is None:
+        if not term.downward or term.eta is None:
             raise InvalidInputError(f"{self.name!r} reverses a process: use ReverseSDE(model)")
 
     def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: State, noise: Noise) -> Step:

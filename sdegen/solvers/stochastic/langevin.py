@@ -39,16 +39,16 @@ class PredictorCorrector(Solver):
     """
 
     name, order, kind, needs_model = "predictor-corrector", 1, "SDE", True
-    default_steps = 250
     source = "arXiv 2011.13456 alg. 2-5"
 
     def __init__(self, *, snr: float = 0.16, corrections: int = 1, rule: str = "level") -> None:
         if not 0 < snr < float("inf") or corrections < 0 or corrections != int(corrections):
             raise InvalidInputError(
-                f"snr={snr}, corrections={corrections}: wanted snr > 0 and a whole number of corrections >= 0"
+                f"got snr={snr}, corrections={corrections}, expected snr > 0 and a whole number of corrections "
+                "from 0 on"
             )
         if rule not in ("level", "norm"):
-            raise InvalidInputError(f"rule={rule!r}: wanted 'level' or 'norm'")
+            raise InvalidInputError(f"got rule={rule!r}, expected 'level' or 'norm'")
         self.snr, self.corrections, self.rule = float(snr), int(corrections), rule
         self.evaluations = 1 + self.corrections
         self._predictor = ReverseDiffusion()
@@ -91,7 +91,7 @@ class Langevin(Solver):
     """
 
     name, order, kind, needs_model = "langevin", 1, "SDE", True
-    default_steps, least_times = 50, 1
+    least_times = 1
     source = "arXiv 1907.05600 alg. 1"
 
     def __init__(self, *, epsilon: float | None = None, corrections: int = 5) -> None:
@@ -101,8 +101,8 @@ class Langevin(Solver):
             or corrections != int(corrections)
         ):
             raise InvalidInputError(
-                f"epsilon={epsilon}, corrections={corrections}: wanted epsilon > 0 and a whole number of corrections "
-                ">= 1"
+                f"got epsilon={epsilon}, corrections={corrections}, expected epsilon > 0 and a whole number of "
+                "corrections from 1 on"
             )
         self.epsilon, self.corrections = epsilon, int(corrections)
         self.evaluations = self.corrections
@@ -112,10 +112,10 @@ class Langevin(Solver):
 
     def check(self, term: Term) -> None:
         super().check(term)
-        if getattr(term, "eta", None) != 1.0:
+        if term.eta != 1.0:
             raise InvalidInputError(
-                "'langevin' has no eta: its noise belongs to its steps; leave eta=None (came "
-                f"{getattr(term, 'eta', None)})"
+                f"'langevin' has no eta: got {term.eta}, expected none, since its noise belongs to its steps; leave "
+                "eta=None"
             )
 
     def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: State, noise: Noise) -> Step:

@@ -28,26 +28,24 @@ class SRA1(Solver):
 
     name, order, kind, evaluations = "sra1", 1.5, "any", 2
     adaptive, error_order = True, 2
-    default_steps = 250
     source = "Roessler 2010, table 6.3"
 
-    def start(self, term: Term, x: Tensor, t: Tensor, grid: Tensor | None = None) -> State:
+    def start(self, term: Term, x: Tensor, t: Tensor, grid: Tensor | None = None) -> None:
         if grid is not None:
             term.warm(_middle(grid[:-1], grid[1:]))
-        return {}
 
     def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: State, noise: Noise) -> Step:
         h = factor(t_next - t, x)
         k1 = term.drift(x, t)
-        middle, carried, noisy = plus(x, 0.75 * h, k1), x, x
+        middle, moved, noisy = plus(x, 0.75 * h, k1), x, x
         if term.stochastic:
             dw, mean = path_and_mean(noise, t, t_next, x)
             g, g_next = factor(term.diffusion(t), x), factor(term.diffusion(t_next), x)
             middle = plus(middle, 1.5 * g_next, mean)
-            carried = plus(plus(x, g_next, dw), g - g_next, mean)
+            moved = plus(plus(x, g_next, dw), g - g_next, mean)
             noisy = plus(x, g, dw) if t.ndim else x
         k2 = term.drift(middle, _middle(t, t_next))
-        x_next = plus(plus(carried, h / 3, k1), 2 * h / 3, k2)
+        x_next = plus(plus(moved, h / 3, k1), 2 * h / 3, k2)
         error = x_next - plus(noisy, h, k1) if t.ndim else None  # from Euler's method
         return Step(x_next, error=error, slope=k1)
 
