@@ -137,7 +137,7 @@ class Multistep(Solver):
         eta, settings = term.eta or 0.0, self.settings
         if eta and settings.noise == "ddim" and (eta > 1 or settings.predictor > 1):
             raise InvalidInputError(
-                f"got eta={eta}, expected the DDIM paper's, in [0, 1]: use 'ancestral' or 'euler-maruyama' for more noise"
+                f"got eta={eta}, expected one in [0, 1], as the DDIM paper's: use 'ancestral' for more noise"
             )
         if settings.noise.startswith("ddpm") and (eta != 1 or settings.predictor > 1 or settings.corrector):
             raise InvalidInputError(
