@@ -33,7 +33,7 @@ lint: $(VENV)/.stamp-dev
 mutations: $(VENV)/.stamp-dev
 	$(ONE_THREAD) $(BIN)/python tests/mutations.py $(if $(SAMPLE),--sample $(SAMPLE))
 
-bench: $(VENV)/.stamp-demo
+bench: $(VENV)/.stamp-dev
 	@set -e; for script in $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))); do \
 		echo "== $$script"; $(ONE_THREAD) $(BIN)/python $$script; done
 

@@ -1,0 +1,321 @@
+"""The house in numbers: rooms and arrows, sizes, signatures, calls from a verb to the network, import time.
+
+Everything is measured from the code that is imported, but for two short lists kept by hand, of values remembered between
+calls and of things that are done in two places; an entry whose text is gone no longer counts, and is named.
+
+    python benchmarks/house.py                    # prints, and writes results/house.json beside this file
+    python benchmarks/house.py --imports 0        # without timing the import
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import re
+import statistics
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grimp
+import torch
+
+import sdegen as sg
+
+PACKAGE = Path(sg.__file__).parent
+FRONT_DOOR = "__init__"
+RESULTS = Path(__file__).parent / "results" / "house.json"
+
+# What is remembered between calls, and would not be there in a program without caches: (text that stands in the code, why).
+REMEMBERED = [
+    ("self._levels = Memo(", "a process: its coefficients at times that were asked for"),
+    (
+        "self._latest = Latest()\n        self._latest.keep(levels",
+        "a process: its coefficients at the last tensor of times",
+    ),
+    ("self._size = Latest()", "a model: data_std as one number"),
+    ("self._coefficients = Memo(", "a Denoiser: its parametrisation's coefficients"),
+    ("self._map = Memo(", "a model along another process: the map between the two"),
+    ("self._first = (net, first)", "a Denoiser: the dtype and device of its network's first parameter"),
+    ("_KNOWN = WeakTensorKeyDictionary()", "covariances that were decomposed"),
+    ("keys = self._keys = ", "a Noise: hashes of sample numbers and elements"),
+    ("self._points = [(key, value)", "a Brownian tree: the last times' paths, from which the next times are found"),
+    ("@lru_cache(maxsize=64)", "Adams: weights of equal steps"),
+    ("rates, self.left =", "a term that notes what it computed, to be read after the solve"),
+]
+
+# What is done in two places: (what, texts of the two); it counts while both stand.
+TWICE = [
+    ("final denoising", r"def _denoised", r"def denoise"),
+    ("eval mode without gradients", r"def quiet", r"def _quiet"),
+    ("drawing the prior", r"def prior\(", r"noise\.normal\(shape, PRIOR"),
+    ("a step of Gaussian data", r"def leap|def gaussian_flow", r"def _gaussian_step"),
+    ("changing the frame", r"class _OnPath|class OnPath|class OtherProcess", r"class Coordinates"),
+    ("centring the data", r"class Centred", r"class Coordinates|centre: "),
+    ("uniform numbers", r"def uniform\(", r"special\.ndtr\("),
+    ("finding a root", r"def _solved\(", r"bracket"),
+    ("a training loop", r"def fit\(", r"def _train\("),
+    ("writing a file whole or not at all", r"os\.replace\((?s:.*)", r"\.replace\(path\)"),
+    ("printing a table", r"\.ljust\(", r"\.rjust\("),
+    ("Adams on a grid and by tolerance in one class", r'"run" in state', r"class Adams\("),
+    ("which samples are not finite", r"class _Watch\b", r"def _finite\("),
+    ("arguments of a call are checked", r"def check_how|def check_save", r"class How\b"),
+]
+
+
+# ---- rooms
+
+
+def rooms() -> dict[str, Any]:
+    """Rooms are what stands directly in the package; an arrow is that one imports another."""
+    graph = grimp.build_graph("sdegen")
+
+    def room(module: str) -> str:
+        return (module.split(".") + [FRONT_DOOR])[1]
+
+    arrows = {
+        (room(a), room(b))
+        for a in graph.modules
+        for b in graph.find_modules_directly_imported_by(a)
+        if room(a) != room(b)
+    }
+    names = {room(m) for m in graph.modules} - {FRONT_DOOR}
+    contract = re.search(r"^layers = \[(.*?)^\]", (PACKAGE.parent / "pyproject.toml").read_text(), re.S | re.M)
+    return {
+        "rooms": len(names),
+        "floors": contract[1].count('"') // 2 if contract else None,
+        "longest way down": max(len(way) for way in _ways(arrows)),
+        "arrows": len(arrows),
+        "pairs in a circle": sum((b, a) in arrows for a, b in arrows) // 2,
+        "loose files": len(list(PACKAGE.glob("*.py"))),
+    }
+
+
+def _ways(arrows: set[tuple[str, str]]) -> Iterator[list[str]]:
+    """The longest chain of imports from each room."""
+    below = {a: {b for x, b in arrows if x == a} for a, _ in arrows}
+    longest: dict[str, list[str]] = {}
+
+    def way(room: str) -> list[str]:
+        if room not in longest:
+            longest[room] = [room]  # a circle ends here
+            longest[room] = [room, *max((way(b) for b in below.get(room, ())), key=len, default=[])]
+        return longest[room]
+
+    return (way(room) for room in below)
+
+
+# ---- sizes
+
+
+def sources() -> dict[Path, str]:
+    return {path: path.read_text() for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def functions(text: str) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return (n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def lines_of_code(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines from the first statement after the docstring to the last."""
+    body = function.body[ast.get_docstring(function, clean=False) is not None :]
+    return (body[-1].end_lineno or body[-1].lineno) - body[0].lineno + 1 if body else 0
+
+
+def positional(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Arguments that can be given by position, self aside."""
+    names = [a.arg for a in (*function.args.posonlyargs, *function.args.args)]
+    return len([n for n in names if n not in ("self", "cls")])
+
+
+def sizes() -> dict[str, Any]:
+    texts = sources()
+    lengths = {path: text.count("\n") for path, text in texts.items()}
+    found = [(path, f) for path, text in texts.items() for f in functions(text)]
+    code = sorted(((lines_of_code(f), f"{path.relative_to(PACKAGE)}:{f.name}") for path, f in found), reverse=True)
+    arguments = sorted(((positional(f), f"{path.relative_to(PACKAGE)}:{f.name}") for path, f in found), reverse=True)
+    largest = max(lengths, key=lambda path: lengths[path])
+    return {
+        "files": len(texts),
+        "lines": sum(lengths.values()),
+        "largest file": [lengths[largest], str(largest.relative_to(PACKAGE))],
+        "median file": statistics.median(n for n in lengths.values() if n),
+        "functions": len(found),
+        **{f"functions over {most} lines of code": sum(n > most for n, _ in code) for most in (60, 40, 25)},
+        "longest functions": [f"{name} {n}" for n, name in code[:5]],
+        "most positional arguments": list(arguments[0]),
+        "functions with more than 6": [f"{name} {n}" for n, name in arguments if n > 6],
+        "most lines of an __init__": max(n for n, name in code if name.endswith("__init__")),
+    }
+
+
+def shortcuts() -> dict[str, int]:
+    """Ways around the types: arguments and variables that are Any, ignored complaints, attributes by name."""
+    texts = sources().values()
+    trees = [ast.parse(text) for text in texts]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    return {
+        "Any": sum(isinstance(n, ast.arg | ast.AnnAssign) and _is_any(n.annotation) for n in nodes),
+        "type: ignore": sum(text.count("type: ignore") for text in texts),
+        "getattr": sum(
+            isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id == "getattr" for n in nodes
+        ),
+    }
+
+
+def _is_any(annotation: ast.expr | None) -> bool:
+    return isinstance(annotation, ast.Name) and annotation.id == "Any"
+
+
+# ---- the running program
+
+
+def model() -> tuple[sg.ScoreModel, torch.nn.Module]:
+    torch.manual_seed(0)
+    net = sg.nets.MLP(2, hidden=32, layers=2)
+    for p in net.parameters():  # networks begin at zero, and such a flow is too easy
+        torch.nn.init.normal_(p, std=0.2)
+    return sg.Denoiser(net, sg.VPSDE(), data_mean=torch.tensor([0.4, -1.0]), data_std=torch.ones(2)), net
+
+
+def _here(frame: Any) -> str | None:
+    """The file of a frame, where it is the package's."""
+    name = frame.f_code.co_filename
+    return str(Path(name).relative_to(PACKAGE)) if name.startswith(str(PACKAGE)) else None
+
+
+def traced(call: Callable[[], Any], net: torch.nn.Module) -> dict[str, Any]:
+    """Evaluations, Python calls in the package, and the frames between the verb and the network."""
+    stacks: list[list[str]] = []
+
+    def note(module: torch.nn.Module, inputs: tuple) -> None:
+        frame, stack = sys._getframe(1), []
+        while frame is not None:
+            file = _here(frame)
+            if file and not file.startswith("nets"):
+                stack.append(f"{file}:{frame.f_code.co_qualname}")
+            frame = frame.f_back
+        stacks.append(stack[::-1])
+
+    calls: Counter[str] = Counter()
+
+    def count(frame: Any, event: str, _: Any) -> None:
+        file = _here(frame) if event == "call" else None
+        if file:
+            calls[file] += 1
+
+    call()  # what happens once in a process is not counted
+    hook = net.register_forward_pre_hook(note)
+    call()
+    hook.remove()
+    sys.setprofile(count)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    deepest = max(stacks, key=len)
+    return {
+        "frames": len(deepest),
+        "files on the stack": len({line.split(":")[0] for line in deepest}),
+        "evaluations": len(stacks),
+        "calls": calls.total(),
+        "calls an evaluation": round(calls.total() / len(stacks), 1),
+        "files": len(calls),
+        "stack": deepest,
+    }
+
+
+def running() -> dict[str, Any]:
+    denoiser, net = model()
+    x = torch.randn(16, 2, generator=torch.Generator().manual_seed(1)).clamp(-2, 2)
+    verbs: dict[str, Callable[[], Any]] = {
+        "sample(steps=8)": lambda: sg.sample(denoiser, 16, steps=8, seed=0),
+        "sample(rtol=1e-3)": lambda: sg.sample(denoiser, 16, rtol=1e-3, seed=0),
+        "sample(solver='ddim', steps=8)": lambda: sg.sample(denoiser, 16, solver="ddim", steps=8, seed=0),
+        "log_prob(rtol=1e-2)": lambda: sg.log_prob(denoiser, x, rtol=1e-2),
+        "dsm_loss": lambda: sg.dsm_loss(denoiser, x, seed=0),
+    }
+    return {name: traced(call, net) for name, call in verbs.items()}
+
+
+# ---- importing
+
+
+IMPORT = """
+import sys, time
+import torch, torch.nn, torch.utils.data
+before, start = set(sys.modules), time.perf_counter()
+import sdegen
+print(time.perf_counter() - start, sum(m.startswith("sdegen") for m in sys.modules), len(set(sys.modules) - before))
+"""
+
+
+def importing(times: int) -> dict[str, Any]:
+    """Seconds of `import sdegen` beyond torch's own, the least of several processes."""
+    if not times:
+        return {}
+    command = [sys.executable, "-c", IMPORT]
+    lines = [subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() for _ in range(times)]
+    return {
+        "seconds beyond torch": round(min(float(line[0]) for line in lines), 3),
+        "modules of sdegen": int(lines[0][1]),
+        "modules in all": int(lines[0][2]),
+    }
+
+
+# ---- lists kept by hand
+
+
+def by_hand() -> dict[str, Any]:
+    """The two lists, as far as they are still true."""
+    code = {path: text for path, text in sources().items() if path.parent.name != "testing"}
+    whole = "\n".join(code.values())
+    remembered = [why for text, why in REMEMBERED if text in whole]
+    twice = [what for what, *texts in TWICE if all(re.search(text, whole) for text in texts)]
+    return {
+        "remembered between calls": len(remembered),
+        "what is remembered": remembered,
+        "done in two places": len(twice),
+        "what is done twice": twice,
+        "no longer": [why for _, why in REMEMBERED if why not in remembered] + [w for w, *_ in TWICE if w not in twice],
+    }
+
+
+def show(name: str, value: Any, indent: int = 0) -> None:
+    space = " " * indent
+    if isinstance(value, dict):
+        print(f"{space}{name}")
+        for key, inner in value.items():
+            show(key, inner, indent + 2)
+    elif isinstance(value, list) and value and len(value) > 2 or isinstance(value, list) and not value:
+        print(f"{space}{name}: " + (f"\n{space}  ".join(["", *map(str, value)]) if value else "none"))
+    else:
+        print(f"{space}{name}: {' '.join(map(str, value)) if isinstance(value, list) else value}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--imports", type=int, default=3, help="processes that time the import")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    found = {
+        "rooms": rooms(),
+        "sizes": sizes(),
+        "shortcuts": shortcuts(),
+        "running": running(),
+        "import": importing(args.imports),
+        "by hand": by_hand(),
+    }
+    for name, value in found.items():
+        show(name, value)
+    args.out.parent.mkdir(exist_ok=True)
+    args.out.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
