@@ -1,10 +1,9 @@
-"""A folder of pictures: which files, which classes, and the decoded bytes kept for the next time."""
+"""A folder of pictures: which files, in which order, of which classes."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,44 +11,58 @@ import numpy as np
 
 from ..core.errors import InvalidInputError
 from .arrays import Raw
-from .pixels import Decoded, Picture, decode
+from .cache import kept
+from .pixels import Picture, Wanted, decode
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
-_FORMAT = 1  # of a kept file: what it was made from and how
+_FORMAT = 2  # of what is kept: how pictures are read
 
 
-def read_folder(
-    folder: Path,
-    *,
-    size: tuple[int, int] | None,
-    channels: int | None,
-    corrupt: str,
-    cache: str | os.PathLike | None,
-    progress: bool | None,
-) -> Raw:
+def read_folder(folder: Path, wanted: Wanted, cache: str | os.PathLike | None) -> Raw:
     """All pictures below a folder, in the order of their paths; the sub-folders right below it are the classes.
+
+    Pictures beside the folders of classes have none, label -1.
+
+    Args:
+        folder: where.
+        wanted: what the pictures are made into.
+        cache: the folder where they are kept.
 
     Raises:
         InvalidInputError: no pictures, or none that can be read; see `decode`.
     """
-    files = image_files(folder)
-    if not files:
+    names = image_files(folder)
+    if not names:
         raise InvalidInputError(f"{folder} holds no pictures: looked for {' '.join(ENDINGS)} in it and below")
-    pictures = [Picture(file, _opener(folder / file)) for file in files]
-    options: dict[str, Any] = {"size": size, "channels": channels, "corrupt": corrupt, "progress": progress}
-    found = decode(pictures, **options) if cache is None else _kept(folder, pictures, Path(cache), options)
-    classes = sorted({file.split("/")[0] for file in files if "/" in file})
-    labels = None
-    if len(classes) > 1 and all("/" in file for file in files):
-        number = {name: k for k, name in enumerate(classes)}
-        labels = np.array([number[files[i].split("/")[0]] for i in found.kept])
-    return Raw(found.pixels, labels, 256, None if labels is None else tuple(classes), found.skipped, found.kept)
+    stats = [_stat(folder / name) for name in names]
+    files = [Picture(name, _opener(folder / name), stat[0]) for name, stat in zip(names, stats, strict=True)]
+    if cache is None:
+        found = decode(files, wanted)
+    else:
+        made_from = [_FORMAT, list(zip(names, stats, strict=True)), wanted._replace(progress=None)]
+        found = kept(Path(cache), made_from, lambda room: decode(files, wanted, room=room))
+    classes = sorted({name.split("/")[0] for name in names if "/" in name}, key=natural)
+    raw = Raw(found.pixels, None, 256, None, found.skipped, found.kept, found.notes)
+    if len(classes) < 2:
+        return raw
+    number = {name: k for k, name in enumerate(classes)}
+    labels = [number[names[i].split("/")[0]] if "/" in names[i] else -1 for i in found.files]
+    notes = [*found.notes, *_beside([name for name in names if "/" not in name])]
+    return raw._replace(labels=np.array(labels), classes=tuple(classes), notes=tuple(notes))
 
 
 def image_files(folder: Path) -> list[str]:
-    """The paths of all pictures below a folder, relative to it, sorted; links are followed, hidden files left out."""
+    """The paths of all pictures below a folder, relative to it, in order; links are followed, hidden files left out.
+
+    Raises:
+        InvalidInputError: a folder that cannot be opened.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise InvalidInputError(f"{error.filename} cannot be opened: {error.strerror}") from error
+
     found, seen = [], set()
-    for where, below, names in os.walk(folder, followlinks=True):
+    for where, below, names in os.walk(folder, followlinks=True, onerror=refuse):
         real = os.path.realpath(where)
         if real in seen:  # a link back up
             below.clear()
@@ -61,43 +74,39 @@ def image_files(folder: Path) -> list[str]:
             for name in names
             if name.lower().endswith(ENDINGS) and not name.startswith(".")
         ]
-    return sorted(found)
+    return sorted(found, key=natural)
+
+
+def natural(path: str) -> list[tuple[list[Any], str]]:
+    """A key for sorting paths in which numbers count as numbers: "2" before "10"."""
+    parts = [re.split("([0-9]+)", part) for part in path.split("/")]
+    return [
+        ([int(word) if k % 2 else word for k, word in enumerate(words)], part)
+        for words, part in zip(parts, path.split("/"), strict=True)
+    ]
+
+
+def _beside(names: list[str]) -> list[str]:
+    """A note on pictures that are in no folder of a class."""
+    if not names:
+        return []
+    some = ", ".join(names[:4]) + ", ..." * (len(names) > 4)
+    return [
+        f"{len(names)} pictures lie beside the folders of the classes ({some}): they have no class, label -1; move "
+        "them into one, or away"
+    ]
+
+
+def _stat(path: Path) -> tuple[int | None, int | None]:
+    """Size and time of change; nothing of a link to nowhere, which cannot be read either."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None, None
+    return found.st_size, found.st_mtime_ns
 
 
 def _opener(path: Path) -> Any:
     from PIL import Image
 
     return lambda: Image.open(path)
-
-
-def _kept(folder: Path, pictures: list[Picture], cache: Path, options: dict[str, Any]) -> Decoded:
-    """`decode` once: the bytes stay in a file that is mapped into memory, and shared by all processes that read it.
-
-    The file's name is a digest of every path, size and modification time and of how the pictures are read, so it is
-    never out of date; the list beside it is written last and says that it is whole.
-    """
-    from filelock import FileLock
-
-    stats = [(p.name, (s := (folder / p.name).stat()).st_size, s.st_mtime_ns) for p in pictures]
-    made_from = [_FORMAT, stats, options["size"], options["channels"], options["corrupt"]]
-    key = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:24]
-    cache.mkdir(parents=True, exist_ok=True)
-    array, listed, fresh = (cache / f"{key}{end}" for end in (".npy", ".json", ".tmp"))
-
-    rooms: list[Any] = []
-
-    def room(shape: tuple[int, ...]) -> np.ndarray:
-        rooms.append(np.lib.format.open_memmap(fresh, mode="w+", dtype=np.uint8, shape=shape))
-        return rooms[0]
-
-    with FileLock(cache / f"{key}.lock"):
-        if not listed.exists():
-            found = decode(pictures, **options, room=room)
-            rooms[0].flush()
-            os.replace(fresh, array)
-            part = listed.with_suffix(".part")
-            part.write_text(json.dumps({"kept": found.kept, "skipped": found.skipped}))
-            os.replace(part, listed)
-    state = json.loads(listed.read_text())
-    pixels = np.load(array, mmap_mode="c")[: len(state["kept"])]
-    return Decoded(pixels, state["kept"], tuple(state["skipped"]))

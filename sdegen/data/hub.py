@@ -9,19 +9,19 @@ import numpy as np
 
 from ..core.errors import InvalidInputError
 from .arrays import Raw
-from .pixels import Picture, decode
+from .pixels import Picture, Wanted, decode
 
 _HELD_OUT = ("test", "validation", "valid", "val")
 
 
-def read_hub(name: str, column: str | None, part: str, options: dict[str, Any]) -> tuple[Raw, bool]:
+def read_hub(name: str, column: str | None, part: str, wanted: Wanted) -> tuple[Raw, bool]:
     """The images of "name" or "name:configuration", and whether they have a held-out part of their own.
 
     Args:
         name: as `datasets.load_dataset` takes it.
         column: that of the labels; None: the one that holds classes.
         part: "train", "held-out" or "all".
-        options: of `decode`.
+        wanted: what the pictures are made into.
 
     Raises:
         ImportError: datasets is not installed.
@@ -48,12 +48,14 @@ def read_hub(name: str, column: str | None, part: str, options: dict[str, Any]) 
     if images is None:
         raise InvalidInputError(f"{name!r} has no column of images: it has {', '.join(features)}")
     classes = _column(name, features, "ClassLabel", column)
-    found = decode([Picture(f"row {i}", lambda t=t, i=i: t[i][images]) for t, i in rows], **options)
+    files = [Picture(f"row {i}", lambda t=t, i=i: t[i][images]) for t, i in rows]
+    found = decode(files, wanted._replace(decides=not held_out))
+    raw = Raw(found.pixels, None, 256, None, found.skipped, found.kept, found.notes)
     if classes is None:
-        return Raw(found.pixels, None, 256, None, found.skipped, found.kept), bool(held_out)
-    labels = np.concatenate([np.asarray(parts[end][classes]) for end in chosen if end])[found.kept]
+        return raw, bool(held_out)
+    labels = np.concatenate([np.asarray(parts[end][classes]) for end in chosen if end])[found.files]
     names = getattr(features[classes], "names", None)
-    return Raw(found.pixels, labels, 256, names and tuple(names), found.skipped, found.kept), bool(held_out)
+    return raw._replace(labels=labels, classes=names and tuple(names)), bool(held_out)
 
 
 def _column(name: str, features: Any, kind: str, wanted: str | None) -> str | None:

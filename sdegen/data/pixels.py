@@ -1,4 +1,4 @@
-"""From pictures of any size and mode to one array of bytes."""
+"""From pictures of any size, mode and depth to one array of bytes."""
 
 from __future__ import annotations
 
@@ -10,75 +10,118 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..core.errors import InvalidInputError
+from .depth import AS_TYPED, Scale, brightest, eight_bits
+from .limits import check_memory, check_unpacked
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels -> Pillow's mode
 _GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F")
 _ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 lie on their side
+_SUBFILE = 254  # the TIFF tag of a page; bit 0: a smaller copy, bit 2: a mask
 _WHITE = (255, 255, 255, 255)
 
 
 class Picture(NamedTuple):
-    """A picture that has not been opened yet, and what to call it in a message."""
+    """A file of pictures that has not been opened yet, its name in messages, and its size where that is known."""
 
     name: str
     open: Callable[[], Any]
+    nbytes: int | None = None
 
 
-class Decoded(NamedTuple):
-    """Bytes (N, C, H, W) of the pictures that could be read, their numbers, and what was wrong with the others."""
+class Wanted(NamedTuple):
+    """What pictures are made into.
 
-    pixels: np.ndarray
-    kept: list[int]
-    skipped: tuple[str, ...]
-
-
-def decode(
-    pictures: Sequence[Picture],
-    *,
-    size: tuple[int, int] | None,
-    channels: int | None,
-    corrupt: str,
-    progress: bool | None = None,
-    room: Callable[[tuple[int, ...]], np.ndarray] | None = None,
-) -> Decoded:
-    """All pictures with one size and number of channels.
-
-    Args:
+    Attributes:
         size: (H, W); each picture is cut to this shape around its centre and resampled (Lanczos). None: they have one
             size already.
         channels: 1, 3 or 4. None: 1 if all are grey, else 3. Where transparency is not kept, white shines through.
         corrupt: "refuse" or "skip" those that cannot be read.
         progress: a bar on stderr; None: if that is a terminal.
+        frames: "all" pictures of a file that holds several (TIFF, GIF, WebP, PNG), or the "first".
+        scale: which values are black and white.
+        decides: whether the values decide it where nobody said it; False where they are only a part of the set.
+        max_bytes: that one file may unpack to; None: see `check_unpacked`.
+    """
+
+    size: tuple[int, int] | None = None
+    channels: int | None = None
+    corrupt: str = "refuse"
+    progress: bool | None = None
+    frames: str = "all"
+    scale: Scale = AS_TYPED
+    decides: bool = True
+    max_bytes: int | None = None
+
+
+class Decoded(NamedTuple):
+    """Bytes (N, C, H, W) of the pictures that could be read.
+
+    kept: their numbers among all pictures. files: the number of the file that each came from. skipped: what was wrong
+    with the others. notes: what was done that nobody asked for.
+    """
+
+    pixels: np.ndarray
+    kept: list[int]
+    files: list[int]
+    skipped: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+class _Page(NamedTuple):
+    """One picture of a file: its number there (None: the file cannot be read), greyness and upright (H, W)."""
+
+    number: int | None
+    grey: bool = True
+    size: tuple[int, int] = (0, 0)
+
+
+def decode(
+    files: Sequence[Picture], wanted: Wanted, *, room: Callable[[tuple[int, ...]], np.ndarray] | None = None
+) -> Decoded:
+    """All pictures with one size and number of channels.
+
+    Args:
+        files: that hold them.
+        wanted: what they are made into.
         room: makes the array; None: in memory.
 
     Raises:
         InvalidInputError: pictures that cannot be read, all named; sizes that differ; channels that no mode has.
     """
-    if channels is not None and channels not in MODES:
-        raise InvalidInputError(f"channels={channels}: pictures have 1 (grey), 3 (RGB) or 4 (RGBA)")
-    faults: dict[int, str] = {}
-    if size is None or channels is None:
-        seen = _each(pictures, _look, faults, progress, "looking")
-        if not seen:
-            _refuse(pictures, faults, corrupt)
-        channels = channels or (1 if all(grey for grey, _ in seen.values()) else 3)
-        size = size or _one_size(pictures, {i: s for i, (_, s) in seen.items()})
-    shape = (len(pictures), channels, *size)
+    if wanted.channels is not None and wanted.channels not in MODES:
+        raise InvalidInputError(f"channels={wanted.channels}: pictures have 1 (grey), 3 (RGB) or 4 (RGBA)")
+    pages, unopened = _each(files, lambda i: _look(files[i], wanted), wanted.progress, "looking")
+    rows = [(i, page) for i in range(len(files)) for page in pages.get(i, [_Page(None)])]
+    names = [files[i].name + (f"[{page.number}]" if len(pages.get(i, ())) > 1 else "") for i, page in rows]
+    broken = {row: unopened[i] for row, (i, page) in enumerate(rows) if page.number is None}
+    _refuse(names, broken, "skip")  # if nothing is left
+    sound = [(names[row], page) for row, (_, page) in enumerate(rows) if row not in broken]
+    channels = wanted.channels or (1 if all(page.grey for _, page in sound) else 3)
+    shape = (len(rows), channels, *(wanted.size or _one_size(sound)))
+    if room is None:
+        check_memory(int(np.prod([float(n) for n in shape])), "the pictures", "pass a smaller size=, or cache=")
     pixels = np.empty(shape, np.uint8) if room is None else room(shape)
-    done = _each(pictures, lambda image: to_bytes(image, size, channels), faults, progress, "reading", into=pixels)
-    _refuse(pictures, faults, corrupt)
-    kept = sorted(done)
-    for row, i in enumerate(kept):
-        if row != i:
-            pixels[row] = pixels[i]
-    return Decoded(pixels[: len(kept)], kept, tuple(_named(pictures, faults)))
+    wanted = wanted._replace(size=shape[2:], channels=channels)
+    faults, bright = _read_all(files, rows, wanted, pixels)
+    scale, notes = wanted.scale.judged(bright, decides=wanted.decides)
+    if scale != wanted.scale:
+        faults, _ = _read_all(files, rows, wanted._replace(scale=scale), pixels)
+    faults |= broken
+    _refuse(names, faults, wanted.corrupt)
+    kept = [row for row in range(len(rows)) if row not in faults]
+    for to, row in enumerate(kept):
+        if to != row:
+            pixels[to] = pixels[row]
+    skipped = tuple(_named(names, faults))
+    notes = (*notes, *_several(files, pages))
+    return Decoded(pixels[: len(kept)], kept, [rows[row][0] for row in kept], skipped, notes)
 
 
-def to_bytes(image: Any, size: tuple[int, int], channels: int) -> np.ndarray:
+def to_bytes(image: Any, size: tuple[int, int], channels: int, scale: Scale = AS_TYPED) -> np.ndarray:
     """One picture, upright, as bytes (C, H, W)."""
     from PIL import Image, ImageOps
 
-    image = _eight_bits(ImageOps.exif_transpose(image))
+    image = eight_bits(ImageOps.exif_transpose(image), scale)
     if channels != 4 and ("A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info):
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image)
@@ -96,91 +139,137 @@ def resampled(pixels: np.ndarray, size: tuple[int, int], channels: int) -> np.nd
     def picture(row: np.ndarray) -> Any:
         return Image.fromarray(row[0] if len(row) == 1 else np.ascontiguousarray(row.transpose(1, 2, 0)))
 
+    check_memory(len(pixels) * channels * size[0] * size[1], "the images", "pass a smaller size=")
     out = np.empty((len(pixels), channels, *size), np.uint8)
     for i, row in enumerate(pixels):
         out[i] = to_bytes(picture(row), size, channels)
     return out
 
 
-def _eight_bits(image: Any) -> Any:
-    """Sixteen bits to eight: round(u/257). Pillow itself would cut off at 255."""
-    from PIL import Image
+def _look(file: Picture, wanted: Wanted) -> list[_Page]:
+    """The pictures of a file, from its head alone."""
+    with file.open() as image:
+        several = wanted.frames == "all" and image.format != "MPO"  # cameras keep a second view of one picture there
+        count = getattr(image, "n_frames", 1) if several else 1
+        if file.nbytes is not None:
+            unpacked = image.width * image.height * len(image.getbands()) * (4 if image.mode in ("I", "F") else 1)
+            check_unpacked(count * unpacked, file.nbytes, wanted.max_bytes, file.name)
+        if image.format != "TIFF":  # all frames have one size
+            return [_page(image, k) for k in range(count)]
+        pages = []
+        for k in range(count):
+            image.seek(k)
+            if k == 0 or not image.tag_v2.get(_SUBFILE, 0) & 5:
+                pages.append(_page(image, k))
+        return pages
 
-    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
-        raise ValueError(f"pixels of mode {image.mode!r} have no known range: pass them as an array")
-    if not image.mode.startswith("I"):
-        return image
-    u = np.asarray(image).astype(np.int64)
-    return Image.fromarray(((u + 128) // 257).clip(0, 255).astype(np.uint8))
 
-
-def _look(image: Any) -> tuple[bool, tuple[int, int]]:
-    """Whether a picture is grey, and its upright (H, W); from its head alone."""
+def _page(image: Any, number: int) -> _Page:
     w, h = image.size
     on_its_side = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-    return image.mode in _GREY, (w, h) if on_its_side else (h, w)
+    return _Page(number, image.mode in _GREY, (w, h) if on_its_side else (h, w))
+
+
+def _read_all(
+    files: Sequence[Picture], rows: list[tuple[int, _Page]], wanted: Wanted, into: np.ndarray
+) -> tuple[dict[int, str], dict[int, int]]:
+    """Read every picture into its row; the faults by row, and the largest value of those of 8 and of 16 bits."""
+    of_file: dict[int, list[tuple[int, int]]] = {}
+    for row, (i, page) in enumerate(rows):
+        if page.number is not None:
+            of_file.setdefault(i, []).append((row, page.number))
+    size, channels = wanted.size, wanted.channels
+
+    def read(i: int) -> tuple[dict[int, str], list[tuple[int, int]]]:
+        faults, bright = {}, []
+        with files[i].open() as image:
+            for row, number in of_file[i]:
+                try:
+                    if len(of_file[i]) > 1 or number:
+                        image.seek(number)
+                    found = brightest(image)
+                    into[row] = to_bytes(image, size, channels, wanted.scale)  # type: ignore[arg-type]
+                    bright += [found] if found else []
+                except Exception as error:  # a decoder may raise anything, and whatever it is, it is this picture's
+                    faults[row] = _words(error)
+        return faults, bright
+
+    done, unopened = _each(files, read, wanted.progress, "reading", of_file)
+    faults = {row: fault for i, fault in unopened.items() for row, _ in of_file[i]}
+    largest: dict[int, int] = {}
+    for theirs, bright in done.values():
+        faults |= theirs
+        for bits, high in bright:
+            largest[bits] = max(high, largest.get(bits, 0))
+    return faults, largest
 
 
 def _each(
-    pictures: Sequence[Picture],
-    work: Callable[[Any], Any],
-    faults: dict[int, str],
+    files: Sequence[Picture],
+    work: Callable[[int], Any],
     progress: bool | None,
     verb: str,
-    into: np.ndarray | None = None,
-) -> dict[int, Any]:
-    """work(picture) of all that have no fault yet, by number; what goes wrong is a fault of that picture.
-
-    With `into` the results go there, row by row.
-    """
+    numbers: Any = None,
+) -> tuple[dict[int, Any], dict[int, str]]:
+    """work(i) for every file (or those of these numbers): the results by number, and what went wrong with others."""
     from tqdm import tqdm
 
     def one(i: int) -> tuple[int, Any, str | None]:
         try:
-            with pictures[i].open() as image:
-                result = work(image)
-                if into is None:
-                    return i, result, None
-                into[i] = result
-                return i, None, None
+            return i, work(i), None
         except Exception as error:  # a decoder may raise anything, and whatever it is, it is this file's fault
-            return i, None, f"{type(error).__name__}: {error}"
+            return i, None, _words(error)
 
-    numbers = [i for i in range(len(pictures)) if i not in faults]
+    chosen = list(range(len(files)) if numbers is None else numbers)
     results: dict[int, Any] = {}
+    faults: dict[int, str] = {}
     hidden = None if progress is None else not progress
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for i, result, fault in tqdm(pool.map(one, numbers), total=len(numbers), disable=hidden, desc=verb):
+        for i, result, fault in tqdm(pool.map(one, chosen), total=len(chosen), disable=hidden, desc=verb):
             if fault is None:
                 results[i] = result
             else:
                 faults[i] = fault
-    return results
+    return results, faults
 
 
-def _named(pictures: Sequence[Picture], faults: dict[int, str]) -> list[str]:
-    return [f"{pictures[i].name} ({faults[i]})" for i in sorted(faults)]
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
-def _refuse(pictures: Sequence[Picture], faults: dict[int, str], corrupt: str) -> None:
+def _named(names: Sequence[str], faults: dict[int, str]) -> list[str]:
+    return [f"{names[i]} ({faults[i]})" for i in sorted(faults)]
+
+
+def _refuse(names: Sequence[str], faults: dict[int, str], corrupt: str) -> None:
     """Raise on faults if they are not to be skipped, or if nothing else is left."""
-    if not faults or (corrupt == "skip" and len(faults) < len(pictures)):
+    if not faults or (corrupt == "skip" and len(faults) < len(names)):
         return
-    named = _named(pictures, faults)
-    cure = "" if len(faults) == len(pictures) else "; remove them, or pass corrupt='skip'"
+    named = _named(names, faults)
+    cure = "" if len(faults) == len(names) else "; remove them, or pass corrupt='skip'"
     raise InvalidInputError(
-        f"{len(named)} of {len(pictures)} pictures cannot be read: {'; '.join(named[:8])}"
+        f"{len(named)} of {len(names)} pictures cannot be read: {'; '.join(named[:8])}"
         f"{f'; and {len(named) - 8} more' * (len(named) > 8)}{cure}"
     )
 
 
-def _one_size(pictures: Sequence[Picture], sizes: dict[int, tuple[int, int]]) -> tuple[int, int]:
-    first = min(sizes)
-    other = next((i for i in sizes if sizes[i] != sizes[first]), None)
+def _several(files: Sequence[Picture], pages: dict[int, list[_Page]]) -> list[str]:
+    """A note on files that hold more than one picture."""
+    found = [f"{files[i].name}: {len(theirs)}" for i, theirs in sorted(pages.items()) if len(theirs) > 1]
+    if not found:
+        return []
+    some = ", ".join(found[:4]) + ", ..." * (len(found) > 4)
+    return [f"{len(found)} files hold several pictures ({some}): each is an image; frames='first' takes one of each"]
+
+
+def _one_size(pages: Sequence[tuple[str, _Page]]) -> tuple[int, int]:
+    """The (H, W) of all."""
+    name, first = pages[0]
+    other = next(((other, page) for other, page in pages if page.size != first.size), None)
     if other is not None:
-        (h, w), (h2, w2) = sizes[first], sizes[other]
+        (h, w), (h2, w2) = first.size, other[1].size
         raise InvalidInputError(
-            f"the pictures differ in size ({pictures[first].name} is {h}x{w}, {pictures[other].name} {h2}x{w2}, height "
-            "first): pass size=, a number or (H, W), to cut and scale them all to it"
+            f"the pictures differ in size ({name} is {h}x{w}, {other[0]} {h2}x{w2}, height first): pass size=, a "
+            "number or (H, W), to cut and scale them all to it"
         )
-    return sizes[first]
+    return first.size
