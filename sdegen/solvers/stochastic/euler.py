@@ -8,10 +8,11 @@ from ...core.errors import InvalidInputError
 from ...core.shapes import expand, factor, plus
 from ...noise.white import Noise
 from ...terms import Term, rate_of_noise
-from ..base import Solver, State, Step
+from ..base import State, Step
+from .explicit import ExplicitScheme
 
 
-class EulerMaruyama(Solver):
+class EulerMaruyama(ExplicitScheme):
     """x' = x + h drift(x, t) + g(t) (W(t') - W(t)), either direction of time.
 
     Strong order 1 (the noise is additive), 1 evaluation a step.
@@ -29,7 +30,7 @@ class EulerMaruyama(Solver):
         return Step(x_next)
 
 
-class StochasticHeun(Solver):
+class StochasticHeun(ExplicitScheme):
     """Platen's explicit scheme for additive noise, either direction of time:
 
         y = x + h drift(x, t) + G,    x' = x + h/2 (drift(x, t) + drift(y, t')) + G,
@@ -40,6 +41,7 @@ class StochasticHeun(Solver):
     """
 
     name, order, kind, evaluations = "heun-sde", 2, "any", 2
+    longest = 0.75
     source = "Kloeden & Platen 1992 sec. 15.1 (Platen)"
 
     def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: State, noise: Noise) -> Step:
@@ -63,7 +65,7 @@ def forward_kernel(term: Term, t: Tensor, t_next: Tensor) -> tuple[float | Tenso
     return a, start.sigma**2 - (a * stop.sigma) ** 2
 
 
-class ReverseDiffusion(Solver):
+class ReverseDiffusion(ExplicitScheme):
     """The discrete forward chain reversed: with x_t = a x_t' + sqrt(v) z forward,
 
         x' = (2 - a) x + (1 + eta^2)/2 v score + eta sqrt(v) z.

@@ -13,7 +13,8 @@ from ...core.errors import InvalidInputError
 from ...core.shapes import expand
 from ...noise.white import Noise
 from ...terms import Term
-from ..base import Solver, Step
+from ..base import Step
+from .explicit import ExplicitScheme
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class Churn:
     highest: float
 
 
-class KarrasSDE(Solver):
+class KarrasSDE(ExplicitScheme):
     """Churn and Heun: raise the noise level, then a Heun step of d(xh)/d(sh) = eps down to the next one.
 
     In the frame xh = x/alpha, sh = sigma/alpha, on a grid of N steps,
@@ -75,6 +76,7 @@ class KarrasSDE(Solver):
     def start(self, term: Term, x: Tensor, t: Tensor, grid: Tensor | None = None) -> Churn:
         if grid is None:
             raise InvalidInputError("'karras-sde' works on a fixed grid: pass steps= instead of a tolerance")
+        super().start(term, x, t, grid)
         top = term.sde.level(torch.tensor(term.t_max, dtype=torch.float64))
         return Churn(min(self.churn / len(grid), math.sqrt(2) - 1), top.sigma / top.alpha)
 

@@ -11,11 +11,12 @@ from ...core.errors import InvalidInputError
 from ...core.shapes import event_sum, expand
 from ...noise.white import CORRECTOR, Noise
 from ...terms import Term
-from ..base import Solver, State, Step
+from ..base import State, Step
 from .euler import ReverseDiffusion, forward_kernel
+from .explicit import ExplicitScheme
 
 
-class PredictorCorrector(Solver):
+class PredictorCorrector(ExplicitScheme):
     """Langevin corrections at t, then the reverse-diffusion step to t'.
 
     Corrector: x <- x + a score + sqrt(2a) z with c = (alpha/alpha')^2, which is 1 for VE and 1 - beta_i between a DDPM
@@ -73,7 +74,7 @@ class PredictorCorrector(Solver):
         return self._predictor.step(term, x, t, t_next, state, noise)
 
 
-class Langevin(Solver):
+class Langevin(ExplicitScheme):
     """Annealed Langevin dynamics: at each time of the grid K steps x <- x + a s + sqrt(2a) z.
 
     a = epsilon (sh/sh_min)^2.
@@ -92,6 +93,7 @@ class Langevin(Solver):
 
     name, order, kind, needs_model = "langevin", 1, "SDE", True
     least_times = 1
+    longest = 0.4  # it settles at a level before the next one: many levels
     source = "arXiv 1907.05600 alg. 1"
 
     def __init__(self, *, epsilon: float | None = None, corrections: int = 5) -> None:

@@ -9,10 +9,11 @@ from ...core.shapes import factor, plus
 from ...noise.brownian import path_and_mean
 from ...noise.white import Noise
 from ...terms import Term
-from ..base import Solver, State, Step
+from ..base import State, Step
+from .explicit import ExplicitScheme
 
 
-class SRA1(Solver):
+class SRA1(ExplicitScheme):
     """Roessler's SRA1, in the term's own time, either direction.
 
     With h = t' - t, dW the increment of the path over the step and I the mean of W - W(t) over it:
@@ -28,11 +29,13 @@ class SRA1(Solver):
 
     name, order, kind, evaluations = "sra1", 1.5, "any", 2
     adaptive, error_order = True, 2
+    longest = 0.75
     source = "Roessler 2010, table 6.3"
 
     def start(self, term: Term, x: Tensor, t: Tensor, grid: Tensor | None = None) -> None:
         if grid is not None:
             term.warm(_middle(grid[:-1], grid[1:]))
+        super().start(term, x, t, grid)
 
     def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: State, noise: Noise) -> Step:
         h = factor(t_next - t, x)

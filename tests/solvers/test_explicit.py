@@ -1,0 +1,69 @@
+"""Explicit schemes of SDEs warn where their steps are so long that they blow up, and only there."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+
+import sdegen as sg
+from sdegen.solvers.stochastic.explicit import ExplicitScheme
+
+EXPLICIT = [row.name for row in sg.solvers() if isinstance(sg.make_solver(row.name), ExplicitScheme)]
+PROCESSES = [sg.VPSDE(), sg.EDMSDE(), sg.VESDE(), sg.LinearPathSDE(), sg.CosineSDE(), sg.SubVPSDE()]
+MIXTURE = sg.GaussianMixture([[1.0, 0.0], [-1.0, 0.5]], std=0.3)
+
+
+def run(model: sg.ScoreModel, name: str, steps: int, eta: float | None = None) -> tuple[float, list[str]]:
+    """The samples' spread over the data's, and what was warned of."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        x = sg.sample(model, 300, solver=name, steps=steps, seed=0, eta=eta).x
+    return float(x.std() / model.sigma_data), [str(w.message) for w in caught if "blow up" in str(w.message)]
+
+
+@pytest.mark.parametrize("sde", PROCESSES, ids=repr)
+@pytest.mark.parametrize("name", [*EXPLICIT, "torchsde:euler", "torchsde:srk", "torchsde:heun"])
+def test_samples_twice_as_wide_as_the_data_were_warned_of(name, sde):
+    """Whatever the number of steps; and with many there is no warning."""
+    if name.startswith("torchsde"):
+        pytest.importorskip("torchsde")
+    model = sg.MixtureModel(MIXTURE, sde)
+    for steps in (2, 3, 5, 7, 9, 10, 12, 16):
+        spread, said = run(model, name, steps)
+        assert said or spread < 2, (steps, spread)
+        assert all(repr(name) in text and "at least" in text and "'ancestral'" in text for text in said)
+    assert not run(model, name, 64)[1]
+
+
+@pytest.mark.parametrize("name", EXPLICIT)
+def test_below_six_steps_of_the_whole_way_every_explicit_scheme_warns(name):
+    for sde in PROCESSES:
+        assert run(sg.MixtureModel(MIXTURE, sde), name, 5)[1]
+
+
+def test_more_noise_needs_shorter_steps():
+    model = sg.MixtureModel(MIXTURE, sg.VESDE())
+    for eta, steps in ((0.5, 7), (1.0, 12), (2.0, 28)):
+        assert not run(model, "euler-maruyama", steps, eta)[1]
+        assert run(model, "euler-maruyama", steps // 2, eta)[1]
+
+
+@pytest.mark.parametrize("name", ["ancestral", "dpm++2m-sde", "d-adams2-sde"])
+def test_what_the_warning_names_is_stable_at_any_length(name):
+    for sde in PROCESSES:
+        for steps in (2, 3, 5, 8):
+            spread, said = run(sg.MixtureModel(MIXTURE, sde), name, steps)
+            assert spread < 2 and not said, (sde, steps)
+
+
+def test_equations_that_are_not_stiff_are_left_alone():
+    """The flow, the forward SDE, a short way, steps by tolerance."""
+    model, sde = sg.MixtureModel(MIXTURE, sg.VPSDE()), sg.VPSDE()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        x = sde.prior((4, 2), seed=0)
+        sg.solve(sg.ProbabilityFlow(model), x, solver="euler-maruyama", steps=3)
+        sg.solve(sg.ForwardSDE(sde), MIXTURE.sample(4, seed=0), solver="euler-maruyama", steps=3, noise=0)
+        sg.solve(sg.ReverseSDE(model), x, solver="sra1", steps=3, t_span=(0.4, 0.3), noise=0)
+        sg.sample(model, 3, solver="sra1", eta=1.0, rtol=0.3, seed=0)
