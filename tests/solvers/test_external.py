@@ -691,5 +691,5 @@ def test_no_warning_is_left_over():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for name in ROWS:
-            how = {"rtol": 1e-2} if name in SCIPY else {"steps": 12}
+            how = {"rtol": 1e-2} if name in SCIPY else {"steps": 16}
             sg.sample(model(), (2, 2), solver=name, seed=0, dtype=D, **how)
