@@ -22,10 +22,11 @@ from .distributions.gaussian import Gaussian
 from .distributions.mixture import GaussianMixture
 from .inference.bits import BitsPerDim, bits_per_dim
 from .inference.compare import compare
+from .inference.grid import grid
 from .inference.likelihood import LogProb, log_prob
-from .inference.sampling import encode, grid, sample
+from .inference.sampling import encode, sample
+from .loop.run import solve
 from .loop.solution import Solution
-from .loop.solve import solve
 from .models.base import ScoreModel
 from .models.denoiser import Denoiser
 from .models.diffusers import from_diffusers, to_scheduler

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
+from .core.conditions import rows_of, tensors_of
 from .core.errors import InvalidInputError
 from .core.shapes import as_time, factor, plus
 from .models.base import ScoreModel
@@ -61,6 +63,15 @@ class Term(ABC):
             "ProbabilityFlow(model), or a solver of plain drifts such as 'rk4' or 'euler-maruyama'"
         )
 
+    def denoised(self, x: Tensor, t: Tensor) -> Tensor:
+        """What the final denoising makes of the state at the last time: E[x0 | x]."""
+        return self.predict(x, t).x0
+
+    def measured(self, x: Tensor) -> Tensor:
+        """The part of a state that is data, on whose scale a tolerance is measured: all of it, unless numbers of
+        another kind travel beside the data."""
+        return x
+
     def check(self, x: Tensor) -> None:  # noqa: B027 (most terms have nothing to check)
         """Raise before any work where this state cannot be meant."""
 
@@ -110,7 +121,11 @@ class _OfModel(Term):
                 f"{type(self).__name__} takes a ScoreModel, not {type(model).__name__}: wrap a network as "
                 "Denoiser(net, sde, parametrization=...)"
             )
-        self.model, self.sde, self.eta, self.cond = model, model.sde, eta, cond
+        self.eta = eta
+        self._take(model, cond)
+
+    def _take(self, model: ScoreModel, cond: dict[str, Any]) -> None:
+        self.model, self.sde, self.cond = model, model.sde, cond
         self.t_min, self.t_max = self.sde.t_min, self.sde.t_max
         self.event_shape = model.event_shape
 
@@ -145,24 +160,29 @@ class _OfModel(Term):
 
     def check(self, x: Tensor) -> None:
         self.model.check_conditions(self.cond, x.shape[0])
-        there = {
-            "the model": next(self.model.parameters(), None),
-            **{f"condition {k!r}": v for k, v in self.cond.items()},
-        }
-        for name, tensor in there.items():
-            if isinstance(tensor, Tensor) and tensor.device != x.device:
+        first = next(self.model.parameters(), None)
+        places = [] if first is None else [("the model", first)]
+        for name, value in self.cond.items():
+            places += [(f"condition {words}", tensor) for words, tensor in tensors_of(value, repr(name))]
+        for name, tensor in places:
+            if tensor.device != x.device:
                 raise InvalidInputError(f"x is on {x.device}, {name} on {tensor.device}: move one of them with .to()")
 
     def select(self, keep: Tensor) -> Term:
-        cond = {k: v[keep.to(v.device)] if isinstance(v, Tensor) else v for k, v in self.cond.items()}
-        return self._with(self.model, cond)
+        return self._with(self.model, rows_of(self.cond, keep))
 
     def on(self, sde: SDE) -> Term:
         """The same equation along another process (see `ScoreModel.on`)."""
-        return self._with(self.model.on(sde), self.cond)
+        return self.along(self.model.on(sde))
 
-    @abstractmethod
-    def _with(self, model: ScoreModel, cond: dict[str, Any]) -> Term: ...
+    def along(self, model: ScoreModel) -> Self:
+        """The same equation of another model, with the same conditions."""
+        return self._with(model, self.cond)
+
+    def _with(self, model: ScoreModel, cond: dict[str, Any]) -> Self:
+        changed = copy.copy(self)
+        changed._take(model, cond)
+        return changed
 
     def warm(self, ts: Tensor) -> None:
         self.model.warm(ts)
@@ -190,9 +210,6 @@ class ReverseSDE(_OfModel):
         super().__init__(model, float(eta), cond)
         self.stochastic = eta > 0
         self.upward = eta == 0
-
-    def _with(self, model, cond):
-        return ReverseSDE(model, eta=self.eta, **cond)
 
 
 class ProbabilityFlow(_OfModel):
@@ -241,15 +258,13 @@ class ProbabilityFlow(_OfModel):
             )
         return in_best_coordinates(lambda model: self._with(model, self.cond), self.model, (start, stop), like)
 
-    def _with(self, model, cond):
-        return ProbabilityFlow(model, **cond)
-
 
 class Counted(Term):
-    """A term that counts the calls made on it: `calls` evaluations of the batch."""
+    """A term that counts the calls made on it: `calls` evaluations of a batch, which samples may leave."""
 
     def __init__(self, term: Term) -> None:
-        self.term, self.calls = term, 0
+        self.whole = self.term = term
+        self.calls = 0
         for name in ("t_min", "t_max", "upward", "downward", "stochastic", "event_shape", "model", "sde", "eta"):
             setattr(self, name, getattr(term, name))
 
@@ -269,8 +284,16 @@ class Counted(Term):
         self.calls += 1
         return self.term.predict(x, t)
 
+    def denoised(self, x: Tensor, t: Tensor, rows: Tensor | None = None) -> Tensor:
+        """The final denoising of the whole batch, or of the samples `rows` of it."""
+        self.calls += 1
+        return (self.whole if rows is None else self.whole.select(rows)).denoised(x, t)
+
     def diffusion(self, t: Tensor) -> Any:
         return self.term.diffusion(t)
+
+    def measured(self, x: Tensor) -> Tensor:
+        return self.whole.measured(x)
 
     def warm(self, ts: Tensor) -> None:
         self.term.warm(ts)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
-from ..inference.running import check_model
+from ..inference.checks import check_model
 from ..inference.sampling import encode, sample
 from ..loop.solution import Solution
 from ..models.base import ScoreModel

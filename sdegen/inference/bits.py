@@ -14,9 +14,9 @@ from ..core.errors import InvalidInputError
 from ..core.shapes import check_state, event_sum, flat
 from ..models.base import ScoreModel
 from ..noise.white import DEQUANTISE, Noise, check_seed
+from .checks import check_model, sample_numbers
 from .divergence import choose_divergence
 from .likelihood import LogProb, check_levels, log_prob
-from .running import check_model, sample_numbers
 
 DEQUANTISATIONS = ("truncated-normal", "uniform")
 

@@ -79,7 +79,6 @@ class DensityFlow(Term):
         unit: of the columns.
         scaled: whether they are unit sigma l.
         differentiable: whether gradients are to flow through.
-        denoise_at: the time of the final denoising, None: there is none.
     """
 
     def __init__(
@@ -92,17 +91,14 @@ class DensityFlow(Term):
         unit: float,
         scaled: bool,
         differentiable: bool,
-        denoise_at: float | None = None,
     ) -> None:
         self.flow, self.q, self.event, self.probes = flow, q, event, probes
         self.unit, self.scaled, self.differentiable = unit, scaled, differentiable
-        self.denoise_at = denoise_at
         self.model, self.sde, self.eta = flow.model, flow.sde, 0.0
         self.t_min, self.t_max = flow.t_min, flow.t_max
         self.dim, self.s2 = math.prod(event), flow.model.sigma_data**2
         self.first: _Start | None = None
         self.rates: dict[float, Tensor] = {}  # (B,) at each time that all samples shared, mean over probes
-        self.left: Tensor | None = None  # the last columns that a prediction was asked at, as `predict` leaves them
 
     def change(self, x: Tensor, t: Tensor) -> tuple[Prediction, Tensor, Tensor]:
         """The belief at x (B, d), s dl/dtheta (B, m), and div h (B, m)."""
@@ -152,28 +148,29 @@ class DensityFlow(Term):
         return torch.cat([velocity, self.unit * column(kappa, x) * rate], 1)
 
     def predict(self, x: Tensor, t: Tensor) -> Prediction:
-        """The belief of (x, l) for solvers that work on it; for those of plain drifts, the final denoising.
-
-        The final denoising leaves beside the denoised x the columns as they are at the end.
+        """The belief of (x, l), for solvers that work on it.
 
         Raises:
             InvalidInputError: a solver that is said to work on drifts asks for beliefs on its way.
         """
-        data, numbers = x[:, : self.dim], x[:, self.dim :]
-        if self.denoise_at is not None:
-            self.left = self.at_the_end(x, t)
         if not self.scaled:
-            if self.left is None or float(t) != self.denoise_at:
-                raise InvalidInputError(
-                    "this solver asks for predictions on its way: its class must say needs_model = True"
-                )
-            prediction = self.flow.predict(data.reshape(-1, *self.event), t)
-            return self._beside(prediction, self.left, torch.zeros_like(numbers), t)
+            raise InvalidInputError(
+                "this solver asks for predictions on its way: its class must say needs_model = True"
+            )
+        data, numbers = x[:, : self.dim], x[:, self.dim :]
         level = self.sde.level(as_time(t))
         alpha, sigma = column(level.alpha, x), column(level.sigma, x)
         prediction, rate, _ = self.change(data, t)
         rate = self.unit * rate / column(self.total(level), x)
         return self._beside(prediction, -(sigma**2) * rate, numbers / sigma + alpha * sigma * rate, t)
+
+    def denoised(self, x: Tensor, t: Tensor) -> Tensor:
+        """The denoised x, and beside it the columns as they are at the end, which denoising does not change."""
+        x0 = self.flow.denoised(x[:, : self.dim].reshape(-1, *self.event), t)
+        return torch.cat([flat(x0), self.at_the_end(x, t).to(x)], 1)
+
+    def measured(self, x: Tensor) -> Tensor:
+        return x[:, : self.dim]
 
     def _beside(self, prediction: Prediction, x0: Tensor, noise: Tensor, t: Tensor) -> Prediction:
         """A prediction with more columns."""

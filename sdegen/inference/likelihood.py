@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..core.conditions import rows_of
 from ..core.errors import InvalidInputError, SolverError
 from ..core.shapes import check_state, flat
-from ..loop.solution import ARRIVED, Solution, judged
+from ..loop.how import How
+from ..loop.modes import bar, quiet
+from ..loop.solution import Solution
 from ..models.base import ScoreModel
-from ..models.facts import reference
 from ..noise.white import Noise, check_seed
-from ..solvers import OutsideSolver, Solver, State, Step, choose
-from ..solvers.multistep.weights import lagrange_weights
-from ..solvers.tolerance import Tolerance, check_tolerances
-from ..terms import ProbabilityFlow, Term
-from .density import DensityFlow, prior, tail_power
-from .divergence import choose_divergence, draw_probes
-from .running import Plan, Run, Trip, check_model, sample_numbers
+from ..solvers import Solver, named
+from ..terms import ProbabilityFlow
+from .checks import check_model, sample_numbers
+from .chunks import check_batch_size, chunks, joined
+from .column import DensityColumn, check_density_solver
+from .divergence import choose_divergence
 
 
 @dataclass(frozen=True)
@@ -142,46 +142,39 @@ def log_prob(
     check_model(model)
     check_state(x, event_shape=model.event_shape)
     seed, numbers = check_seed(seed), sample_numbers(index, x.shape[0])
-    kind = choose_divergence(divergence, flat(x).shape[1], probes)
-    chosen = choose(solver, ProbabilityFlow(model), steps=steps, adaptive=rtol is not None or atol is not None)
-    check_density_solver(chosen, grad=grad)
-    tolerance = Tolerance(1e-3, 1e-3) if rtol is None and atol is None else check_tolerances(rtol, atol)
-    trips: list[Journey] = []
+    choose_divergence(divergence, flat(x).shape[1], probes)
+    check_batch_size(batch_size)
+    model.check_conditions(cond, x.shape[0])
+    if solver != "auto":
+        check_density_solver(named(solver), grad=grad)
+    how = How(solver, steps, rtol, atol, t_span, max_steps, on_failure)
+    plan = how.plan(ProbabilityFlow(model), x.dtype, span=(model.sde.t_min, model.sde.t_max))
 
-    def board(term: Term, x: Tensor, plan: Plan, rows: Tensor) -> Trip:
-        noise = Noise(seed, index=numbers[rows])
-        trips.append(Journey(term, x, plan, model, kind, probes, noise, differentiable=grad, tolerance=tolerance))
-        return trips[-1]
-
-    run = Run(
-        model,
-        lambda chosen, cond: ProbabilityFlow(chosen, **cond),
-        lambda rows, t: x[rows.to(x.device)],
-        t_span,
-        (model.sde.t_min, model.sde.t_max),
-        {"solver": chosen, "steps": steps, "rtol": rtol, "atol": atol, "max_steps": max_steps},
-        "last",
-        seed,
-        numbers,
-        cond,
-        board,
-        grad,
-    )
-    solution = run(x.shape[0], batch_size, progress, "mark" if on_failure == "raise" else on_failure)
-    found = _collected(solution, trips, seed)
+    parts, columns = [], []
+    with quiet(model, grad=grad), bar(progress) as report:
+        for rows, tell in chunks(x.shape[0], batch_size, report):
+            term, start = ProbabilityFlow(model, **rows_of(cond, rows)), x[rows.to(x.device)]
+            noise = Noise(seed, index=numbers[rows])
+            column = DensityColumn(
+                plan, term, start, noise, divergence=divergence, probes=probes, differentiable=grad, errors=True
+            )
+            columns.append(column)
+            parts.append(column.solve(tell))
+    solution = joined(parts)
+    found = _collected(solution, columns, seed)
     try:
-        judged(solution, on_failure)
+        solution.or_raise(on_failure)
     except SolverError as error:
         error.partial = found
         raise
     return found
 
 
-def _collected(solution: Solution, trips: Sequence[Journey], seed: int) -> LogProb:
-    errors = {name: torch.cat([trip.errors[name] for trip in trips]) for name in ("solver", "prior", "truncation")}
+def _collected(solution: Solution, columns: Sequence[DensityColumn], seed: int) -> LogProb:
+    errors = {name: torch.cat([c.errors[name] for c in columns]) for name in ("solver", "prior", "truncation")}
     return LogProb(
         nats=solution.log_prob,  # type: ignore[arg-type]
-        stderr=torch.cat([trip.stderr for trip in trips]),
+        stderr=torch.cat([c.stderr for c in columns]),
         errors=errors,
         latent=solution.x.detach(),
         nfe=solution.nfe,
@@ -190,242 +183,3 @@ def _collected(solution: Solution, trips: Sequence[Journey], seed: int) -> LogPr
         solver=solution.solver,
         seed=seed,
     )
-
-
-def journeys(model: ScoreModel, eta: float, seed: int, numbers: Tensor) -> Callable[[Term, Tensor, Plan, Tensor], Trip]:
-    """What takes the log-density along when samples are drawn; see `Run.board`.
-
-    Raises:
-        InvalidInputError: noise on the way, or a start short of t_max.
-    """
-    if eta:
-        raise InvalidInputError(
-            f"return_log_prob: samples drawn with noise (eta={eta:g}) have no density along their way; use eta=0"
-        )
-
-    def board(term: Term, x: Tensor, plan: Plan, rows: Tensor) -> Trip:
-        check_density_solver(plan.solver)
-        start, t_max = float(plan.nodes[0]), model.sde.t_max
-        if start < t_max * (1 - 1e-6):
-            raise InvalidInputError(
-                f"return_log_prob: the way starts at t = {start:g}, but the density is known at t_max = {t_max:g}; "
-                "start there, or use log_prob on the samples"
-            )
-        kind = choose_divergence("auto", flat(x).shape[1], 1)
-        return Journey(term, x, plan, model, kind, 1, Noise(seed, index=numbers[rows]))
-
-    return board
-
-
-def check_density_solver(solver: Solver, *, grad: bool = False) -> None:
-    """Raise where a solver has no log-density along its way, or cuts gradients that are asked for."""
-    if solver.kind == "SDE":
-        raise InvalidInputError(
-            f"a log-density follows the flow, but {solver.name!r} draws noise: use a flow solver such as 'adams' or "
-            "'dopri5'"
-        )
-    if grad and solver.name.startswith("scipy"):
-        raise InvalidInputError(f"grad=True: {solver.name!r} cuts gradients; use 'adams' or 'dopri5'")
-
-
-# ---- one chunk
-
-
-class Journey(Trip):
-    """One chunk's way along the flow with its log-density, up from data or down from noise, in the solver's
-    coordinates.
-
-    Args:
-        flow: the probability flow there.
-        x: (B, *event), the state at the first time, there.
-        plan: of the run.
-        model: as the user gave it.
-        kind, probes, noise: of the divergence.
-        differentiable: whether gradients are to flow through.
-        tolerance: that of the run, for its errors to be estimated (at the cost of one more evaluation, at t_max); None:
-            they are not.
-    """
-
-    def __init__(
-        self,
-        flow: Term,
-        x: Tensor,
-        plan: Plan,
-        model: ScoreModel,
-        kind: str,
-        probes: int,
-        noise: Noise,
-        *,
-        differentiable: bool = False,
-        tolerance: Tolerance | None = None,
-    ) -> None:
-        self.plan, self.tolerance, self.event = plan, tolerance, tuple(x.shape[1:])
-        self.begin, self.dim = flat(x), math.prod(x.shape[1:])
-        self.times = plan.view.there(plan.nodes).clamp(flow.t_min, flow.t_max)
-        self.upward = bool(self.times[-1] > self.times[0])
-        self.q, self.prior = (g.shifted(plan.view.centre).to(x) for g in (reference(model), prior(model)))
-        self.power = tail_power(model)
-        drawn = draw_probes(kind, x, probes, noise)
-        self.columns = 1 if drawn is None else drawn.columns
-        self.scale = model.sigma_data
-        self.unit = self.scale / math.sqrt(self.columns)
-        self.term: DensityFlow = DensityFlow(
-            flow,  # type: ignore[arg-type]
-            self.q,
-            self.event,
-            drawn,
-            unit=self.unit,
-            scaled=plan.solver.needs_model,
-            differentiable=differentiable,
-            denoise_at=float(self.times[-1]) if plan.denoise else None,
-        )
-        self.x = torch.cat([self.begin, self.begin.new_zeros(len(x), self.columns)], 1)
-        self.solver = plan.solver if isinstance(plan.solver, OutsideSolver) else self._watched(plan.solver)
-        self.stderr = self.begin.new_zeros(0)
-        self.errors: dict[str, Tensor] = {}
-
-    def _watched(self, solver: Solver) -> Solver:
-        """The solver with its tolerance taken of the data alone.
-
-        Errors are measured as sqrt((|e_x|^2 + s^2 mean(e_l^2))/d): a nat weighs like a standard deviation of the data
-        in one dimension, and the number of columns changes nothing.
-        """
-        fewer = math.sqrt(self.dim / (self.dim + self.columns))
-        watched = copy.copy(solver)
-
-        def judge(step: Step, x: Tensor, state: State, tolerance: Tolerance) -> tuple[Tensor, Tensor, State]:
-            of_data = _OfData(tolerance.rtol, tolerance.atol, tolerance.share * fewer, dim=self.dim)
-            return solver.judge(step, x, state, of_data)
-
-        watched.judge = judge  # type: ignore[method-assign]
-        return watched
-
-    # ---- at the end
-
-    def arrive(self, solution: Solution) -> Solution:
-        x = solution.x[:, : self.dim]
-        numbers, constant = self._numbers(solution), self._constant(x)
-        values = numbers / self.unit + constant[:, None]  # (B, m), one for each probe
-        bad = (solution.status != ARRIVED).to(x.device)
-        values = values.masked_fill(bad[:, None], math.nan)
-        exact = torch.zeros_like(constant).masked_fill(bad, math.nan)
-        self.stderr = exact if self.term.probes is None else standard_error(values.detach())
-        solution = replace(
-            solution,
-            x=x.reshape(-1, *self.event),
-            xs=solution.xs[..., : self.dim].reshape(*solution.xs.shape[:2], *self.event),
-            log_prob=values.mean(1),
-        )
-        return solution if self.tolerance is None else self._audited(solution)
-
-    def _numbers(self, solution: Solution) -> Tensor:
-        """What the columns hold at the end, (B, m): unit l going up, unit (log q - l) at the end going down."""
-        if self.upward:
-            columns = solution.x[:, self.dim :]
-            return columns / self.term.sde.level(self.times[-1]).sigma if self.term.scaled else columns
-        if not self.plan.denoise:
-            return -self.term.at_the_end(solution.x, self.times[-1])
-        return -(self.term.left if self.term.scaled and self.term.left is not None else solution.x[:, self.dim :])
-
-    def _constant(self, x: Tensor) -> Tensor:
-        """What is to be added, (B,) float64: log q at the data (up), the prior's part, the change of variables."""
-        noisy, clean = (-1, 0) if self.upward else (0, -1)
-        x_noisy = x if self.upward else self.begin
-        level = self.term.sde.level(self.times[noisy])
-        constant = self.prior.log_prob(x_noisy, level) - self.q.log_prob(x_noisy, level)
-        if self.upward:
-            constant = constant + self.q.log_prob(self.begin, self.term.sde.level(self.times[clean]))
-        if self.plan.view.same:
-            return constant
-        alpha_there = float(self.term.sde.alpha(self.times[clean]))
-        return constant + self.dim * math.log(alpha_there / float(self.plan.view.own.alpha(self.plan.nodes[clean])))
-
-    # ---- errors
-
-    def _audited(self, solution: Solution) -> Solution:
-        """Fill in `errors`, going up: one evaluation of the samples that arrived."""
-        there = (solution.status == ARRIVED).nonzero().flatten().to(self.begin.device)
-        nothing = torch.full_like(solution.log_prob, math.nan).detach()  # type: ignore[arg-type]
-        self.errors = {name: nothing.clone() for name in ("solver", "prior", "truncation")}
-        if not len(there):
-            return solution
-        x_end = flat(solution.x.detach())[there]
-        _, rate, _ = self.term.select(there).change(x_end, self.times[-1])
-        self.errors["prior"][there] = self._prior_error(x_end, rate.detach().mean(1))
-        self.errors["truncation"][there] = self._truncation_error()[there].double()
-        self.errors["solver"][there] = self._tolerated(there) if self.plan.controlled else self._missed(solution, there)
-        nfe = solution.nfe.clone()
-        nfe[there.cpu()] += 1
-        return replace(solution, nfe=nfe, calls=solution.calls + 1)
-
-    def _tolerated(self, there: Tensor) -> Tensor:
-        """What a tolerance leaves: 2 (atol/s + rtol) sqrt(d) nats, calibrated on mixtures."""
-        eps = 10 * torch.finfo(self.begin.dtype).eps
-        rtol, atol = (max(v, eps) for v in (self.tolerance.rtol, self.tolerance.atol))  # type: ignore[union-attr]
-        return torch.full_like(there, 2 * (atol / self.scale + rtol) * math.sqrt(self.dim), dtype=torch.float64)
-
-    def _prior_error(self, x: Tensor, rate: Tensor) -> Tensor:
-        """log of the prior over the law of the data, at t_max.
-
-        Above t_max log p - log q = int (div h - h.P^-1 y) (alpha sh/P_s) d log(sh), sh = sigma/alpha, falls like sh^-k.
-        """
-        level = self.term.sde.level(self.times[-1])
-        beyond = level.alpha * level.sigma / self.term.total(level) * rate / self.power
-        return self.prior.log_prob(x, level) - self.q.log_prob(x, level) - beyond
-
-    def _truncation_error(self) -> Tensor:
-        """log p_t(x) - log p_0(x) = sh^2/2 (div s + |s|^2) + s.(xh - x) - d log(alpha) + O(sh^4).
-
-        s is the score of xh = x/alpha at sh = sigma/alpha.
-        """
-        level, first = self.term.sde.level(self.times[0]), self.term.first
-        if first is None or len(first.noise) != len(self.begin):
-            return torch.full_like(self.begin[:, 0], math.nan)
-        xh, noise = self.begin.detach() / level.alpha, first.noise
-        if self.plan.view.centre is not None:
-            xh = xh + self.plan.view.centre.to(xh).flatten()
-        alpha = float(self.plan.view.own.alpha(self.plan.nodes[0]))
-        total = self.term.total(level)
-        of_q = (level.sigma**2 / self.q.total(level.alpha, level.sigma)).expand(self.dim).sum()
-        spread = level.alpha * level.sigma / total * first.trace + of_q  # sh div noise
-        moved = (1 - alpha) * (xh * noise).sum(1) * (level.alpha / level.sigma)
-        return (noise.square().sum(1) - spread) / 2 - moved - self.dim * math.log(alpha)
-
-    def _missed(self, solution: Solution, there: Tensor) -> Tensor:
-        """The solver's l against a quadrature of the rates at the nodes, plus that against one of every second node."""
-        term, times = self.term, self.times.tolist()
-        rates = [term.rates.get(t) for t in times]
-        if any(rate is None or len(rate) not in (len(self.begin), len(there)) for rate in rates):
-            return torch.full_like(there, math.nan, dtype=torch.float64)  # a solver that never looked at some node
-        theta = torch.atan(torch.exp(-term.sde.half_log_snr(self.times)) / self.scale)
-        met = torch.stack([r if len(r) == len(there) else r[there] for r in rates]).double() / self.scale  # type: ignore
-        solved = (solution.log_prob.detach() - self._constant(flat(solution.x.detach())))[there]  # type: ignore[union-attr]
-        half = torch.unique(torch.cat([torch.arange(0, len(times), 2), torch.tensor([len(times) - 1])]))
-        fine, coarse = quadrature(theta, met), quadrature(theta[half], met[half])
-        return (solved - fine).abs() + (fine - coarse).abs()
-
-
-def standard_error(values: Tensor) -> Tensor:
-    """Of the mean of (B, m) values; NaN for one."""
-    m = values.shape[1]
-    return values.std(1) / math.sqrt(m) if m > 1 and len(values) else torch.full_like(values[:, 0], math.nan)
-
-
-def quadrature(nodes: Tensor, values: Tensor) -> Tensor:
-    """The integral of values (n, B) at nodes (n,), by a cubic through the four nodes around each interval."""
-    n = len(nodes) - 1
-    count = min(4, n + 1)
-    first = (torch.arange(n) - 1).clamp(0, n + 1 - count)
-    around = first[:, None] + torch.arange(count)
-    weights = lagrange_weights(nodes[around], nodes[:-1], nodes[1:], torch.ones_like, lambda u: u)
-    return torch.einsum("nk,nkb->b", weights.to(values), values[around])
-
-
-@dataclass(frozen=True)
-class _OfData(Tolerance):
-    """A tolerance whose scale is that of the first `dim` numbers of the state."""
-
-    dim: int = 0
-
-    def scale(self, x: Tensor, x_next: Tensor) -> Any:
-        return super().scale(x.detach()[:, : self.dim], x_next.detach()[:, : self.dim])

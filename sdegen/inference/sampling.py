@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import math
-import operator
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from numbers import Real
 from typing import Any
 
-import numpy
 import torch
 from torch import Tensor
 
+from ..core.conditions import rows_of
 from ..core.errors import InvalidInputError
 from ..core.shapes import check_state
-from ..loop.modes import bar
+from ..loop.how import How
+from ..loop.modes import bar, quiet
+from ..loop.run import run
 from ..loop.solution import Solution
 from ..models.base import ScoreModel
 from ..noise.white import PRIOR, Noise, check_seed
-from ..solvers import Adams, Solver, choose
+from ..solvers import Solver, named
 from ..terms import ProbabilityFlow, ReverseSDE, Term
-from .likelihood import journeys
-from .running import Run, check_model, joined, sample_numbers
-from .running import grid as formula
-
-__all__ = ["bar", "encode", "grid", "joined", "sample"]
+from .checks import check_model, full_shape, noise_level, placed, sample_numbers
+from .chunks import check_batch_size, chunks, joined
+from .column import DensityColumn, check_density_along
 
 
 def sample(
@@ -90,26 +86,37 @@ def sample(
     """
     check_model(model)
     seed = check_seed(seed)
-    shape = _shape(model, shape, x_init)
+    shape = full_shape(model, shape, x_init)
     numbers = sample_numbers(index, shape[0])
-    dtype, device = _place(model, dtype, x_init)
-    level = _eta(solver, eta, steps, rtol, atol)
-
-    def term_of(chosen: ScoreModel, cond: dict[str, Any]) -> Term:
-        return ProbabilityFlow(chosen, **cond) if level == 0 else ReverseSDE(chosen, eta=level, **cond)
-
-    def start(rows: Tensor, t: float) -> Tensor:
-        if x_init is not None:
-            return x_init[rows.to(x_init.device)].to(dtype)
-        z = Noise(seed, index=numbers[rows]).normal((len(rows), *shape[1:]), PRIOR, dtype=dtype, device=device)
-        return z * model.sde.sigma(t)
-
-    how = {"solver": solver, "steps": steps, "rtol": rtol, "atol": atol, "max_steps": max_steps}
-    run = Run(model, term_of, start, t_span, (model.sde.t_max, 0.0), how, save, seed, numbers, cond)
+    dtype, device = placed(model, dtype, x_init)
+    check_batch_size(batch_size)
+    level = noise_level(eta, solver)
+    model.check_conditions(cond, shape[0])
+    how = How(solver, steps, rtol, atol, t_span, max_steps, on_failure, save)
+    plan = how.plan(_equation(model, level, {}), dtype, span=(model.sde.t_max, 0.0))
     if return_log_prob:
-        run.board = journeys(model, level, seed, numbers)
-    solution = run(shape[0], batch_size, progress, on_failure)
+        check_density_along(plan, model, level)
+
+    parts = []
+    with quiet(model), bar(progress) as report:
+        for rows, tell in chunks(shape[0], batch_size, report):
+            given, noise = rows_of(cond, rows), Noise(seed, index=numbers[rows])
+            if x_init is None:
+                z = noise.normal((len(rows), *shape[1:]), PRIOR, dtype=dtype, device=device)
+                x = z * model.sde.sigma(plan.start)
+            else:
+                x = x_init[rows.to(x_init.device)].to(dtype)
+            if return_log_prob:
+                parts.append(DensityColumn(plan, ProbabilityFlow(model, **given), x, noise).solve(tell))
+            else:
+                parts.append(run(plan, _equation(model, level, given), x, noise=noise, report=tell))
+    solution = joined(parts).or_raise(on_failure)
     return solution if x_init is not None else replace(solution, seed=seed)
+
+
+def _equation(model: ScoreModel, level: float, cond: dict[str, Any]) -> Term:
+    """The reverse SDE of this noise level, or the flow."""
+    return ReverseSDE(model, eta=level, **cond) if level else ProbabilityFlow(model, **cond)
 
 
 def encode(
@@ -143,160 +150,18 @@ def encode(
     """
     check_model(model)
     check_state(x, event_shape=model.event_shape)
-
-    chosen = choose(solver, ProbabilityFlow(model), steps=steps, adaptive=rtol is not None or atol is not None)
-    if chosen.kind == "SDE":
+    check_batch_size(batch_size)
+    model.check_conditions(cond, x.shape[0])
+    if solver != "auto" and named(solver).kind == "SDE":
         raise InvalidInputError(
-            f"encode follows the flow, but {chosen.name!r} draws noise: use a flow solver such as 'dopri5' or 'ddim'"
+            f"encode follows the flow, but {named(solver).name!r} draws noise: use a flow solver such as 'dopri5' or "
+            "'ddim'"
         )
-
-    def term_of(chosen: ScoreModel, cond: dict[str, Any]) -> Term:
-        return ProbabilityFlow(chosen, **cond)
-
-    span = (model.sde.t_min, model.sde.t_max)
-    how = {"solver": chosen, "steps": steps, "rtol": rtol, "atol": atol, "max_steps": max_steps}
-    run = Run(
-        model, term_of, lambda rows, t: x[rows.to(x.device)], t_span, span, how, save, 0, torch.arange(x.shape[0]), cond
-    )
-    return run(x.shape[0], batch_size, progress, on_failure)
-
-
-def grid(
-    model: ScoreModel,
-    n: int,
-    *,
-    kind: str,
-    t_span: tuple[float, float] | None = None,
-    samples: int = 64,
-    seed: int = 0,
-    **cond: Any,
-) -> Tensor:
-    """n + 1 times for `steps=`: from t_max to t_min in n - 1 steps, and then to 0, the final denoising.
-
-    Args:
-        model: a ScoreModel; an SDE will do for all kinds but "pilot".
-        n: how many steps.
-        kind: what they are equally spaced in: "uniform" t, "sqrt-time" sqrt of linear-VP time,
-            "lambda" log(alpha/sigma), "theta" atan(sigma/alpha/s)^(1/1.6) with s the data's standard deviation,
-            "blend" three parts atan(sigma/alpha/s)^(1/1.3) and one part lambda, "karras" (sigma/alpha)^(1/7); or
-            "pilot": half as "adams" lays them for the model ("blend", for networks from 10 steps on "sqrt-time"),
-            half as its steps under error control are, on the average of some samples, at a tolerance that takes about n
-            evaluations.
-        t_span: (from, to), default (t_max, 0); from t_min to t_max for encoding. A pilot goes to t_min or 0.
-        samples, seed, cond: of the pilot. Nothing is remembered: ask again when the weights have changed.
-
-    Returns:
-        (n + 1,) float64 times in the order they are visited.
-
-    Raises:
-        InvalidInputError: an unknown kind, n < 1; a pilot without a model, or with one that does not know its event
-            shape.
-
-    Source: Karras et al. 2022 (arXiv 2206.00364) eq. 5; Lu et al. 2022 (arXiv 2206.00927); Song et al. 2020 (arXiv
-    2010.02502) appendix D.2.
-    """
-    if kind != "pilot":
-        if cond:
-            raise InvalidInputError(f"{', '.join(cond)}: only kind='pilot' runs the model and takes conditions")
-        return formula(model, n, kind=kind, t_span=t_span)
-    check_model(model)
-    ends = formula(model, n, kind="uniform", t_span=t_span)[[0, -1]].tolist()  # checks n and the span
-    if model.event_shape is None:
-        raise InvalidInputError("kind='pilot' draws samples, but this model does not know its event_shape: set it")
-    if ends[0] < ends[1]:
-        raise InvalidInputError(f"t_span={t_span}: a pilot samples, t falling; flip its times for encoding")
-    inner = n - 1 if ends[1] == 0 else n
-    if inner == 0:
-        return torch.tensor(ends, dtype=torch.float64)
-    stop = model.sde.t_min if ends[1] == 0 else ends[1]
-    rtol = next((tol for most, tol in _PILOTS if n <= most), 1e-7)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "rtol=.* below what")  # as tight as the network's precision allows
-        how = {"solver": "adams", "rtol": rtol, "t_span": (ends[0], stop), "save": "all", "progress": False}
-        run = sample(model, samples, seed=seed, **how, **cond)
-    even = formula(model, 200, kind=Adams().grid_of(model, n), t_span=(ends[0], stop))
-    times = _quantiles(model, run.ts.cpu(), run.accepted.cpu(), inner, even)
-    times[0], times[-1] = ends[0], stop
-    return times if ends[1] != 0 else torch.cat([times, torch.zeros(1, dtype=torch.float64)])
-
-
-# the tolerance at which "adams" takes about so many evaluations, on random mixtures (docs/decisions.md)
-_PILOTS = ((12, 1e-2), (22, 1e-3), (35, 1e-4), (70, 1e-6))
-
-
-def _quantiles(model: ScoreModel, ts: Tensor, accepted: Tensor, n: int, even: Tensor) -> Tensor:
-    """n + 1 times that cut into equal parts the steps of the samples, (S, B) times, and those of the grid `even`, with
-    the weight of all samples: no step becomes longer than twice what it is there."""
-    angle = lambda t: torch.atan(torch.exp(-model.sde.half_log_snr(t)) / model.sigma_data)
-    fine = torch.linspace(float(angle(ts[0, 0])), float(angle(ts[-1, 0])), 2048, dtype=torch.float64)
-
-    def behind(nodes: Tensor) -> Tensor:  # the fraction of steps behind each angle
-        fraction = numpy.linspace(0, 1, len(nodes))
-        return torch.from_numpy(numpy.interp(fine.numpy(), angle(nodes).numpy()[::-1], fraction[::-1]))
-
-    own = [behind(ts[: count + 1, k]) for k, count in enumerate(accepted.tolist())]
-    done = (sum(own) / len(own) + behind(even)) / 2
-    wanted = numpy.interp(numpy.linspace(0, 1, n + 1), done.numpy(), fine.numpy())
-    return model.sde.time(-torch.log(model.sigma_data * torch.tan(torch.from_numpy(wanted))))
-
-
-# ---- checks
-
-
-def _shape(model: ScoreModel, shape: int | Sequence[int], x_init: Tensor | None) -> tuple[int, ...]:
-    if x_init is not None:
-        check_state(x_init, name="x_init", event_shape=model.event_shape)
-    event = model.event_shape if x_init is None else tuple(x_init.shape[1:])
-    try:
-        full = tuple(operator.index(n) for n in ((shape,) if not isinstance(shape, Sequence) else shape))
-    except TypeError as error:
-        raise InvalidInputError(f"shape={shape!r}: wanted (B, *event), or B alone, as integers") from error
-    if not full or any(n < 0 for n in full) or isinstance(shape, bool | str):
-        raise InvalidInputError(f"shape={shape!r}: wanted (B, *event) with B at least 0")
-    if not isinstance(shape, Sequence):
-        if event is None:
-            raise InvalidInputError(
-                f"shape={shape}: this model does not know its event shape, pass all of (B, *event), "
-                f"such as ({shape}, 2)"
-            )
-        full = (*full, *event)
-    if model.event_shape is not None and full[1:] != tuple(model.event_shape):
-        wanted = ", ".join(map(str, (full[0], *model.event_shape)))
-        raise InvalidInputError(
-            f"shape={full}: the model works on events of shape {tuple(model.event_shape)}, wanted ({wanted})"
-        )
-    if x_init is not None and tuple(x_init.shape) != full:
-        raise InvalidInputError(
-            f"x_init has shape {tuple(x_init.shape)}, but shape asks for {full}: they must be the same"
-        )
-    return full
-
-
-def _place(model: ScoreModel, dtype: torch.dtype | None, x_init: Tensor | None) -> tuple[torch.dtype, torch.device]:
-    """The dtype and device of the state: the network's, at least float32."""
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise InvalidInputError(f"dtype={dtype!r}: wanted torch.float32 or torch.float64")
-    if x_init is not None:
-        return dtype or x_init.dtype, x_init.device
-    tensor = next((p for p in model.parameters() if p.is_floating_point()), None)
-    if tensor is None:
-        return dtype or torch.get_default_dtype(), next((b.device for b in model.buffers()), torch.device("cpu"))
-    return dtype or torch.promote_types(tensor.dtype, torch.float32), tensor.device
-
-
-def _eta(solver: str | Solver, eta: float | None, steps: Any, rtol: float | None, atol: float | None) -> float:
-    if eta is not None:
-        if isinstance(eta, bool) or not isinstance(eta, Real) or not 0 <= eta < math.inf:
-            raise InvalidInputError(f"eta={eta!r}: wanted a number of at least 0 (0: the flow, 1: the reverse SDE)")
-        return float(eta)
-    if solver == "auto":
-        return 0.0
-    return choose(solver, _ANY, steps=steps, adaptive=rtol is not None or atol is not None).default_eta
-
-
-class _Any(Term):
-    def drift(self, x: Tensor, t: Tensor) -> Tensor:
-        return x
-
-
-_ANY = _Any()
+    how = How(solver, steps, rtol, atol, t_span, max_steps, on_failure, save)
+    plan = how.plan(ProbabilityFlow(model), x.dtype, span=(model.sde.t_min, model.sde.t_max))
+    parts = []
+    with quiet(model), bar(progress) as report:
+        for rows, tell in chunks(x.shape[0], batch_size, report):
+            term, start = ProbabilityFlow(model, **rows_of(cond, rows)), x[rows.to(x.device)]
+            parts.append(run(plan, term, start, noise=Noise(0, index=rows), report=tell))
+    return joined(parts).or_raise(on_failure)

@@ -53,8 +53,12 @@ class SharedPath:
             t, t_next, before, _, inside = self._open
             self._open = (t, t_next, before, Step(x), inside)
 
-    def saved(self) -> tuple[Tensor, Tensor]:
-        """(ts, xs) at the end of the run."""
+    def denoised(self, x: Tensor, t: Tensor, x0: Tensor) -> None:
+        """Note the final denoising, from (x, t) to (x0, 0): between them the path is a straight line."""
+        self.add(t, torch.zeros_like(t), x, Step(x0))
+
+    def saved(self, t_end: float, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(ts, xs) at the end of the run, at x."""
         if not self._at_times:
             return torch.stack(self._ts), torch.stack(self._xs)
         self._close(None)
@@ -101,13 +105,13 @@ class OwnPath:
                 x_s = interpolate(s, t, t_next, x, step.x, slope, step.slope_next)
                 self._at[i, rows[inside]] = x_s[inside]  # type: ignore[index]
 
-    def denoised(self, x: Tensor, t: float, x0: Tensor) -> None:
-        """Note the final denoising of all samples, from (x, t) to (x0, 0): between them the path is a straight line."""
+    def denoised(self, x: Tensor, t: Tensor, x0: Tensor) -> None:
+        """Note the final denoising, from (x, t) to (x0, 0): between them the path is a straight line."""
         rows = torch.arange(x.shape[0], device=x.device)
         if self._at is not None and isinstance(self._save, Tensor):
             for i, s in enumerate(self._save.tolist()):
-                if s < t:
-                    self._at[i] = x0 + s / t * (x - x0)
+                if s < float(t):
+                    self._at[i] = x0 + s / float(t) * (x - x0)
         elif self._save == "all":
             self._records.append((rows, torch.zeros(len(rows), dtype=torch.float64, device=x.device), x0))
 

@@ -59,6 +59,13 @@ class Solution:
     seed: int | None = None
     log_prob: Tensor | None = None
 
+    def or_raise(self, on_failure: str = "raise") -> Solution:
+        """This solution, or with "raise" the error that its worst status calls for, carrying it as `.partial`."""
+        if on_failure == "raise" and bool((self.status != ARRIVED).any()):
+            error = _ERRORS[worst(self.status)][0]
+            raise error(f"{self.solver}: {self.message}", partial=self)
+        return self
+
 
 def describe(status: Tensor, t: Tensor, steps: Tensor) -> str:
     """The message of a Solution: that all arrived, or what became of the samples that did not.
@@ -82,18 +89,10 @@ def describe(status: Tensor, t: Tensor, steps: Tensor) -> str:
 
 
 def worst(status: Tensor) -> int:
-    """The failure to speak of first."""
+    """The most severe status among these."""
     return next(code for code in _ERRORS if bool((status == code).any()))
 
 
 def code_of(failure: type[SolverError]) -> int:
     """The status that a kind of error stands for."""
     return next(code for code, (kind, _, _) in _ERRORS.items() if issubclass(failure, kind))
-
-
-def judged(solution: Solution, on_failure: str) -> Solution:
-    """The solution, or with on_failure="raise" the error that its status calls for, carrying it as `.partial`."""
-    if on_failure == "raise" and bool((solution.status != ARRIVED).any()):
-        error = _ERRORS[worst(solution.status)][0]
-        raise error(f"{solution.solver}: {solution.message}", partial=solution)
-    return solution

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
-from ..inference.sampling import encode, grid, sample
+from ..inference.grid import grid
+from ..inference.sampling import encode, sample
 from ..models.base import ScoreModel
 from ..models.exact import MixtureModel
 from ..noise.white import Noise, check_seed

@@ -36,11 +36,14 @@ class SDE(ABC):
     Attributes:
         t_min: the smallest time at which the process is used; positive, since every quantity must be finite there.
         t_max: the time of the prior.
+        data_scale: the standard deviation of the data whose scale the state keeps at all times, as on the circular path
+            (`TrigSDE`); None for processes that keep none.
         config: the constructor's arguments, from which a checkpoint rebuilds the process; None for functions.
     """
 
     t_min: float
     t_max: float
+    data_scale: float | None = None
     config: dict[str, Any] | None = None
     _levels: Memo | None = None
     _latest: Latest | None = None

@@ -75,7 +75,7 @@ class TrigSDE(SDE):
             raise InvalidInputError(
                 f"sigma_data={sigma_data}: wanted the data's standard deviation, positive and finite"
             )
-        self.sigma_data = sigma_data
+        self.sigma_data = self.data_scale = sigma_data
         low, high = _check_sigmas(sigma_min, sigma_max, endless=True)
         self._set_range(math.atan(low / self.sigma_data), math.atan(high / self.sigma_data))
         self.config = {"sigma_data": self.sigma_data, "sigma_min": low, "sigma_max": high}

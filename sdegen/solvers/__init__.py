@@ -22,7 +22,19 @@ from .stochastic.karras import KarrasSDE
 from .stochastic.langevin import Langevin, PredictorCorrector
 from .stochastic.sra import SRA1
 
-__all__ = ["Adams", "Outcome", "OutsideSolver", "Row", "Solver", "State", "Step", "choose", "make_solver", "solvers"]
+__all__ = [
+    "Adams",
+    "Outcome",
+    "OutsideSolver",
+    "Row",
+    "Solver",
+    "State",
+    "Step",
+    "choose",
+    "make_solver",
+    "named",
+    "solvers",
+]
 
 
 def _setting(name: str, **fixed: Any) -> Callable[..., Solver]:
@@ -170,12 +182,18 @@ def choose(solver: str | Solver, term: Term, *, steps: Any, adaptive: bool) -> S
         steps: as `solve` takes them.
         adaptive: whether a tolerance was given.
     """
-    if not isinstance(solver, str | Solver):
+    chosen = named(_automatic(term, steps, adaptive) if solver == "auto" else solver)
+    noisy = term.stochastic or chosen.kind == "SDE"
+    return chosen.stepper(controlled=adaptive or (steps is None and chosen.adaptive and not noisy))
+
+
+def named(solver: str | Solver) -> Solver:
+    """The solver meant by `solver=`, a name other than "auto" or an object."""
+    if isinstance(solver, Solver):
+        return solver
+    if not isinstance(solver, str):
         raise InvalidInputError(f"got solver={solver!r}, expected a name from solvers(), a Solver object, or 'auto'")
-    if isinstance(solver, str):
-        solver = make_solver(_automatic(term, steps, adaptive) if solver == "auto" else solver)
-    noisy = term.stochastic or solver.kind == "SDE"
-    return solver.stepper(controlled=adaptive or (steps is None and solver.adaptive and not noisy))
+    return make_solver(solver)
 
 
 def _automatic(term: Term, steps: Any, adaptive: bool) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
+from ..models.base import ScoreModel
 from ..processes import SDE
 
 _LOWEST = -5.0  # stands for the lambda of an end without signal: about where linear VP ends
@@ -97,6 +98,34 @@ def formula_grid(sde: SDE, n: int, *, kind: str, start: float, stop: float, sigm
         ts = sde.time(to_lambda(u[0] + fraction * (u[1] - u[0])))
     ts[0], ts[-1] = ends[0], ends[1]
     return ts
+
+
+def grid_along(model: ScoreModel, n: int, *, kind: str, t_span: tuple[float, float] | None = None) -> Tensor:
+    """The grid of a formula for a model or a process: n + 1 times, the last of n steps to 0 being the final denoising.
+
+    `sdegen.grid` describes the kinds.
+    """
+    sde = model.sde if isinstance(model, ScoreModel) else model
+    if not isinstance(sde, SDE):
+        raise InvalidInputError(f"grid takes a ScoreModel or an SDE, not {type(model).__name__}")
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise InvalidInputError(f"n={n!r}: wanted a number of steps, at least 1")
+    s = model.sigma_data if isinstance(model, ScoreModel) else 1.0
+    start, stop = (sde.t_max, 0.0) if t_span is None else check_span(t_span)
+    for t, zero in ((start, False), (stop, True)):
+        if not (zero and t == 0) and not sde.t_min * (1 - 1e-6) <= t <= sde.t_max * (1 + 1e-6):
+            raise InvalidInputError(
+                f"time {t:g} is outside [t_min, t_max] = [{sde.t_min:g}, {sde.t_max:g}]; to end with clean data go to "
+                "exactly 0"
+            )
+    if start == stop:
+        raise InvalidInputError(f"t_span={t_span}: wanted two different times")
+    if stop != 0:
+        return formula_grid(sde, n, kind=kind, start=start, stop=stop, sigma_data=s)
+    zero = torch.zeros(1, dtype=torch.float64)
+    if n == 1:
+        return torch.cat([torch.tensor([start], dtype=torch.float64), zero])
+    return torch.cat([formula_grid(sde, n - 1, kind=kind, start=start, stop=sde.t_min, sigma_data=s), zero])
 
 
 def _variable(kind: str, s: float, ends: Tensor):

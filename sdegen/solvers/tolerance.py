@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
-from ..core.shapes import event_mean
-from ..processes import TrigSDE
+from ..core.shapes import event_mean, flat
+from ..processes import SDE
+from ..terms import Term
 
 
 @dataclass(frozen=True)
@@ -21,12 +23,13 @@ class Tolerance:
 
     In coordinates where the state keeps the data's scale all the way (`TrigSDE`), atol and rtol are in data units at
     the end, as far as the data are round; `share`, 1 or (B,), is what is left of them where they are not (see
-    `share_of`).
+    `share_of`). `measured` takes the part of a state whose size |x| is; None: all of it.
     """
 
     rtol: float
     atol: float
     share: float | Tensor = 1.0
+    measured: Callable[[Tensor], Tensor] | None = None
 
     def ratio(self, error: Tensor, x: Tensor, x_next: Tensor) -> Tensor:
         """Root mean square error of each sample over its scale, (B,) float64, without gradients."""
@@ -36,10 +39,30 @@ class Tolerance:
         """The allowed error of each sample: a float, or (B,) float64."""
         if self.rtol == 0:
             return self.atol * self.share
+        if self.measured is not None:
+            x, x_next = self.measured(x), self.measured(x_next)
         return (self.atol + self.rtol * torch.maximum(rms(x), rms(x_next)).to(torch.float64)) * self.share
 
 
-def share_of(sde: TrigSDE, widest: float, t: Tensor) -> Tensor:
+def effective_variance(term: Term, x: Tensor) -> float | None:
+    """v = |C|_F^2/tr C, the variance along the data's widest directions.
+
+    Errors made at high noise lie in these directions and shrink less on the way down, so a tolerance is tightened for
+    them (`share_of`). Without a known covariance C the upper bound d s^2 is taken; for exact scores, and along paths
+    that do not keep the data's scale, None: the data count as round.
+    """
+    model = term.model
+    if model is None or term.sde.data_scale is None:
+        return None
+    s = term.sde.data_scale
+    if model.data_covariance is not None:
+        covariance = model.data_covariance.double()
+        total = covariance.trace().clamp_min(torch.finfo(torch.float64).tiny)  # of a single point it is 0
+        return max(float(covariance.square().sum() / total), s**2)
+    return None if model.smooth else flat(x).shape[1] * s**2
+
+
+def share_of(sde: SDE, widest: float, t: Tensor) -> Tensor:
     """The share of a tolerance that an error at t may have on the way down a circular path, to be within it at the end.
 
         share = (alpha^2 + sigma^2/v)^(1/2),    v = `widest`, the data's variance in their widest directions.
@@ -90,8 +113,8 @@ def resolution(t: Tensor, length: float) -> Tensor:
 
 
 def clamp_tolerance(value: float, dtype: torch.dtype) -> float:
-    """The tolerance, or the least that a dtype resolves: 10 eps."""
-    return max(value, 10 * torch.finfo(dtype).eps)
+    """The tolerance, or the least that a dtype resolves: 10 eps; 0 stays 0."""
+    return max(value, 10 * torch.finfo(dtype).eps) if value else value
 
 
 def check_tolerances(rtol: float | None, atol: float | None) -> Tolerance:

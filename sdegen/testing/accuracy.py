@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..distributions.mixture import GaussianMixture
+from ..loop.run import solve
 from ..loop.solution import Solution
-from ..loop.solve import solve
 from ..models.exact import MixtureModel
 from ..noise.white import Noise
 from ..processes import VPSDE

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..loop.solve import solve
+from ..loop.run import solve
 from ..noise.white import Noise
 from ..solvers import Solver
 from ..terms import Term

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..distributions.mixture import GaussianMixture
-from ..loop.solve import solve
+from ..loop.run import solve
 from ..models.base import ScoreModel
 from ..models.exact import MixtureModel
 from ..processes import TrigSDE

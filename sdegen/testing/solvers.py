@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError, NonFiniteError
-from ..loop.solve import solve
+from ..loop.run import solve
 from ..noise.white import Noise
 from ..solvers import OutsideSolver, Solver
 from ..terms import ProbabilityFlow

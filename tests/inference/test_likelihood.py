@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 import sdegen as sg
 from sdegen.core.errors import InvalidInputError, MaxStepsError, NonFiniteError
-from sdegen.inference.likelihood import LogProb, log_prob, quadrature
+from sdegen.inference.column import quadrature
+from sdegen.inference.likelihood import LogProb, log_prob
 from sdegen.models.base import ScoreModel
 from sdegen.models.denoiser import Denoiser
 from sdegen.models.exact import MixtureModel

@@ -1,0 +1,90 @@
+"""Arguments that the verbs share."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.errors import InvalidInputError
+from ..core.shapes import check_state
+from ..models.base import ScoreModel
+from ..noise.white import Noise
+from ..solvers import Solver, named
+
+
+def check_model(model: ScoreModel) -> None:
+    if not isinstance(model, ScoreModel):
+        raise InvalidInputError(
+            f"model is {type(model).__name__}: wrap a network as Denoiser(net, sde, parametrization=...), or use "
+            "MixtureModel(mixture, sde)"
+        )
+
+
+def sample_numbers(index: Sequence[int] | Tensor | None, batch: int) -> Tensor:
+    """`index=` as (B,) sample numbers."""
+    if index is None:
+        return torch.arange(batch)
+    given = Noise(0, index=index).index
+    if given is None or len(given) != batch:
+        raise InvalidInputError(
+            f"index names {0 if given is None else len(given)} samples, but shape asks for {batch}: pass one number "
+            "per sample"
+        )
+    return given
+
+
+def full_shape(model: ScoreModel, shape: int | Sequence[int], x_init: Tensor | None) -> tuple[int, ...]:
+    """`shape=` as (B, *event), checked against what the model and `x_init` say."""
+    if x_init is not None:
+        check_state(x_init, name="x_init", event_shape=model.event_shape)
+    event = model.event_shape if x_init is None else tuple(x_init.shape[1:])
+    try:
+        full = tuple(operator.index(n) for n in ((shape,) if not isinstance(shape, Sequence) else shape))
+    except TypeError as error:
+        raise InvalidInputError(f"shape={shape!r}: wanted (B, *event), or B alone, as integers") from error
+    if not full or any(n < 0 for n in full) or isinstance(shape, bool | str):
+        raise InvalidInputError(f"shape={shape!r}: wanted (B, *event) with B at least 0")
+    if not isinstance(shape, Sequence):
+        if event is None:
+            raise InvalidInputError(
+                f"shape={shape}: this model does not know its event shape, pass all of (B, *event), "
+                f"such as ({shape}, 2)"
+            )
+        full = (*full, *event)
+    if model.event_shape is not None and full[1:] != tuple(model.event_shape):
+        wanted = ", ".join(map(str, (full[0], *model.event_shape)))
+        raise InvalidInputError(
+            f"shape={full}: the model works on events of shape {tuple(model.event_shape)}, wanted ({wanted})"
+        )
+    if x_init is not None and tuple(x_init.shape) != full:
+        raise InvalidInputError(
+            f"x_init has shape {tuple(x_init.shape)}, but shape asks for {full}: they must be the same"
+        )
+    return full
+
+
+def placed(model: ScoreModel, dtype: torch.dtype | None, x_init: Tensor | None) -> tuple[torch.dtype, torch.device]:
+    """The dtype and device of the state: the network's, at least float32."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise InvalidInputError(f"dtype={dtype!r}: wanted torch.float32 or torch.float64")
+    if x_init is not None:
+        return dtype or x_init.dtype, x_init.device
+    tensor = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if tensor is None:
+        return dtype or torch.get_default_dtype(), next((b.device for b in model.buffers()), torch.device("cpu"))
+    return dtype or torch.promote_types(tensor.dtype, torch.float32), tensor.device
+
+
+def noise_level(eta: Any, solver: str | Solver) -> float:
+    """`eta=`, or where it is None the solver's own: 0 for a solver of flows and for "auto", else 1."""
+    if eta is None:
+        return 0.0 if solver == "auto" else named(solver).default_eta
+    if isinstance(eta, bool) or not isinstance(eta, Real) or not 0 <= float(eta) < math.inf:
+        raise InvalidInputError(f"eta={eta!r}: wanted a number of at least 0 (0: the flow, 1: the reverse SDE)")
+    return float(eta)

@@ -1,0 +1,106 @@
+"""How every loop ends: the final denoising, what became of each sample, and the Solution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core.shapes import flat
+from ..solvers.advice import advise
+from ..terms import Counted
+from .plan import Plan
+from .record import OwnPath, SharedPath
+from .solution import ARRIVED, NON_FINITE, Solution, describe
+
+
+@dataclass(slots=True, eq=False)
+class Reached:
+    """Where a loop has brought the samples, before the final denoising; all but x and the path on the CPU.
+
+    Attributes:
+        x: (B, *event).
+        path: what was saved on the way.
+        t: (B,) the times they reached.
+        status: (B,) as in Solution.
+        nfe, accepted, rejected: (B,) counts.
+    """
+
+    x: Tensor
+    path: SharedPath | OwnPath
+    t: Tensor
+    status: Tensor
+    nfe: Tensor
+    accepted: Tensor
+    rejected: Tensor
+
+
+def finite(*values: Tensor) -> Tensor:
+    """(B,) which samples are finite in all of these."""
+    return torch.isfinite(torch.stack([flat(v.detach()).sum(1) for v in values])).all(0)
+
+
+def finished(plan: Plan, term: Counted, reached: Reached, seed: int | None) -> Solution:
+    """The final denoising, if the plan has one, and the Solution."""
+    if plan.denoise:
+        _denoise(plan, term, reached)
+    ts, xs = reached.path.saved(0.0 if plan.denoise else plan.end, reached.x)
+    return _solution(plan, term, reached, ts, xs, seed)
+
+
+def _denoise(plan: Plan, term: Counted, reached: Reached) -> None:
+    """x0 of the samples that arrived, in one call."""
+    x, arrived = reached.x, (reached.status == ARRIVED).nonzero().flatten()
+    before, rows = x, arrived.to(x.device)
+    if len(arrived) == len(x):
+        x = term.denoised(x, plan.times[-1])
+    elif len(arrived):
+        x = x.index_copy(0, rows, term.denoised(x[rows], plan.times[-1], rows))
+    good = finite(x).cpu()[arrived]
+    reached.nfe[arrived] += 1
+    reached.accepted[arrived[good]] += 1
+    reached.t[arrived[good]] = 0.0
+    reached.status[arrived[~good]], reached.t[arrived[~good]] = NON_FINITE, plan.end
+    reached.path.denoised(before, plan.times[-1], x)
+    reached.x = x
+
+
+def nothing(plan: Plan, term: Counted, x: Tensor, seed: int | None) -> Solution:
+    """An empty batch gives an empty result."""
+    none, t = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.float64)
+    if isinstance(plan.save, Tensor):
+        ts = plan.save
+    else:
+        ends = torch.tensor([plan.start, 0.0 if plan.denoise else plan.end], dtype=torch.float64)
+        ts = ends[1:] if plan.save == "last" else ends
+    reached = Reached(x, SharedPath("last", ts[0], x), t, none, none, none, none)
+    return _solution(plan, term, reached, ts, x[None].expand(len(ts), *x.shape), seed)
+
+
+def _solution(plan: Plan, term: Counted, reached: Reached, ts: Tensor, xs: Tensor, seed: int | None) -> Solution:
+    return Solution(
+        x=reached.x,
+        ts=ts,
+        xs=xs,
+        nfe=reached.nfe,
+        calls=term.calls,
+        accepted=reached.accepted,
+        rejected=reached.rejected,
+        t=reached.t,
+        status=reached.status,
+        message=describe(reached.status, reached.t, reached.accepted),
+        solver=f"{plan.solver!r}, {_how(plan, term)}",
+        seed=seed,
+    )
+
+
+def _how(plan: Plan, term: Counted) -> str:
+    """What ran, in words: the steps with the choices made for them, or the tolerance."""
+    if plan.tolerance is not None:
+        return f"rtol={plan.tolerance.rtol:g}, atol={plan.tolerance.atol:g}"
+    steps = len(plan.times) - 1
+    orders = advise(plan.solver, term, steps=steps).orders
+    made = [] if orders is None else [f"order {orders}"]
+    laid = [f"grid {plan.grid!r}"] if plan.grid else []
+    return ", ".join([f"{steps + plan.denoise} steps", *made, *laid])

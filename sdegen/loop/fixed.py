@@ -1,0 +1,82 @@
+"""A fixed grid: all samples take the same steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..core.shapes import flat
+from ..noise.white import Noise
+from ..terms import Counted
+from .ending import Reached
+from .plan import Plan
+from .record import SharedPath
+from .solution import ARRIVED, NON_FINITE
+
+
+def fixed(plan: Plan, term: Counted, x: Tensor, noise: Noise, report: Callable[[float], None]) -> Reached:
+    """Walk the grid; a sample that stops being finite is noted with the step it happened in."""
+    solver, ts = plan.solver, plan.times
+    times = list(ts)
+    steps = len(times) - 1
+    term.warm(ts)
+    path, watch = SharedPath(plan.save, times[0], x), _Watch(x)
+    state = solver.start(term, x, times[0], ts) if steps else None
+    for k, (t, t_next) in enumerate(zip(times, times[1:], strict=False)):
+        step = solver.step(term, x, t, t_next, state, noise)
+        path.add(t, t_next, x, step)
+        x, state = step.x, step.state
+        watch.add(x)
+        report((k + 1) / (steps + plan.denoise))
+    settled = solver.finish(term, x, times[-1], noise)
+    if settled is not x:
+        x = settled
+        path.end_at(x)
+        watch.add(x)
+    bad = watch.first_bad()
+    failed = bad >= 0
+    accepted = torch.where(failed, bad.clamp_max(steps), steps)
+    return Reached(
+        x=x,
+        path=path,
+        t=torch.where(failed, ts[bad.clamp(0, steps)], ts[-1]),
+        status=torch.where(failed, NON_FINITE, ARRIVED),
+        nfe=torch.full_like(accepted, term.calls),
+        accepted=accepted,
+        rejected=torch.zeros_like(accepted),
+    )
+
+
+class _Watch:
+    """Notes the first step at which each sample stopped being finite, without waiting for a device at every step."""
+
+    def __init__(self, x: Tensor) -> None:
+        self._bad = torch.full((x.shape[0],), -1, dtype=torch.int64, device=x.device)
+        self._on_cpu = x.device.type == "cpu"  # then a look at the whole batch is the cheapest there is
+        self._sums: list[Tensor] = []
+        self._steps = 0
+
+    def add(self, x: Tensor) -> None:
+        x = x.detach() if x.requires_grad else x
+        if self._on_cpu and math.isfinite(float(x.sum())):
+            self._steps += 1
+            return
+        self._sums.append(flat(x).sum(1))
+        if self._on_cpu or len(self._sums) == 64:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._sums:
+            bad = ~torch.isfinite(torch.stack(self._sums))
+            step = torch.where(bad.any(0), bad.int().argmax(0) + self._steps, -1)
+            self._bad = torch.where(self._bad >= 0, self._bad, step)
+            self._steps += len(self._sums)
+            self._sums = []
+
+    def first_bad(self) -> Tensor:
+        """(B,) on the CPU: the first bad step, or -1."""
+        self._flush()
+        return self._bad.cpu()

@@ -1,0 +1,170 @@
+"""A request as a value: `solver=, steps=, rtol= ...` of every verb, checked once and turned into a Plan."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.errors import InvalidInputError
+from ..models.base import ScoreModel
+from ..models.coordinates import Coordinates
+from ..solvers import Solver, choose
+from ..solvers.advice import Advice, advise
+from ..solvers.grids import check_span, count_or_times, grid_along
+from ..solvers.tolerance import Tolerance, check_tolerances, clamp_tolerance
+from ..terms import Term
+from .plan import Plan, check_save, check_times
+
+_VIEWS = {"best": Coordinates.best_of, "lambda": Coordinates.even_of, "own": Coordinates.own_of}
+
+
+@dataclass(frozen=True)
+class How:
+    """How to solve, in the words of `sample`, `encode`, `log_prob` and `solve`, where they are documented."""
+
+    solver: Any = "auto"
+    steps: Any = None
+    rtol: float | None = None
+    atol: float | None = None
+    t_span: Any = None
+    max_steps: int = 10_000
+    on_failure: str = "raise"
+    save: Any = "last"
+
+    def plan(self, term: Term, dtype: torch.dtype, *, span: tuple[float, float] | None = None) -> Plan:
+        """Check everything that can be checked without evaluating the term, and say where the steps are.
+
+        Args:
+            term: the equation, in the model's own time.
+            dtype: of the state, which bounds what a tolerance can mean.
+            span: a verb's (from, to): its default and its direction, on which it lays the solver's grid in the solver's
+                coordinates. None, for `solve`: the term's own times and equal steps in them.
+
+        Raises:
+            InvalidInputError: what cannot be meant, or not solved by this solver.
+        """
+        self._check_options()
+        adaptive = self.rtol is not None or self.atol is not None
+        solver = choose(self.solver, term, steps=self.steps, adaptive=adaptive)
+        solver.check(term)
+        noisy = term.stochastic or solver.kind == "SDE"
+        tolerance = self._tolerance(solver, dtype, noisy)
+        times, denoise, kind = self._times(term, solver, tolerance, span)
+        if len(times) - 1 > self.max_steps:
+            raise InvalidInputError(
+                f"{len(times) - 1} steps are more than max_steps={self.max_steps}: raise it, or ask for fewer"
+            )
+        return Plan(
+            solver=solver,
+            times=times,
+            tolerance=tolerance,
+            denoise=denoise,
+            save=check_save(self.save, times, denoise, nodes_only=noisy),
+            max_steps=self.max_steps,
+            noisy=noisy,
+            grid=kind,
+            view=None if span is None else _VIEWS[solver.coordinates](term.model),
+        )
+
+    def _check_options(self) -> None:
+        if self.steps is not None and (self.rtol is not None or self.atol is not None):
+            raise InvalidInputError(
+                "both steps= and a tolerance: steps asks for a fixed grid, rtol/atol for error control; give one of "
+                "them"
+            )
+        if isinstance(self.max_steps, bool) or not isinstance(self.max_steps, int) or self.max_steps < 1:
+            raise InvalidInputError(f"max_steps={self.max_steps!r}: wanted a positive integer")
+        if self.on_failure not in ("raise", "mark"):
+            raise InvalidInputError(f"on_failure={self.on_failure!r}: wanted 'raise' or 'mark'")
+
+    def _tolerance(self, solver: Solver, dtype: torch.dtype, noisy: bool) -> Tolerance | None:
+        if self.rtol is None and self.atol is None:
+            if self.steps is not None or not solver.adaptive or noisy:
+                return None
+            default = clamp_tolerance(1e-3, dtype)
+            return Tolerance(default, default)
+        if not solver.adaptive:
+            raise InvalidInputError(
+                f"rtol/atol need a solver with an error estimate, {solver.name!r} has none: use 'adams' or 'dopri5', "
+                "or pass steps=50"
+            )
+        asked = check_tolerances(self.rtol, self.atol)
+        clamped = Tolerance(clamp_tolerance(asked.rtol, dtype), clamp_tolerance(asked.atol, dtype))
+        if clamped != asked:
+            warnings.warn(
+                f"rtol={asked.rtol:g}, atol={asked.atol:g} are below what {dtype} resolves: using {clamped.rtol:g}, "
+                f"{clamped.atol:g}; pass x in float64 for less",
+                stacklevel=4,
+            )
+        return clamped
+
+    def _times(
+        self, term: Term, solver: Solver, tolerance: Tolerance | None, span: tuple[float, float] | None
+    ) -> tuple[Tensor, bool, str]:
+        """The grid, or the ends under error control; whether the final denoising follows; the kind of grid laid."""
+        given = count_or_times(self.steps, solver.least_times)
+        if isinstance(given, Tensor) and self.t_span is not None:
+            raise InvalidInputError(
+                "t_span= and a list of times in steps=: the times say where to start and end; give one of them"
+            )
+        if isinstance(given, Tensor):
+            times, denoise = check_times(term, given)
+        else:
+            ends = check_span(self.t_span) if self.t_span is not None else span or _own_span(term)
+            times, denoise = check_times(term, ends)
+        if span is not None:
+            _check_direction(times, span)
+        if tolerance is not None or isinstance(given, Tensor):
+            return times, denoise, ""
+        count = advise(solver, term).steps if given is None else given
+        if span is None:
+            n = count - denoise  # the final denoising is one of the steps
+            return (_equal_steps(times, n) if n and len(times) > 1 else times[:1]), denoise, ""
+        if len(times) == 1:
+            return times, denoise, ""
+        advice = advise(solver, term, steps=count)
+        laid = _laid(term.model, solver, advice, count, (float(times[0]), 0.0 if denoise else float(times[-1])))
+        return *check_times(term, laid), advice.grid
+
+
+def _own_span(term: Term) -> tuple[float, float]:
+    if term.t_max == math.inf:
+        raise InvalidInputError(
+            f"{type(term).__name__} has no last time of its own: give t_span=(from, to), or its class a t_max"
+        )
+    return (term.t_max, term.t_min) if term.downward else (term.t_min, term.t_max)
+
+
+def _equal_steps(ends: Tensor, n: int) -> Tensor:
+    times = torch.linspace(float(ends[0]), float(ends[-1]), n + 1, dtype=torch.float64)
+    times[0], times[-1] = ends[0], ends[-1]
+    return times
+
+
+def _laid(model: ScoreModel, solver: Solver, advice: Advice, count: int, ends: tuple[float, float]) -> Tensor:
+    """The solver's grid of `count` evaluations; before it the closed-form step of a solver that makes one."""
+    level, sde, kind = advice.leap, model.sde, advice.grid
+    if level is not None and (model.data_std is not None or solver.kind != "SDE"):
+        landing = float(sde.time(torch.tensor(-math.log(level * model.sigma_data), dtype=torch.float64)))
+        if max(ends[1], sde.t_min) < landing < ends[0]:
+            after = grid_along(model, count, kind=kind, t_span=(landing, ends[1]))
+            return torch.cat([torch.tensor(ends[:1], dtype=torch.float64), after])
+    return grid_along(model, count, kind=kind, t_span=ends)
+
+
+def _check_direction(times: Tensor, span: tuple[float, float]) -> None:
+    first, last = float(times[0]), float(times[-1])
+    if span[0] > span[1] and first < last:
+        raise InvalidInputError(
+            f"times rise from {first:g} to {last:g}: sample goes from noise to data, t falling; swap them, or use "
+            "encode"
+        )
+    if span[0] < span[1] and first > last:
+        raise InvalidInputError(
+            f"times fall from {first:g} to {last:g}: encode goes from data to noise, t rising; swap them, or use sample"
+        )
