@@ -31,7 +31,7 @@ class Stopped(Exception):
         self.failure, self.failed = failure, failed
 
 
-class Field:
+class RightHandSide:
     """A term's drift as a library may call it: at times inside the span, finite, and no more often than is allowed.
 
     Args:
@@ -69,8 +69,8 @@ class Field:
         return drift
 
 
-class Course:
-    """Where a library's loop has come: the states it went through, its steps, and when it has taken too many.
+class Progress:
+    """How far a library's loop is: the states it went through, its steps, and when it has taken too many.
 
     Args:
         ts: (S,) the times to report, in order.
@@ -104,7 +104,7 @@ class Course:
             self._nodes.append((t, x))
 
     def outcome(self, xs: Tensor | None = None, stopped: Stopped | None = None) -> Outcome:
-        """What came of it: the library's own report `xs` at the times asked for, or what is known where it stopped."""
+        """The result: the library's own report `xs` at the times asked for, or what is known where it stopped."""
         if xs is not None:
             self.moved(self._times[-1], xs[-1])
         times, states = self._times, self._reached + [self.x] * (len(self._times) - len(self._reached))
@@ -134,7 +134,7 @@ class Request:
         tolerance: rtol and atol, or None for one step between neighbours in `ts`.
         noise: where an SDE's noise comes from.
         max_steps: most steps, rejected ones included.
-        course: where the loop notes how far it came.
+        progress: where the loop notes how far it is.
     """
 
     term: Term
@@ -143,7 +143,7 @@ class Request:
     tolerance: Tolerance | None
     noise: Noise
     max_steps: int
-    course: Course
+    progress: Progress
 
 
 class External(OutsideSolver):
@@ -185,15 +185,15 @@ class External(OutsideSolver):
         if not x.numel():
             return Outcome(ts, x[None].expand(len(ts), *x.shape), t=float(ts[-1]))
         full = x if x.dtype in (torch.float32, torch.float64) else x.float()
-        course = Course(ts, full, max_steps=max_steps, every=every and tolerance is not None)
+        progress = Progress(ts, full, max_steps=max_steps, every=every and tolerance is not None)
         try:
-            xs = self.run(Request(term, full, ts, tolerance, noise, max_steps, course))
+            xs = self.run(Request(term, full, ts, tolerance, noise, max_steps, progress))
         except Stopped as stopped:
-            outcome = course.outcome(stopped=stopped)
+            outcome = progress.outcome(stopped=stopped)
         else:
             if tolerance is None:
-                course.accepted = len(ts) - 1
-            outcome = course.outcome(xs)
+                progress.accepted = len(ts) - 1
+            outcome = progress.outcome(xs)
         return outcome if full is x else replace(outcome, xs=outcome.xs.to(x.dtype))
 
     def check_steps(self, x: Tensor, ts: Tensor, tolerance: Tolerance | None) -> None:
@@ -201,4 +201,4 @@ class External(OutsideSolver):
 
     @abstractmethod
     def run(self, asked: Request) -> Tensor:
-        """The states at the times asked for, (S, B, *event), noting on the course how far it came, or Stopped."""
+        """The states at the times asked for, (S, B, *event), noting on `progress` how far it is; or Stopped."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...core.errors import InvalidInputError, StepSizeUnderflowError
 from ..tolerance import Tolerance
-from .common import Course, External, Field, Request, Stopped
+from .common import External, Progress, Request, RightHandSide, Stopped
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,13 @@ class Scipy(External):
             raise InvalidInputError(f"{self.name!r} needs rtol or atol")
         size = x[0].numel()
         limit = asked.max_steps * (20 + 2 * size if self.implicit else self.evaluations) + 2
-        field = Field(asked.term, ts, strict=True, limit=limit)
+        rhs = RightHandSide(asked.term, ts, strict=True, limit=limit)
         how = {"rtol": tolerance.rtol, "atol": tolerance.atol, **self._structure(x), **self._options}
         try:
             with np.errstate(all="ignore"):
-                return torch.stack(self._stepped(field, asked, how))
+                return torch.stack(self._stepped(rhs, asked, how))
         except (ValueError, RuntimeError, ArithmeticError, np.linalg.LinAlgError) as error:
-            if field.inside:
+            if rhs.inside:
                 raise
             raise Stopped(StepSizeUnderflowError) from error  # matrices that became singular or infinite
         except MemoryError as error:
@@ -99,38 +99,38 @@ class Scipy(External):
                 "smaller batch_size"
             ) from error
 
-    def _stepped(self, field: Field, asked: Request, how: dict[str, Any]) -> list[Tensor]:
+    def _stepped(self, rhs: RightHandSide, asked: Request, how: dict[str, Any]) -> list[Tensor]:
         """The states at the times asked for, step by step of the library's solver with options `how`."""
         import scipy.integrate
 
-        x, ts, course = asked.x, asked.ts.tolist(), asked.course
+        x, ts, progress = asked.x, asked.ts.tolist(), asked.progress
 
         def function(t: float, y: np.ndarray) -> np.ndarray:
-            drift = field(float(t), _state(y, x))
+            drift = rhs(float(t), _state(y, x))
             return drift.detach().cpu().double().numpy().reshape(-1)
 
         method = getattr(scipy.integrate, self.method)
         solver = method(function, ts[0], x.detach().cpu().double().numpy().reshape(-1), ts[-1], **how)
         xs, nodes = [x], [(solver.t, solver.y, getattr(solver, "f", None))]
         while solver.status == "running":
-            self._attempt(solver, course)
+            self._attempt(solver, progress)
             nodes = [*nodes[-3:], (solver.t, solver.y, getattr(solver, "f", None))]
             while len(xs) < len(ts) and solver.direction * (solver.t - ts[len(xs)]) >= 0:
                 xs.append(_state(self._between(solver, nodes, ts[len(xs)]), x))
-            course.moved(float(solver.t), _state(solver.y, x))
+            progress.moved(float(solver.t), _state(solver.y, x))
         return xs
 
-    def _attempt(self, solver: Any, course: Course) -> None:
+    def _attempt(self, solver: Any, progress: Progress) -> None:
         """One step, counted."""
-        course.attempt()
+        progress.attempt()
         evaluations = solver.nfev
         try:
             solver.step()
             if solver.status == "failed":
                 raise Stopped(StepSizeUnderflowError)
-            course.accepted, course.rejected = course.accepted + 1, course.rejected - 1
+            progress.accepted, progress.rejected = progress.accepted + 1, progress.rejected - 1
         finally:  # the attempts of a step are told by its evaluations
-            course.rejected += 1 if self.implicit else (solver.nfev - evaluations) // self.evaluations
+            progress.rejected += 1 if self.implicit else (solver.nfev - evaluations) // self.evaluations
 
     def _structure(self, x: Tensor) -> dict[str, Any]:
         """What is known of the Jacobian: one block for each sample."""
@@ -179,7 +179,7 @@ def check_jacobian(method: str, x: Tensor, *, blocks: bool) -> None:
         )
 
 
-def noting(method: str, course: Course, x: Tensor, sign: float) -> type:
+def noting(method: str, progress: Progress, x: Tensor, sign: float) -> type:
     """A class of scipy.integrate that notes its steps, for a library that hands it to `solve_ivp`.
 
     Args:
@@ -198,11 +198,11 @@ def noting(method: str, course: Course, x: Tensor, sign: float) -> type:
             super().__init__(*args, **kwargs)
 
         def step(self) -> str | None:
-            course.attempt()
+            progress.attempt()
             message = super().step()
             if self.status != "failed":
-                course.accepted += 1
-                course.moved(sign * float(self.t), _state(self.y, x))
+                progress.accepted += 1
+                progress.moved(sign * float(self.t), _state(self.y, x))
             return message
 
     return Noting

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...core.errors import InvalidInputError, StepSizeUnderflowError
 from ..tolerance import Tolerance
-from .common import Course, External, Field, Request, Stopped
+from .common import External, Progress, Request, RightHandSide, Stopped
 from .scipy import check_jacobian, noting
 
 
@@ -102,8 +102,8 @@ class Torchdiffeq(External):
 
         x, ts, tolerance = asked.x, asked.ts, asked.tolerance
         limit = asked.max_steps * (20 + x.numel()) if self.loop == "scipy" else None
-        field = Field(asked.term, ts, strict=self.loop != "fixed", limit=limit, dtype=x.dtype)
-        function = _SEEN[self.loop](field, asked.course)
+        rhs = RightHandSide(asked.term, ts, strict=self.loop != "fixed", limit=limit, dtype=x.dtype)
+        function = _SEEN[self.loop](rhs, asked.progress)
         how = {"rtol": 1e-3, "atol": 1e-3} if tolerance is None else {"rtol": tolerance.rtol, "atol": tolerance.atol}
         options = dict(self._options)
         if self.loop == "adaptive":
@@ -114,7 +114,7 @@ class Torchdiffeq(External):
             how = {name: options.pop(name, 1e30) for name in ("rtol", "atol")}
         elif self.loop == "scipy":
             sign = 1.0 if ts[-1] > ts[0] else -1.0
-            options["solver"] = noting(options.get("solver", "LSODA"), asked.course, x, sign)
+            options["solver"] = noting(options.get("solver", "LSODA"), asked.progress, x, sign)
         xs: Any = odeint(function, x, ts.to(x.device), method=self.method, options=options, **how)
         if len(xs) < len(ts):  # scipy gave up
             raise Stopped(StepSizeUnderflowError)
@@ -146,35 +146,35 @@ def _constant(norm: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 class _Function:
     """The right-hand side as torchdiffeq calls it."""
 
-    def __init__(self, field: Field, course: Course) -> None:
-        self.field, self.course = field, course
+    def __init__(self, rhs: RightHandSide, progress: Progress) -> None:
+        self.rhs, self.progress = rhs, progress
 
     def __call__(self, t: Tensor, x: Tensor) -> Tensor:
-        return self.field(float(t), x)
+        return self.rhs(float(t), x)
 
 
 class _Stepping(_Function):
     """The same with the callback before a step."""
 
     def callback_step(self, t: Tensor, x: Tensor, dt: Tensor) -> None:
-        self.course.accepted += float(t) != self.course.t
-        self.course.moved(float(t), x)
+        self.progress.accepted += float(t) != self.progress.t
+        self.progress.moved(float(t), x)
 
 
 class _Adapting(_Function):
     """The same with the callbacks of an adaptive loop, which looks at its own step size only in asserts."""
 
     def callback_step(self, t: Tensor, x: Tensor, dt: Tensor) -> None:
-        self.course.moved(float(t), x)
-        self.course.attempt()
+        self.progress.moved(float(t), x)
+        self.progress.attempt()
         if not abs(float(t)) + float(dt) > abs(float(t)):
             raise Stopped(StepSizeUnderflowError)
 
     def callback_accept_step(self, t: Tensor, x: Tensor, dt: Tensor) -> None:
-        self.course.accepted += 1
+        self.progress.accepted += 1
 
     def callback_reject_step(self, t: Tensor, x: Tensor, dt: Tensor) -> None:
-        self.course.rejected += 1
+        self.progress.rejected += 1
 
 
 _SEEN = {"adaptive": _Adapting, "fixed": _Stepping, "adams": _Stepping, "scipy": _Function}

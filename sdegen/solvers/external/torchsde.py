@@ -15,7 +15,7 @@ from ...noise.white import Noise
 from ...terms import Term
 from ..stochastic.explicit import warn_of_long_steps
 from ..tolerance import Tolerance
-from .common import Course, External, Field, Request, Stopped
+from .common import External, Progress, Request, RightHandSide, Stopped
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ class Torchsde(External):
     def run(self, asked: Request) -> Tensor:
         x, ts = asked.x, asked.ts
         sign = 1.0 if ts[-1] > ts[0] else -1.0
-        field = Field(asked.term, ts, strict=asked.tolerance is not None)
+        rhs = RightHandSide(asked.term, ts, strict=asked.tolerance is not None)
         kind = _Diagonal if self.method == "reversible_heun" else _Additive
-        equation = kind(field, asked.term, x, sign, self.calculus)
+        equation = kind(rhs, asked.term, x, sign, self.calculus)
         y, s = x.reshape(x.shape[0], -1), sign * ts
         if asked.tolerance is None:
             warn_of_long_steps(self.name, asked.term, ts, 0.9 if self.evaluations == 1 else 0.75)
@@ -107,12 +107,12 @@ class Torchsde(External):
         ts, noise = asked.ts, asked.noise
         if not isinstance(noise, BrownianTree):
             noise = BrownianTree(noise.seed, float(ts[0]), float(ts[-1]), index=noise.index)
-        path = _WatchedPath(noise, y, equation, asked.course, float(s[-1]))
+        path = _WatchedPath(noise, y, equation, asked.progress, float(s[-1]))
         equation.begin(y, known=False)
         how: dict[str, Any] = {"dt": abs(float(ts[-1] - ts[0])) / 100, "dt_min": 0.0, **self._options}
         how |= {"rtol": tolerance.rtol, "atol": tolerance.atol, "adaptive": True}
         states: Any = sdeint(equation, y, s, bm=path, method=self.method, **how)  # type: ignore[arg-type]
-        asked.course.accepted += 1
+        asked.progress.accepted += 1
         return states
 
 
@@ -122,9 +122,9 @@ class _Equation:
     It remembers its last evaluations by the state they were made at, since the library repeats some.
     """
 
-    def __init__(self, field: Field, term: Term, x: Tensor, sign: float, calculus: str) -> None:
-        self.field, self.term, self.shape, self.sign, self.sde_type = field, term, x.shape, sign, calculus
-        self.started: tuple[float, Course] | None = None  # the time at which a step begins
+    def __init__(self, rhs: RightHandSide, term: Term, x: Tensor, sign: float, calculus: str) -> None:
+        self.rhs, self.term, self.shape, self.sign, self.sde_type = rhs, term, x.shape, sign, calculus
+        self.started: tuple[float, Progress] | None = None  # the time at which a step begins
         self._last: deque[tuple[Tensor, float, Tensor]] = deque(maxlen=_REMEMBERED)
         self._only_asked_for_its_shape: Tensor | None = None
 
@@ -142,13 +142,13 @@ class _Equation:
         for state, at, drift in self._last:
             if state is y and at == time:
                 return drift
-        drift = self.sign * self.field(self.sign * time, y.reshape(self.shape)).reshape(y.shape)
+        drift = self.sign * self.rhs(self.sign * time, y.reshape(self.shape)).reshape(y.shape)
         self._last.append((y, time, drift))
         return drift
 
     def scale(self, s: Tensor) -> Any:
         """The diffusion at s, a number."""
-        t = min(max(self.sign * float(s), self.field.low), self.field.high)
+        t = min(max(self.sign * float(s), self.rhs.low), self.rhs.high)
         return self.term.diffusion(torch.tensor(t, dtype=torch.float64))
 
 
@@ -208,9 +208,9 @@ class _Path:
 class _WatchedPath(_Path):
     """The same along one path, counting the steps: an attempt asks for a whole step and then for its two halves."""
 
-    def __init__(self, noise: BrownianTree, y: Tensor, equation: _Equation, course: Course, end: float) -> None:
+    def __init__(self, noise: BrownianTree, y: Tensor, equation: _Equation, progress: Progress, end: float) -> None:
         super().__init__(noise, y, equation.sign)
-        self.course, self.end, self.equation = course, end, equation
+        self.progress, self.end, self.equation = progress, end, equation
         self.resolution = noise.resolution
         self._asked, self._from = 0, 0.0
 
@@ -218,12 +218,12 @@ class _WatchedPath(_Path):
         a, b = float(ta), float(tb)
         if self._asked % 3 == 0:
             if self._asked and a > self._from:
-                self.course.accepted += 1
+                self.progress.accepted += 1
             elif self._asked:
-                self.course.rejected += 1
-            self.course.attempt()
+                self.progress.rejected += 1
+            self.progress.attempt()
             if b < self.end and b - a < 2 * self.resolution:
                 raise Stopped(StepSizeUnderflowError)
-            self._from, self.equation.started = a, (a, self.course)
+            self._from, self.equation.started = a, (a, self.progress)
         self._asked += 1
         return super().__call__(ta, tb, return_U, return_A)

@@ -90,7 +90,7 @@ class Coefficients:
         self.l_from, self.l_to = self.l[:-1], self.l[1:]
         self.u = VARIABLES[settings.variable](self.sde, self.l, s)
         self.endless = torch.isinf(self.l_from) | torch.isinf(self.l_to)  # steps from or to alpha = 0
-        self.carry, self.carry_sh = self.gauge.carry(self.l_from, self.l_to, self.e, s)
+        self.kept, self.kept_sh = self.gauge.linear(self.l_from, self.l_to, self.e, s)
         # `held` is r sh/sh', what is left of eps where D is held over the step
         self.held, self.std = torch.ones_like(self.l_from), torch.zeros_like(self.l_from)
         if self.eta:
@@ -102,8 +102,8 @@ class Coefficients:
         if self.settings.noise == "ddim":
             lost = self.eta**2 * -torch.expm1(2 * gap)
             self.held, self.std = torch.sqrt(1 - lost), sigma_to * torch.sqrt(lost)
-            self.carry_sh = torch.exp(-self.l_to) * self.held
-            self.carry = self.carry_sh * torch.exp(self.l_from)
+            self.kept_sh = torch.exp(-self.l_to) * self.held
+            self.kept = self.kept_sh * torch.exp(self.l_from)
         elif self.settings.noise == "er":
             log_held = log_phi(self.l_to) + self.l_to - log_phi(self.l_from) - self.l_from
             log_held = torch.where(self.endless, -math.inf, log_held)
@@ -116,7 +116,7 @@ class Coefficients:
         kind, variance = self.settings.noise, self.settings.variance
         std, extra = self.std, torch.zeros_like(self.std)
         if self.eta and variance != "held":
-            extra = widened(self.l_from, self.l_to, self.carry, self.alpha[1:])
+            extra = widened(self.l_from, self.l_to, self.kept, self.alpha[1:])
             if callable(variance):
                 std, extra = torch.sqrt(std**2 + extra**2 * (1 - variance(self.l_from))), torch.zeros_like(std)
         if kind == "ddpm-large":
@@ -150,7 +150,7 @@ class Coefficients:
         """(len(k), count) weights of the values at nodes k + ahead, k + ahead - 1, ... in the integrals of steps k."""
         l, l_next, settings = self.l[k], self.l[k + 1], self.settings
         if count == 1:
-            total = 1 - self.carry[k] if settings.noise == "ddim" else self.gauge.total(l, l_next, self.e, self.s)
+            total = 1 - self.kept[k] if settings.noise == "ddim" else self.gauge.total(l, l_next, self.e, self.s)
             return total[:, None]
         if settings.rule == "constant":
             sh_step = torch.exp(-l_next) - torch.exp(-l)
@@ -177,12 +177,12 @@ class Coefficients:
             corrector[k - 1] = []  # what leads up to a step from or to alpha = 0 is not corrected
         alpha_to = self.alpha[1:]
         a, b = (part[:-1].tolist() for part in self.gauge.value(self.l, self.s))
-        ratio = (alpha_to * self.carry / self.alpha[:-1]).tolist()
+        ratio = (alpha_to * self.kept / self.alpha[:-1]).tolist()
         std, log_widening, extra = (part.tolist() for part in self.noise())
-        carried = zip((alpha_to * self.carry).tolist(), (alpha_to * self.carry_sh).tolist(), strict=True)  # on D, eps
+        kept = zip((alpha_to * self.kept).tolist(), (alpha_to * self.kept_sh).tolist(), strict=True)  # on D, eps
         held = list(zip(alpha_to.tolist(), (self.sigma[1:] * self.held).tolist(), strict=True))
         plans = []
-        for k, (on_x0, on_noise) in enumerate(carried):
+        for k, (on_x0, on_noise) in enumerate(kept):
             # without signal xh is infinite: x' = alpha' D + r alpha' sh eps, of order 1
             fused = held[k]
             if predictor[k]:

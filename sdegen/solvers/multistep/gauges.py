@@ -42,19 +42,19 @@ class Gauge:
     """One way to split the flow, for noise level e and data scale s; l and l' are (n,) or (n, q).
 
     Attributes:
-        carry: (l, l', e, s) -> (A, A sh), A the factor on xh.
+        linear: (l, l', e, s) -> (A, A sh), A the factor on xh.
         weight: (l, l', e, s) -> the weight of V at l per dl, in a step to l'.
         value: (l, s) -> (a, b) of V = a D + b eps.
         total: (l, l', e, s) -> the weight's whole integral, exactly.
     """
 
-    carry: Callable[..., tuple[Tensor, Tensor]]
+    linear: Callable[..., tuple[Tensor, Tensor]]
     weight: Callable[..., Tensor]
     value: Callable[..., tuple[Any, Any]]
     total: Callable[..., Tensor]
 
 
-def _data_carry(l, l_next, e, s):
+def _data_linear(l, l_next, e, s):
     rho = torch.exp(l - l_next)
     return rho ** (1 + e), torch.exp(-l_next) * rho**e
 
@@ -70,19 +70,19 @@ def angle(l: Tensor, s: float) -> Tensor:
 
 GAUGES = {
     "noise": Gauge(
-        carry=lambda l, l_next, e, s: (torch.ones_like(l), torch.exp(-l)),
+        linear=lambda l, l_next, e, s: (torch.ones_like(l), torch.exp(-l)),
         weight=lambda l, l_next, e, s: -torch.exp(-l),
         value=lambda l, s: (torch.zeros_like(l), torch.ones_like(l)),
         total=lambda l, l_next, e, s: torch.exp(-l_next) - torch.exp(-l),
     ),
     "data": Gauge(
-        carry=_data_carry,
+        linear=_data_linear,
         weight=lambda l, l_next, e, s: (1 + e) * torch.exp((1 + e) * (l - l_next)),
         value=lambda l, s: (torch.ones_like(l), torch.zeros_like(l)),
         total=lambda l, l_next, e, s: -torch.expm1((1 + e) * (l - l_next)),
     ),
     "v": Gauge(
-        carry=lambda l, l_next, e, s: (
+        linear=lambda l, l_next, e, s: (
             _radius(l_next, s) / _radius(l, s),
             _radius(l_next, s) * torch.sin(angle(l, s)),
         ),
@@ -118,7 +118,7 @@ def _er_weight(l: Tensor, l_next: Tensor, e: float, s: float) -> Tensor:
 
 
 ER = Gauge(
-    carry=lambda l, l_next, e, s: (
+    linear=lambda l, l_next, e, s: (
         torch.exp(log_phi(l_next) - log_phi(l)),
         torch.exp(log_phi(l_next) - log_phi(l) - l),
     ),

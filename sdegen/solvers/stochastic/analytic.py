@@ -1,4 +1,10 @@
-"""How much of the noise a model can tell: E|eps|^2/d by noise level, for the optimal variance of first-order steps.
+"""The optimal variance of first-order steps, from the mean square of a model's predicted noise at each noise level.
+
+A model's eps(x, t) is the mean of the noise given x, so that E|eps|^2/d lies between 0 and 1, and with sh = sigma/alpha
+
+    E Var(x0 | x) = sh^2 (1 - E|eps|^2/d)         the mean over the d dimensions:
+
+what a step that holds D = E[x0 | x] leaves out of the variance.
 
 Source: Bao et al. 2022 (arXiv 2201.06503) theorem 1 and section 3.1.
 """
@@ -23,14 +29,13 @@ _DRAW = 51  # what a draw is for
 
 @dataclass(frozen=True)
 class NoiseLevel:
-    """E|eps(x, t)|^2/d as a function of l = log(alpha/sigma), linear between measured levels and constant beyond.
+    """E|eps(x, t)|^2/d as a function of l = log(alpha/sigma): linear between measured values and constant beyond.
 
-    eps is the model's mean of the noise, not the noise drawn: 1 where it can tell all of it, less where noise and data
-    are mixed up: the mean over dimensions of Var(x0 | x) is sh^2 (1 - E|eps|^2/d), sh = sigma/alpha.
+    Near 1 where the model can predict all of the noise (high noise), smaller where noise and data cannot be told apart.
 
     Args:
         levels: (K,) l, rising.
-        values: (K,), from 0 to 1.
+        values: (K,), E|eps|^2/d there, from 0 to 1.
     """
 
     levels: Tensor
@@ -98,10 +103,15 @@ def check_variance(variance: Variance, order: int, corrector: int, noise: str) -
         raise InvalidInputError("variance= is for first-order steps: 'ancestral' or 'ddim', without a corrector")
 
 
-def widened(l: Tensor, l_next: Tensor, carry: Tensor, alpha_next: Tensor) -> Tensor:
-    """alpha' (1 - r) sh of steps xh' = D + r (xh - D) + ..., (n,): what an error of D in units of sh adds to x'.
+def widened(l: Tensor, l_next: Tensor, kept: Tensor, alpha_next: Tensor) -> Tensor:
+    """What an error of D, in units of sh, adds to x' in steps xh' = D + r (xh - D) + ..., (n,): alpha' (1 - r) sh.
 
     0 for steps from or to a time without signal.
+
+    Args:
+        l, l_next: log(alpha/sigma) at the ends of the steps, (n,).
+        kept: r, (n,).
+        alpha_next: alpha at their ends, (n,).
     """
-    width = alpha_next * (1 - carry) * torch.exp(-l)
+    width = alpha_next * (1 - kept) * torch.exp(-l)
     return torch.where(torch.isfinite(width) & torch.isfinite(l) & (l < math.inf), width, 0.0)
