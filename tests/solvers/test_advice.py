@@ -1,0 +1,111 @@
+"""What is advised: one function for all solvers, models and budgets, and defaults for a solver it does not know."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import FrozenInstanceError
+
+import pytest
+import torch
+
+import sdegen as sg
+from sdegen.solvers import Step
+from sdegen.solvers.advice import Advice, advise
+from sdegen.solvers.grids import GRIDS
+from sdegen.solvers.multistep.orders import advised_orders
+from sdegen.solvers.tolerance import Tolerance
+
+SMOOTH = sg.MixtureModel(sg.GaussianMixture([[1.0, 2.0], [-1.0, 0.0]], std=[0.5, 0.4]), sg.VPSDE())
+
+
+def network() -> sg.Denoiser:
+    torch.manual_seed(0)
+    return sg.Denoiser(sg.nets.MLP(2, hidden=8, layers=1, embedding=4), sg.VPSDE(), data_mean=0.0, data_std=1.0)
+
+
+@pytest.mark.parametrize("name", [row.name for row in sg.solvers()])
+def test_there_is_advice_for_every_solver_model_and_budget(name):
+    solver = sg.make_solver(name)
+    for subject in (None, SMOOTH, network(), sg.ProbabilityFlow(SMOOTH), sg.ForwardSDE(sg.VPSDE())):
+        for how in ({}, {"steps": 1}, {"steps": 8}, {"steps": 100}, {"tolerance": Tolerance(1e-3, 1e-3)}):
+            advice = advise(solver, subject, **how)
+            assert advice.coordinates in ("own", "best", "lambda") and advice.grid in GRIDS and advice.steps >= 50
+            assert 0 < advice.first <= advice.largest <= 1
+            assert (advice.leap is not None) == solver.leaps
+            for stepper in (solver.stepper(controlled=False), solver.stepper(controlled=True)):
+                assert advise(stepper, subject, **how) == advice, (
+                    "the object that makes the steps is run as its name is"
+                )
+    with pytest.raises(FrozenInstanceError):
+        advise(solver).grid = "theta"  # type: ignore[misc]
+
+
+class Mine(sg.Solver):
+    name = "mine"
+
+    def step(self, term, x, t, t_next, state, noise):
+        return Step(x + (t_next - t) * term.drift(x, t))
+
+
+class Minded(Mine):
+    coordinates, grid = "best", "theta"
+
+
+class MyEuler(type(sg.make_solver("euler-maruyama"))):
+    name = "my-euler"
+
+
+def test_a_solver_of_ones_own_gets_defaults_says_its_own_or_inherits():
+    assert advise(Mine(), SMOOTH) == Advice("own", "lambda", None, None, 1 / 20, 1 / 4, 100)
+    assert advise(Minded(), SMOOTH) == Advice("best", "theta", None, None, 1 / 20, 1 / 4, 100)
+    assert advise(MyEuler(), SMOOTH) == advise(sg.make_solver("euler-maruyama"), SMOOTH)
+
+
+@pytest.mark.parametrize("leap", [False, True])
+def test_orders_rise_with_the_steps_and_networks_get_lower_ones(leap):
+    counts = range(1, 200)
+    smooth, rough = ([advised_orders(n, smooth=s, leap=leap) for n in counts] for s in (True, False))
+    for orders in (smooth, rough):
+        assert all(corrector == predictor + 1 for predictor, corrector in orders)
+        assert orders == sorted(orders) and orders[0] == (2, 3)
+    assert all(r <= s for n, s, r in zip(counts, smooth, rough, strict=True) if n > 8)
+    assert smooth[-1] == (6, 7) and rough[-1] == (4, 5)
+
+
+def test_adams_is_told_what_suits_the_model_the_budget_and_the_start():
+    adams, leaping = sg.make_solver("adams"), sg.make_solver("adams", start="gaussian")
+    told = sg.make_solver("adams", order=(3, 4))
+    for n in (5, 9, 10, 30):
+        assert advise(adams, SMOOTH, steps=n).grid == "blend" and advise(leaping, SMOOTH, steps=n).grid == "theta"
+        assert advise(adams, network(), steps=n).grid == ("blend" if n < 10 else "sqrt-time")
+        assert advise(adams, SMOOTH, steps=n).orders == advised_orders(n)
+        assert advise(adams, network(), steps=n).orders == advised_orders(n, smooth=False)
+        assert advise(leaping, SMOOTH, steps=n).orders == advised_orders(n, leap=True)
+        assert advise(told, SMOOTH, steps=n).orders is None
+    for rtol in (1e-2, 1e-5):
+        tolerance = Tolerance(rtol, rtol)
+        assert advise(adams, SMOOTH, tolerance=tolerance).first == 1 / 12
+        assert advise(adams, network(), tolerance=tolerance).first == min(1 / 48, math.sqrt(rtol) / 4)
+
+
+@pytest.mark.parametrize("make", [lambda: SMOOTH, network], ids=["exact score", "network"])
+def test_what_runs_is_what_is_advised(make):
+    """The solution names the orders and the grid, and the times are that grid's."""
+    model = make()
+    for name in ("adams", "ddim", "heun", "karras-sde"):
+        solver = sg.make_solver(name)
+        for n in (8, 20):
+            advice, solution = (
+                advise(solver, model, steps=n),
+                sg.sample(model, 2, solver=name, steps=n, seed=0, save="all"),
+            )
+            assert f"grid {advice.grid!r}" in solution.solver
+            torch.testing.assert_close(solution.ts, sg.grid(model, n, kind=advice.grid), rtol=1e-12, atol=1e-12)
+            orders = advise(solver, model, steps=n - 1).orders  # the final denoising is not a step of the method
+            assert orders is None or f"order {orders}" in solution.solver
+
+
+def test_neither_steps_nor_a_tolerance_takes_the_advised_number():
+    for name in ("ddim", "heun-sde", "d-adams2-sde"):
+        solution = sg.sample(SMOOTH, 2, solver=name, seed=0, save="all")
+        assert len(solution.ts) - 1 == advise(sg.make_solver(name), SMOOTH).steps + (name == "d-adams2-sde")
