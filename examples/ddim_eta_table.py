@@ -116,11 +116,7 @@ def main() -> None:
         "pixels": lambda x: x.flatten(1),
         f"features of a classifier that is right on {accuracy:.1%} of held-out images": classifier,
     }
-    lines = [
-        line
-        for title, embed in spaces.items()
-        for line in tell(title, embed, train.images, table, columns)
-    ]
+    lines = [line for title, embed in spaces.items() for line in tell(title, embed, train.images, table, columns)]
     with open(args.out / "table.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["space", "row", "steps", "frechet_distance", "standard_error"])

@@ -5,13 +5,16 @@ python examples/evaluate_images.py fashion --solver ancestral --steps 200 --n 10
 
 Frechet and kernel distance are of the features of a small classifier that is trained on the same images first (and kept
 beside the model): no FID, and to be compared with the floor that stands beside them, real training images of the same
-number. Which data, how they are scaled, which process: the checkpoint knows.
+number. How the data are scaled and which process it is, the checkpoint knows. Which data, it only tells: a folder, a
+file or a data set of the hub is read when you pass it as --data, or say yes when asked.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +24,25 @@ from torch import Tensor
 import sdegen as sg
 
 PARTS = ("frechet", "bits", "reconstruction")
+BUILT_IN = ("digits", "mnist", "fashion-mnist")  # data that are on the machine and belong to nobody
+FEWEST = 40  # samples that a kernel distance needs
+
+
+def count(word: str) -> int:
+    if int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word}: wanted a whole number, at least 1")
+    return int(word)
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="a run folder or a checkpoint of train_images.py")
-    parser.add_argument("--n", type=int, default=1000, help="samples, and held-out images they are compared with")
-    parser.add_argument("--n-bits", type=int, default=64, help="held-out images for bits per dimension")
-    parser.add_argument("--n-reconstructions", type=int, default=64)
+    parser.add_argument("--data", help="what the model was trained on: a name, file or folder, see load_images")
+    parser.add_argument("--held-out-every", type=int, help="evaluate on every so-many-th, where none were held out")
+    parser.add_argument("--cache", help="a folder where decoded pictures are kept for the next time")
+    parser.add_argument("--n", type=count, default=1000, help="samples, and held-out images they are compared with")
+    parser.add_argument("--n-bits", type=count, default=64, help="held-out images for bits per dimension")
+    parser.add_argument("--n-reconstructions", type=count, default=64)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--solver", default="auto", help="of the samples; see `sdegen solvers`")
     parser.add_argument("--steps", type=int, help="a fixed number of steps")
@@ -37,7 +51,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--reconstruction-steps", type=int, default=40, help="each way")
     parser.add_argument("--bits-rtol", type=float, default=1e-2)
     parser.add_argument("--classifier", type=Path, help="its file; default: classifier.safetensors in the run folder")
-    parser.add_argument("--batch-size", type=int, default=250)
+    parser.add_argument("--batch-size", type=count, default=250)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device")
     parser.add_argument("--out", type=Path, help="write the numbers there, as JSON")
@@ -61,10 +75,53 @@ def cond(images: sg.data.Images, device: torch.device) -> dict[str, Tensor]:
     return {} if images.labels is None else {"label": images.labels.to(device)}
 
 
+def chosen(told: Any, args: argparse.Namespace) -> dict[str, Any]:
+    """What to load: the data that the caller names or agrees to, made into images as the checkpoint tells."""
+    told = told if isinstance(told, dict) else {}
+    source = args.data or told.get("source")
+    if args.data is None and source not in BUILT_IN:
+        relative = isinstance(source, str) and not source.startswith("hf:") and not os.path.isabs(source)
+        where = ", a relative path, of where training began" if relative else ""
+        if not sys.stdin.isatty() or not isinstance(source, str):
+            raise SystemExit(
+                f"{args.model} tells that it was trained on {source!r}{where}: pass --data to say what to read"
+            )
+        if input(f"{args.model} tells that it was trained on {source!r}{where}. Read that? [y/N] ").lower() != "y":
+            raise SystemExit("pass --data to say what to read")
+    how = {name: told[name] for name in ("size", "channels", "levels", "held_out_every") if told.get(name) is not None}
+    how |= {"labels": False} if told.get("labels") is False else {}
+    if args.held_out_every:
+        if "held_out_every" not in how:
+            print(f"note: the model was trained on all of {source}, the images it is evaluated on among them")
+        how["held_out_every"] = args.held_out_every
+    return {"source": source, **how, "cache": args.cache}
+
+
+def parts(model: sg.Denoiser, args: argparse.Namespace) -> tuple[sg.data.Images, sg.data.Images]:
+    """Images for training and held out."""
+    source = chosen(model.about["data"], args)
+    try:
+        train, held_out = (sg.data.load_images(**source, split=part) for part in ("train", "held-out"))
+    except sg.InvalidInputError as error:
+        hint = ": pass --held-out-every 10" if "has no held-out part" in str(error) else ""
+        raise SystemExit(f"{str(error).split(': pass held_out_every')[0]}{hint}" if hint else str(error)) from None
+    if train.shape != model.event_shape:
+        raise SystemExit(
+            f"the images have shape {train.shape}, and the model makes {model.event_shape}: pass other --data"
+        )
+    return train, held_out
+
+
+def labelled(images: sg.data.Images) -> sg.data.Images:
+    """Those that have a class."""
+    return images if images.labels is None else images.only((images.labels >= 0).nonzero()[:, 0])
+
+
 def distances(model: sg.Denoiser, train: sg.data.Images, held_out: sg.data.Images, args: argparse.Namespace) -> dict:
     """Samples with the held-out images' classes, against those; and the floor."""
-    if train.labels is None:
-        raise SystemExit("the features are those of a classifier, and these images have no classes: use --only bits")
+    train, held_out = labelled(train), labelled(held_out)
+    if min(len(train), len(held_out), args.n) < 2:
+        return {"left out": f"needs two images or more, got {min(len(train), len(held_out), args.n)}"}
     real = spread(held_out, args.n)
     solution = sg.sample(
         model,
@@ -81,25 +138,23 @@ def distances(model: sg.Denoiser, train: sg.data.Images, held_out: sg.data.Image
     every = spread(train, 20_000)
     features = sg.metrics.train_classifier(every.images, every.labels, path=args.classifier, **short)
     x, y, floor = features(solution.x.cpu()), features(real.images), features(spread(train, len(real)).images)
-    kernel, kernel_floor = sg.metrics.kernel_distance(x, y), sg.metrics.kernel_distance(floor, y)
-    return {
+    found = {
         "solver": solution.solver,
         "evaluations": float(solution.nfe.double().mean()),
         "classifier's accuracy on held-out images": features.accuracy(real.images, real.labels),
         "classifier's accuracy on samples": features.accuracy(solution.x.cpu(), real.labels),
         "Frechet distance": sg.metrics.frechet_distance(x, y),
         "Frechet distance, floor": sg.metrics.frechet_distance(floor, y),
-        "kernel distance": [kernel.value, kernel.stderr],
-        "kernel distance, floor": [kernel_floor.value, kernel_floor.stderr],
-        "images": len(real),
     }
+    if min(len(floor), len(y)) >= FEWEST:
+        found["kernel distance"] = list(sg.metrics.kernel_distance(x, y))
+        found["kernel distance, floor"] = list(sg.metrics.kernel_distance(floor, y))
+    return {**found, "images": len(real)}
 
 
 def bits(model: sg.Denoiser, held_out: sg.data.Images, args: argparse.Namespace) -> dict[str, Any]:
     """A bound on -log2 of the probability of held-out images, for each number in them."""
     some = spread(held_out, args.n_bits)
-    if some.levels is None:
-        raise SystemExit("these images have no levels, so no bits: use --only frechet reconstruction")
     x = some.images.to(args.device)
     found = sg.bits_per_dim(
         model,
@@ -111,8 +166,8 @@ def bits(model: sg.Denoiser, held_out: sg.data.Images, args: argparse.Namespace)
         batch_size=args.batch_size,
         **cond(some, x.device),
     )
-    stderr = float(found.bits.std() / len(found.bits) ** 0.5)
-    return {"bits per dimension": [float(found.bits.mean()), stderr], "images": len(some), "levels": some.levels}
+    stderr = [float(found.bits.std() / len(found.bits) ** 0.5)] if len(some) > 1 else []
+    return {"bits per dimension": [float(found.bits.mean()), *stderr], "images": len(some), "levels": some.levels}
 
 
 def reconstruction(model: sg.Denoiser, held_out: sg.data.Images, args: argparse.Namespace) -> dict[str, Any]:
@@ -122,23 +177,38 @@ def reconstruction(model: sg.Denoiser, held_out: sg.data.Images, args: argparse.
     how = {"steps": args.reconstruction_steps, "batch_size": args.batch_size, **cond(some, x.device)}
     latent = sg.encode(model, x * model.sde.alpha(model.sde.t_min), **how)
     back = sg.sample(model, len(x), x_init=latent.x, **how).x.cpu()
-    sigma = 1.5 if min(x.shape[2:]) >= 11 else 0.5
+    found = {"PSNR": float(sg.metrics.psnr(back, some.images, data_range=2.0).mean())}
+    side = min(x.shape[2:])
+    if side >= 5:
+        sigma = 1.5 if side >= 11 else 0.5
+        found["SSIM"] = float(sg.metrics.ssim(back, some.images, data_range=2.0, sigma=sigma).mean())
     return {
-        "PSNR": float(sg.metrics.psnr(back, some.images).mean()),
-        "SSIM": float(sg.metrics.ssim(back, some.images, sigma=sigma).mean()),
+        **found,
         "steps each way": args.reconstruction_steps,
         "images": len(some),
     }
 
 
+def check(train: sg.data.Images, held_out: sg.data.Images, args: argparse.Namespace) -> None:
+    """Whether these images can be scored so: asked before anything is computed."""
+    if "frechet" in args.only and (train.labels is None or held_out.labels is None):
+        raise SystemExit("the features are those of a classifier, and these images have no classes: use --only bits")
+    if "bits" in args.only and held_out.levels is None:
+        raise SystemExit("these images have no levels, so no bits: use --only frechet reconstruction")
+    if args.out and not args.out.absolute().parent.is_dir():
+        raise SystemExit(f"--out {args.out}: there is no folder {args.out.absolute().parent}")
+
+
 def main() -> None:
     args = arguments()
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise SystemExit("evaluate_images.py is one process: start it without torchrun")
     model = sg.load(args.model, device=args.device)
     if not isinstance(model, sg.Denoiser) or "data" not in model.about:
         raise SystemExit(f"{args.model} does not tell its data: it was not made by train_images.py")
     args.device = next(model.parameters()).device
-    source = model.about["data"]
-    train, held_out = (sg.data.load_images(**source, split=part) for part in ("train", "held-out"))
+    train, held_out = parts(model, args)
+    check(train, held_out, args)
 
     found: dict[str, Any] = {}
     if "frechet" in args.only:
@@ -157,4 +227,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (sg.SdegenError, OSError, ImportError) as error:
+        raise SystemExit(f"evaluate_images.py: {error}") from None

@@ -5,8 +5,8 @@ python examples/train_images.py --data photos/ --size 64 --network cifar10-small
 torchrun --standalone --nproc-per-node 8 examples/train_images.py --data hf:cifar10 --network cifar10-edm --out cifar
 
 Stop it whenever you like. The same command goes on where it stopped, and so does `--out fashion` alone: the run folder
-knows the rest. Pictures of samples appear in its `previews` from the first steps on. Then: sample_images.py,
-evaluate_images.py, compare_solvers.py --model fashion.
+knows the rest. Pictures of samples appear in its `previews` from the first steps on, and take a tenth of the time at
+most. Then: sample_images.py, evaluate_images.py, compare_solvers.py --model fashion.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,10 @@ def arguments() -> argparse.Namespace:
     data.add_argument("--data", default="digits", help="a name, file or folder that sdegen.data.load_images takes")
     data.add_argument("--size", type=int, help="cut and scale pictures to so many pixels")
     data.add_argument("--channels", type=int, choices=(1, 3, 4), help="grey, RGB or RGBA; default: as they are")
+    data.add_argument(
+        "--levels", type=int, help="of whole numbers that do not use all of their type: white is levels - 1"
+    )
+    data.add_argument("--cache", help="a folder where decoded pictures are kept for the next time")
     data.add_argument("--held-out-every", type=int, help="hold out every so-many-th, where there is no test part")
     data.add_argument("--no-labels", action="store_true", help="train without classes")
     data.add_argument("--flips", action="store_true", help="mirrored images too")
@@ -60,7 +65,7 @@ def arguments() -> argparse.Namespace:
     run.add_argument("--precision", default="full", choices=("full", "bf16", "fp16"))
     run.add_argument("--compile", action="store_true", help="torch.compile the network")
     run.add_argument("--save-every", type=int, help="steps between checkpoints; default: two minutes")
-    run.add_argument("--preview-every", type=int, help="steps; default: 1, 2, 4, ... and then a hundredth of all")
+    run.add_argument("--preview-every", type=int, help="steps; default: 1, 2, 4, ... and a hundredth of all")
     run.add_argument("--tensorboard", action="store_true")
     run.add_argument("--device")
     run.add_argument("--seed", type=int, default=0)
@@ -80,7 +85,8 @@ def recorded(out: Path) -> dict[str, Any]:
         found = sg.storage.newest(out, [])
     except sg.CheckpointError:
         return {}  # fit will say what is wrong
-    return {} if found is None else found[1]["model"]["about"].get("arguments", {})
+    known = {} if found is None else found[1]["model"]["about"].get("arguments", {})
+    return known if isinstance(known, dict) else {}
 
 
 def changes(words: list[str]) -> dict[str, Any]:
@@ -91,20 +97,59 @@ def changes(words: list[str]) -> dict[str, Any]:
         raise SystemExit(f"--net {' '.join(words)}: wanted such as channels=16 or multipliers=[1,2,4]") from None
 
 
-def preview(step: int, model: sg.ScoreModel, history: sg.History, *, out: Path, n_classes: int | None, n: int) -> None:
-    """Samples of the averaged model, always from the same noise."""
-    device = next(model.parameters()).device
-    cond = {} if n_classes is None else {"label": torch.arange(n, device=device) % n_classes}
-    solution = sg.sample(model, n, steps=18, seed=0, progress=False, **cond)
-    (out / "previews").mkdir(exist_ok=True)
-    sg.plot.save(sg.plot.image_grid(solution, nrow=10), out / "previews" / f"step-{step:08d}.png")
+class Previews:
+    """Samples of the averaged model, always from the same noise.
+
+    Unless they are asked for, they take a tenth of the time at most; but for the one of the last step.
+    """
+
+    evaluations, share = 18, 0.1
+
+    def __init__(self, args: argparse.Namespace, n_classes: int | None) -> None:
+        self.args, self.n_classes, self.n = args, n_classes, 10 if args.smoke else 30
+        self.started, self.spent, self.cost = time.monotonic(), 0.0, 0.0
+
+    def __call__(self, step: int, model: sg.ScoreModel, history: sg.History) -> None:
+        if not (step == self.args.steps or self.args.preview_every or self.affordable(model)):
+            return
+        began = time.monotonic()
+        (self.args.out / "previews").mkdir(exist_ok=True)
+        file = self.args.out / "previews" / f"step-{step:08d}.png"
+        sg.plot.save(sg.plot.image_grid(self.draw(model, self.evaluations), nrow=10), file)
+        self.cost = time.monotonic() - began
+        self.spent += self.cost
+
+    def draw(self, model: sg.ScoreModel, steps: int) -> sg.Solution:
+        device = next(model.parameters()).device
+        cond = {} if self.n_classes is None else {"label": torch.arange(self.n, device=device) % self.n_classes}
+        return sg.sample(model, self.n, steps=steps, seed=0, progress=False, **cond)
+
+    def affordable(self, model: sg.ScoreModel) -> bool:
+        """Whether one more is within the share; what the first costs, one evaluation tells."""
+        now = time.monotonic()
+        if not self.cost:
+            self.draw(model, 1)
+            took = time.monotonic() - now
+            self.cost, self.spent = self.evaluations * took, self.spent + took
+        return self.spent + self.cost <= self.share * (now - self.started - self.spent)
+
+
+def load(args: argparse.Namespace, source: dict[str, Any]) -> sg.data.Images:
+    """The images to train on."""
+    try:
+        return sg.data.load_images(**source, split="train", flips=args.flips, cache=args.cache)
+    except sg.InvalidInputError as error:
+        lost = os.sep in args.data and not Path(args.data).is_absolute() and not Path(args.data).exists()
+        hint = "; it is a relative path: start where training began, or pass --data" if lost else ""
+        raise sg.InvalidInputError(f"{error}{hint}") from error
 
 
 def main() -> None:
     args = arguments()
     source = {"source": args.data, "size": args.size, "channels": args.channels, "held_out_every": args.held_out_every}
+    source |= {"levels": args.levels} if args.levels else {}
     source |= {"labels": False} if args.no_labels else {}
-    images = sg.data.load_images(**source, split="train", flips=args.flips)
+    images = load(args, source)
 
     torch.manual_seed(args.seed)
     labels = {} if images.n_classes is None else {"n_classes": images.n_classes, "label_dropout": args.drop_label}
@@ -112,7 +157,9 @@ def main() -> None:
     net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model = sg.Denoiser(net, SDES[args.sde](), parametrization=args.parametrization)
     plain = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-    model.about = {"data": source, "levels": images.levels, "n_classes": images.n_classes, "arguments": plain}
+    classes = None if images.classes is None else list(images.classes)
+    model.about = {"data": source, "levels": images.levels, "n_classes": images.n_classes, "classes": classes}
+    model.about["arguments"] = plain
     if args.compile:
         net.compile()
     leads = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, one speaks
@@ -135,7 +182,7 @@ def main() -> None:
         out=args.out,
         seed=args.seed,
         device=args.device,
-        callback=partial(preview, out=args.out, n_classes=images.n_classes, n=10 if args.smoke else 30),
+        callback=Previews(args, images.n_classes),
         callback_every=args.preview_every,
         save_every=args.save_every,
         tensorboard=args.tensorboard,
@@ -145,4 +192,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (sg.SdegenError, OSError, ImportError) as error:
+        raise SystemExit(f"train_images.py: {error}") from None

@@ -1,0 +1,248 @@
+"""The image scripts: what is refused leaves nothing, what a checkpoint tells is not obeyed, errors are one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import sdegen as sg
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+
+
+def run(monkeypatch, name: str, *words: object) -> None:
+    monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+
+
+def refused(monkeypatch, name: str, *words: object) -> str:
+    """The one line that a script ends with."""
+    with pytest.raises(SystemExit) as caught:
+        run(monkeypatch, name, *words)
+    assert isinstance(caught.value.code, str) and "\n" not in caught.value.code, caught.value.code
+    return caught.value.code
+
+
+def pictures(folder: Path, n: int = 12, *, channels: int = 4) -> Path:
+    """Two classes of n/2 pictures each."""
+    rng = np.random.default_rng(0)
+    for i in range(n):
+        file = folder / ("cat", "dog")[i % 2] / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8, channels), dtype=np.uint8).squeeze()).save(file)
+    return folder
+
+
+def saved(path: Path, about: dict | None = None, *, channels: int = 1) -> Path:
+    torch.manual_seed(0)
+    net = sg.nets.UNet(channels, channels=8, multipliers=(1, 2), n_classes=2)
+    model = sg.Denoiser(net, sg.VPSDE(), data_mean=0.0, data_std=0.5)
+    model.event_shape = (channels, 8, 8)
+    model.about = {"n_classes": 2, "classes": ["cat", "dog"], **(about or {})}
+    sg.save(model, path)
+    return path
+
+
+# from a folder of pictures to scores
+
+
+def test_pictures_with_transparency_go_through_all_scripts(tmp_path, monkeypatch, capsys):
+    """The names of the classes travel with the checkpoint; held-out images are made afterwards; none of it needs many."""
+    pytest.importorskip("torchmetrics")
+    monkeypatch.chdir(tmp_path)
+    pictures(tmp_path / "photos")
+    words = ["--network", "mnist-small", "--net", "channels=8", "--net", "patch=1", "--smoke", "--cache", "kept"]
+    run(monkeypatch, "train_images.py", "--data", "photos", "--channels", 4, *words, "--out", "run")
+    about = sg.load("run").about
+    assert about["classes"] == ["cat", "dog"] and "cache" not in about["data"]
+    with Image.open("run/previews/step-00000004.png") as preview:
+        assert preview.size[0] > 50
+    run(monkeypatch, "sample_images.py", "run", "--smoke", "--label", "dog", "--out", "dogs")
+    run(monkeypatch, "sample_images.py", "run", "--smoke", "--label", 1, "--out", "dogs")
+    assert "6 were there" in capsys.readouterr().out
+    with Image.open("dogs/000000.png") as image:
+        assert image.mode == "RGBA" and image.size == (8, 8)
+    data = ("run", "--smoke", "--data", "photos")
+    assert "no held-out part: pass --held-out-every 10" in refused(monkeypatch, "evaluate_images.py", *data)
+    with pytest.warns(RuntimeWarning, match="Frechet distance of 4"):
+        run(monkeypatch, "evaluate_images.py", *data, "--held-out-every", 3, "--out", "scores.json", "--cache", "kept")
+    said, scores = capsys.readouterr().out, json.loads(Path("scores.json").read_text())
+    assert "trained on all of photos" in said and scores["samples"]["images"] == 4
+    assert "kernel distance" not in scores["samples"] and scores["reconstruction"]["images"] == 4
+
+
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_as_few_held_out_images_as_there_are(n, tmp_path, monkeypatch):
+    """From one a class: each score is a number, or is left out with the reason."""
+    pytest.importorskip("torchmetrics")
+    monkeypatch.chdir(tmp_path)
+    model = saved(tmp_path / "model", {"data": {"source": "photos", "channels": 1}})
+    pictures(tmp_path / "photos", 2 * n, channels=1)
+    (tmp_path / "photos" / "beside.png").write_bytes((tmp_path / "photos" / "cat" / "0.png").read_bytes())
+    words = ("--smoke", "--data", "photos", "--held-out-every", n, "--n", 1 + n % 2, "--out", "s.json")
+    with pytest.warns(RuntimeWarning):
+        run(monkeypatch, "evaluate_images.py", model, *words)
+    scores = json.loads(Path("s.json").read_text())
+    assert np.isfinite(scores["likelihood"]["bits per dimension"]).all()
+    assert np.isfinite(scores["reconstruction"]["PSNR"]) and len(scores["samples"]) > 0
+
+
+# what a checkpoint tells
+
+
+TOLD = ["photos", "/etc", "hf:me/mine", "../x.npz", "~", 7, None, ["digits"], "Digits", ""]
+
+
+@pytest.mark.parametrize("source", TOLD, ids=str)
+def test_a_checkpoint_does_not_choose_what_is_read(source, tmp_path, monkeypatch):
+    """Neither folder nor data set nor cache, unless it is passed or agreed to; what is on the machine anyway, it may."""
+    told = {"source": source, "cache": str(tmp_path / "theirs"), "labels": "/etc/passwd", "size": 8, "frames": "first"}
+    model, asked = saved(tmp_path / "model", {"data": told}), []
+
+    def load_images(**options):
+        asked.append(options)
+        raise sg.InvalidInputError("enough")
+
+    monkeypatch.setattr(sg.data, "load_images", load_images)
+    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(isatty=lambda: False))
+    assert "pass --data" in refused(monkeypatch, "evaluate_images.py", model) and not asked
+    if isinstance(source, str):
+        monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(isatty=lambda: True))
+        for answer in ("", "n", "no"):
+            monkeypatch.setattr("builtins.input", lambda question, answer=answer: answer)
+            assert "pass --data" in refused(monkeypatch, "evaluate_images.py", model) and not asked
+        monkeypatch.setattr("builtins.input", lambda question: "y")
+        assert refused(monkeypatch, "evaluate_images.py", model) == "enough"
+        assert asked.pop() == {"source": source, "size": 8, "cache": None, "split": "train"}
+    assert refused(monkeypatch, "evaluate_images.py", model, "--data", "mine") == "enough"
+    assert asked.pop() == {"source": "mine", "size": 8, "cache": None, "split": "train"}
+
+
+def test_a_relative_path_is_told_as_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = saved(tmp_path / "model", {"data": {"source": "sets/photos"}})
+    said = refused(monkeypatch, "evaluate_images.py", model)
+    assert "trained on 'sets/photos', a relative path, of where training began: pass --data" in said
+    pictures(tmp_path / "a" / "sets" / "photos", channels=1)
+    monkeypatch.chdir(tmp_path / "a")
+    words = ["--network", "mnist-small", "--net", "channels=8", "--net", "patch=1", "--smoke"]
+    run(monkeypatch, "train_images.py", "--data", "sets/photos", *words, "--out", tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    said = refused(monkeypatch, "train_images.py", "--out", "run", "--steps", 6)
+    assert "it is a relative path: start where training began, or pass --data" in said
+    run(monkeypatch, "train_images.py", "--out", "run", "--steps", 6, "--data", "a/sets/photos")
+    assert (tmp_path / "run" / "step-00000006").exists()
+
+
+# what is refused
+
+
+def test_what_is_refused_leaves_no_folder(tmp_path, monkeypatch):
+    """A label, a solver, a number: after the error the right call works in the same folder."""
+    model, out = saved(tmp_path / "model"), tmp_path / "out"
+    for words, message in (
+        (("--label", 2), "--label 2: the model has classes 0 to 1"),
+        (("--label", "bird"), "--label bird: the model's classes are cat, dog"),
+        (("--solver", "eulr"), "did you mean"),
+        (("--steps", 3, "--rtol", 0.1), "give one of them"),
+        (("--steps", 0), "steps"),
+        (("--index", "3-x"), "wanted numbers and ranges"),
+        (("--eta", 1, "--solver", "heun"), "eta"),
+    ):
+        assert message in refused(monkeypatch, "sample_images.py", model, "--out", out, *words), words
+        assert not out.exists(), words
+    run(monkeypatch, "sample_images.py", model, "--out", out, "--n", 2, "--steps", 2, "--label", "cat")
+    (out / "settings.json").write_text("{")
+    said = refused(monkeypatch, "sample_images.py", model, "--out", out, "--n", 3, "--steps", 2)
+    assert "settings.json is damaged" in said
+
+
+ERRORS = {
+    "no data": ("train_images.py", "--data", "nowhere", "--out", "run"),
+    "no such argument of the network": ("train_images.py", "--net", "colour=3", "--out", "run"),
+    "an argument that is none": ("train_images.py", "--net", "colour", "--out", "run"),
+    "a folder that is a file": ("train_images.py", "--out", "file", "--smoke"),
+    "no model to sample": ("sample_images.py", "nowhere"),
+    "no model to score": ("evaluate_images.py", "nowhere"),
+    "a model that tells nothing": ("evaluate_images.py", "model"),
+    "nowhere to write": ("evaluate_images.py", "digits", "--out", "no/where.json"),
+    "another shape": ("evaluate_images.py", "model2", "--data", "digits"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_an_error_is_one_line(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    saved(tmp_path / "model"), saved(tmp_path / "digits", {"data": {"source": "digits"}})
+    saved(tmp_path / "model2", {"data": {"source": "digits"}}, channels=3)
+    refused(monkeypatch, *ERRORS[name])
+
+
+def test_scores_are_made_by_one_process(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "start it without torchrun" in refused(monkeypatch, "evaluate_images.py", tmp_path)
+
+
+# several processes
+
+
+@pytest.mark.slow
+def test_processes_share_the_samples(tmp_path, monkeypatch):
+    """Two make together what one makes alone, each batch once."""
+    model = saved(tmp_path / "model")
+    words = ["--samples", "10", "--batch-size", "3", "--steps", "3", "--device", "cpu"]
+    run(monkeypatch, "sample_images.py", model, *words, "--out", tmp_path / "one")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = [str(EXAMPLES / "sample_images.py"), str(model), *words, "--out", str(tmp_path / "two")]
+    done = subprocess.run(
+        [*command, *script], capture_output=True, text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("evaluations a sample") == 4 and done.stdout.count("samples made") == 1
+    one, two = ({p.name: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in ("one", "two"))
+    assert one == two and len(one) == 12  # samples, settings, grid
+
+
+# previews
+
+
+@pytest.mark.parametrize("step_seconds", [0.001, 0.1, 3.0])
+@pytest.mark.parametrize("evaluation_seconds", [0.001, 0.1, 2.0])
+@pytest.mark.parametrize("steps", [5, 300])
+def test_previews_take_a_tenth_of_the_time(steps, evaluation_seconds, step_seconds, tmp_path, monkeypatch):
+    """Whatever a step and an evaluation cost: all but the last together, and the first evaluation, stay within the share."""
+    made, clock = [], [0.0]
+    script = runpy.run_path(str(EXAMPLES / "train_images.py"))
+
+    class Clocked(script["Previews"]):
+        def draw(self, model, evaluations):
+            clock[0] += evaluations * evaluation_seconds
+            return sg.Solution if evaluations == 1 else torch.zeros(2, 1, 4, 4)
+
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    monkeypatch.setattr(sg.plot, "image_grid", lambda *_, **__: None)
+    monkeypatch.setattr(sg.plot, "save", lambda drawing, file: made.append(clock[0]))
+    args = types.SimpleNamespace(smoke=False, steps=steps, preview_every=None, out=tmp_path)
+    previews, spent = Clocked(args, None), 0.0
+    for step in range(1, steps + 1):
+        clock[0] += step_seconds
+        if step == steps:
+            spent = previews.spent
+        previews(step, None, None)  # type: ignore[arg-type]
+    training = steps * step_seconds
+    assert spent <= 0.1 * training + evaluation_seconds * 1.001
+    assert len(made) >= 1 and made[-1] == clock[0]
+    few = 0.1 * training / (19 * evaluation_seconds)
+    assert len(made) >= min(steps, few) / 2 - 1  # the share is used
