@@ -12,6 +12,7 @@ from torch import Tensor
 from ..core.errors import InvalidInputError
 from ..models.base import ScoreModel
 from ..solvers import Adams
+from ..solvers.advice import advise
 from ..solvers.grids import grid_along
 from .checks import check_model
 from .sampling import sample
@@ -70,7 +71,7 @@ def grid(
         warnings.filterwarnings("ignore", "rtol=.* below what")  # as tight as the network's precision allows
         how = {"solver": "adams", "rtol": rtol, "t_span": (ends[0], stop), "save": "all", "progress": False}
         run = sample(model, samples, seed=seed, **how, **cond)
-    even = grid_along(model, 200, kind=Adams().grid_of(model, n), t_span=(ends[0], stop))
+    even = grid_along(model, 200, kind=advise(Adams(), model, steps=n).grid, t_span=(ends[0], stop))
     times = _quantiles(model, run.ts.cpu(), run.accepted.cpu(), inner, even)
     times[0], times[-1] = ends[0], stop
     return times if ends[1] != 0 else torch.cat([times, torch.zeros(1, dtype=torch.float64)])

@@ -68,7 +68,7 @@ class How:
             max_steps=self.max_steps,
             noisy=noisy,
             grid=kind,
-            view=None if span is None else _VIEWS[solver.coordinates](term.model),
+            view=None if span is None else _VIEWS[advise(solver, term).coordinates](term.model),
         )
 
     def _check_options(self) -> None:
@@ -150,9 +150,9 @@ def _laid(model: ScoreModel, solver: Solver, advice: Advice, count: int, ends: t
     """The solver's grid of `count` evaluations; before it the closed-form step of a solver that makes one."""
     level, sde, kind = advice.leap, model.sde, advice.grid
     if level is not None and (model.data_std is not None or solver.kind != "SDE"):
-        landing = float(sde.time(torch.tensor(-math.log(level * model.sigma_data), dtype=torch.float64)))
-        if max(ends[1], sde.t_min) < landing < ends[0]:
-            after = grid_along(model, count, kind=kind, t_span=(landing, ends[1]))
+        stop = float(sde.time(torch.tensor(-math.log(level * model.sigma_data), dtype=torch.float64)))
+        if max(ends[1], sde.t_min) < stop < ends[0]:
+            after = grid_along(model, count, kind=kind, t_span=(stop, ends[1]))
             return torch.cat([torch.tensor(ends[:1], dtype=torch.float64), after])
     return grid_along(model, count, kind=kind, t_span=ends)
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError, SolverError
-from ..models.base import ScoreModel
 from ..noise.white import Noise
 from ..terms import Term
 from .tolerance import Controller, Tolerance
@@ -67,10 +66,6 @@ class Entry:
     t: Tensor
     state: State
     uncounted: Tensor | int = 0
-
-    @property
-    def absent(self) -> Tensor | int:
-        return self.uncounted
 
 
 class Solver(ABC):
@@ -176,37 +171,6 @@ class Solver(ABC):
     def options(self) -> dict[str, Any]:
         """The options it was made with."""
         return {}
-
-    # ---- the advice by its former names
-
-    def suited(self, term: Term) -> Solver:
-        return self
-
-    @property
-    def default_steps(self) -> int:
-        return self._advice().steps
-
-    @property
-    def largest_step(self) -> float:
-        return self._advice().largest
-
-    def first(self, tolerance: Tolerance, term: Term | None = None) -> float:
-        return self._advice(term, tolerance=tolerance).first
-
-    def landing(self, n: int) -> float | None:
-        return self._advice(steps=n).leap
-
-    def choices(self, steps: int, term: Term) -> dict[str, Any]:
-        orders = self._advice(term, steps=steps).orders
-        return {} if orders is None else {"order": orders}
-
-    def grid_of(self, model: ScoreModel, steps: int) -> str:
-        return self._advice(model, steps=steps).grid
-
-    def _advice(self, subject: Any = None, **how: Any) -> Any:
-        from .advice import advise
-
-        return advise(self, subject, **how)
 
 
 class GridOrTolerance(Solver):

@@ -109,7 +109,7 @@ def grid_along(model: ScoreModel, n: int, *, kind: str, t_span: tuple[float, flo
     if not isinstance(sde, SDE):
         raise InvalidInputError(f"grid takes a ScoreModel or an SDE, not {type(model).__name__}")
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise InvalidInputError(f"n={n!r}: wanted a number of steps, at least 1")
+        raise InvalidInputError(f"got n={n!r}, expected a number of steps, at least 1")
     s = model.sigma_data if isinstance(model, ScoreModel) else 1.0
     start, stop = (sde.t_max, 0.0) if t_span is None else check_span(t_span)
     for t, zero in ((start, False), (stop, True)):
@@ -119,7 +119,7 @@ def grid_along(model: ScoreModel, n: int, *, kind: str, t_span: tuple[float, flo
                 "exactly 0"
             )
     if start == stop:
-        raise InvalidInputError(f"t_span={t_span}: wanted two different times")
+        raise InvalidInputError(f"got t_span={t_span}, expected two different times")
     if stop != 0:
         return formula_grid(sde, n, kind=kind, start=start, stop=stop, sigma_data=s)
     zero = torch.zeros(1, dtype=torch.float64)

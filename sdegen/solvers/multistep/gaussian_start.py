@@ -161,12 +161,11 @@ class Leapt:
 
 def scale_of_circle(term: Term) -> float:
     """s of the circular path that a term lives on; any other path is refused."""
-    sde, t = term.sde, term.t_min
-    s = getattr(sde, "sigma_data", None)
-    if s is None or abs(float(sde.alpha(t)) - math.cos(t)) > 1e-9:
+    s = term.sde.data_scale
+    if s is None:
         raise InvalidInputError(
-            f"start='gaussian' works on the circular path, not along {type(sde).__name__}: use sample(), or a term "
-            "of model.on(TrigSDE(s))"
+            f"start='gaussian' works on the circular path, not along {type(term.sde).__name__}: use sample(), or a "
+            "term of model.on(TrigSDE(s))"
         )
     return s
 
