@@ -290,6 +290,13 @@ def test_every_mode(name: str, channels: int, tmp_path: Path) -> None:
         assert bool((u[3] == 255).all())
 
 
+def test_sixteen_bits_become_the_nearest_of_eight(tmp_path: Path) -> None:
+    u = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    write_pictures(tmp_path, {"1.png": Image.fromarray(u)})
+    wanted = torch.from_numpy((u.astype(np.int64) + 128) // 257)
+    assert torch.equal(levels_of(load_images(tmp_path))[0, 0].long(), wanted)
+
+
 def test_channels_are_those_the_pictures_need(tmp_path: Path) -> None:
     write_pictures(tmp_path, {"1.png": bytes_of(4, 4), "2.png": bytes_of(4, 4).astype(np.uint16)})
     assert load_images(tmp_path).shape == (1, 4, 4)
