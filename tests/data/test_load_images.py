@@ -540,6 +540,22 @@ def test_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         load_images("hf:missing")
 
 
+def test_parts_of_a_hub_s_set_are_scaled_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The darker part is no mask of the brighter one's; a set that is read whole may be judged by its values."""
+    bright, dark = (np.full((4, 4), v, np.uint16) for v in (4000, 200))
+
+    def columns(values: np.ndarray) -> list[dict]:
+        return [{"img": Image.fromarray(values), "label": 0, "fine": 0}]
+
+    stand_in(monkeypatch, {"train": columns(bright), "test": columns(dark)})
+    for split, value in (("train", 4000), ("held-out", 200)):
+        with pytest.warns(RuntimeWarning, match="nearly black: pass levels="):
+            assert int(load_images("hf:x", split=split).stored[0, 0, 0, 0]) == round(value / 257)
+    stand_in(monkeypatch, {"train": columns(bright)})
+    with pytest.warns(RuntimeWarning, match="taken as 4096 levels"):
+        assert int(load_images("hf:x").stored[0, 0, 0, 0]) == round(4000 * 255 / 4095)
+
+
 def test_hub_without_a_held_out_part(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch, {"train": rows(6, 0)})
     assert len(load_images("hf:x")) == 6 and len(load_images("hf:x", split="held-out", held_out_every=3)) == 2
