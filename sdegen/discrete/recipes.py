@@ -1,13 +1,15 @@
 """The papers' samplers, each one call of `sample` or `encode`: a table, an eta, a solver and its nodes.
 
-Every recipe passes what it does not take itself (seed, index, x_init, save, batch_size, conditions ...) to the verb. As
-in the papers, nothing is drawn in the last step, to clean data.
+Every recipe passes what it does not take itself (seed, index, x_init, save, batch_size, conditions ...) to the verb.
+As in the papers, samples start from N(0, sigma^2), whatever is known of the data, and nothing is drawn in the last
+step, to clean data.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from numbers import Real
 from typing import Any
 
@@ -15,10 +17,11 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
-from ..inference.checks import check_model
+from ..inference.checks import check_model, full_shape, placed, sample_numbers
 from ..inference.sampling import encode, sample
 from ..loop.solution import Solution
 from ..models.base import ScoreModel
+from ..noise.white import PRIOR, Noise, check_seed
 from ..solvers import make_solver
 from .tables import nodes, spaced
 
@@ -59,7 +62,7 @@ def ddpm(
         raise InvalidInputError(f"variance={variance!r}: wanted {', '.join(map(repr, _VARIANCES))}")
     _check_words("ddpm", how, "solver", "eta")
     solver = make_solver("ancestral", noise=_VARIANCES[variance])
-    return sample(model, shape, solver=solver, steps=_times(model, steps, spacing), **how)
+    return _from_noise(model, shape, _times(model, steps, spacing), how, solver=solver)
 
 
 def ddim(
@@ -86,7 +89,7 @@ def ddim(
     Source: Song et al. 2020 (arXiv 2010.02502) eq. 12 and 16.
     """
     _check_words("ddim", how, "solver")
-    return sample(model, shape, solver="ddim", eta=eta, steps=_times(model, steps, spacing), **how)
+    return _from_noise(model, shape, _times(model, steps, spacing), how, solver="ddim", eta=eta)
 
 
 def ddim_encode(model: ScoreModel, x: Tensor, *, steps: Steps = None, spacing: str = "leading", **how: Any) -> Solution:
@@ -136,7 +139,7 @@ def annealed_langevin(
     _check_words("annealed_langevin", how, "solver", "eta", "steps")
     solver = make_solver("langevin", epsilon=epsilon, corrections=steps_per_level)
     down = _times(model, None, "leading")
-    return sample(model, shape, solver=solver, steps=down if denoise else down[:-1], **how)
+    return _from_noise(model, shape, down if denoise else down[:-1], how, solver=solver)
 
 
 def langevin(
@@ -166,6 +169,20 @@ def langevin(
     epsilon = step * (least.sigma / least.alpha / at.sigma) ** 2
     solver = make_solver("langevin", epsilon=epsilon, corrections=n)
     return sample(model, shape, solver=solver, steps=[t, 0.0] if denoise else [t], **how)
+
+
+def _from_noise(model: ScoreModel, shape: Any, times: Any, how: dict[str, Any], **solver: Any) -> Solution:
+    """`sample` from the papers' start, N(0, sigma(t)^2) at the first of the times."""
+    if how.get("x_init") is not None:
+        return sample(model, shape, steps=times, **solver, **how)
+    check_model(model)
+    full, seed = full_shape(model, shape, None), check_seed(how.get("seed"))
+    dtype, device = placed(model, how.get("dtype"), None)
+    noise = Noise(seed, index=sample_numbers(how.get("index"), full[0]))
+    z = noise.normal(full, PRIOR, dtype=dtype, device=device)
+    first = float(torch.as_tensor(times, dtype=torch.float64).flatten()[0])
+    how = {**how, "x_init": z * model.sde.sigma(first), "seed": seed}
+    return replace(sample(model, full, steps=times, **solver, **how), seed=seed)
 
 
 def _times(model: ScoreModel, steps: Steps, spacing: str) -> Any:

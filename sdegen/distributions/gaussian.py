@@ -114,6 +114,13 @@ class Gaussian:
         rest = f(self.rest)
         return rest * y + ((y @ self.axes) * (f(self.variances) - rest)) @ self.axes.mT
 
+    def noisy(self, z: Tensor, alpha: Any, sigma: Any) -> Tensor:
+        """alpha mean + (alpha^2 C + sigma^2)^(1/2) z, (B, *event) like z: a draw from the marginal at a time with
+        these coefficients, where z is standard normal."""
+        q, y = self.to(z), flat(z)
+        spread = q.apply(lambda v: (alpha**2 * v + sigma**2) ** 0.5, y)
+        return (alpha * q.mean + spread).reshape(z.shape)
+
     def log_prob(self, x: Tensor, level: Any) -> Tensor:
         """log N(x; alpha mean, P), (B,) float64; x is (B, d)."""
         q, x = self.to(x.double()), x.double()

@@ -16,12 +16,12 @@ from ..loop.run import run
 from ..loop.solution import ARRIVED, Solution
 from ..models.base import ScoreModel
 from ..models.coordinates import Coordinates
-from ..models.facts import reference
+from ..models.facts import prior, reference
 from ..noise.white import Noise
 from ..solvers import Solver
 from ..solvers.multistep.weights import lagrange_weights
 from ..terms import ProbabilityFlow
-from .density import DensityFlow, prior, tail_power
+from .density import DensityFlow, tail_power
 from .divergence import choose_divergence, draw_probes
 
 

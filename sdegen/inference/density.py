@@ -29,17 +29,9 @@ from ..core.errors import InvalidInputError
 from ..core.shapes import as_time, flat
 from ..distributions.gaussian import Gaussian, column
 from ..models.base import ScoreModel
-from ..models.facts import known
 from ..models.prediction import Prediction
 from ..terms import ProbabilityFlow, Term
 from .divergence import Probes, divergence
-
-
-def prior(model: ScoreModel) -> Gaussian:
-    """The data's law as it is taken at t_max: N(mean, C) as far as the model knows them, else a point at 0."""
-    if model.data_std is None:
-        return Gaussian(mean=torch.zeros((), dtype=torch.float64), variances=torch.zeros((), dtype=torch.float64))
-    return known(model)
 
 
 def tail_power(model: ScoreModel) -> int:

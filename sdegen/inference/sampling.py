@@ -17,6 +17,7 @@ from ..loop.modes import bar, quiet
 from ..loop.run import run
 from ..loop.solution import Solution
 from ..models.base import ScoreModel
+from ..models.facts import prior
 from ..noise.white import PRIOR, Noise, check_seed
 from ..solvers import Solver, named
 from ..terms import ProbabilityFlow, ReverseSDE, Term
@@ -69,8 +70,9 @@ def sample(
         seed: sample i's noise depends on (seed, its number) alone. None: a fresh one, told in `.seed`.
         index: the samples' numbers, default 0..B-1.
         save: "last", "all", or times (see `solve`).
-        x_init: (B, *event), the state at the first time instead of a draw from N(0, sigma(t)^2): decoding, editing from
-            a middle time.
+        x_init: (B, *event), the state at the first time (decoding, editing from a middle time) instead of a draw from
+            N(alpha mean, alpha^2 C + sigma^2), with what the model knows of the data's mean and covariance C (or their
+            variances); N(0, sigma^2) where it knows nothing.
         dtype: of the state; default the network's, at least float32.
         return_log_prob: also the log-density of each sample in nats, `.log_prob`: that of its state at the last time
             before the final denoising, t_min (at 0 there is none to speak of), with the divergence that `log_prob`
@@ -103,7 +105,7 @@ def sample(
             given, noise = rows_of(cond, rows), Noise(seed, index=numbers[rows])
             if x_init is None:
                 z = noise.normal((len(rows), *shape[1:]), PRIOR, dtype=dtype, device=device)
-                x = z * model.sde.sigma(plan.start)
+                x = prior(model).noisy(z, float(model.sde.alpha(plan.start)), float(model.sde.sigma(plan.start)))
             else:
                 x = x_init[rows.to(x_init.device)].to(dtype)
             if return_log_prob:

@@ -29,6 +29,14 @@ def known(model: ScoreModel) -> Gaussian:
 _KNOWN = WeakTensorKeyDictionary()  # covariance -> (its version, its Gaussian), for as long as the tensor lives
 
 
+def prior(model: ScoreModel) -> Gaussian:
+    """The data's law as it is taken at t_max: N(mean, C) as far as the model knows them, else a point (at worst 0)."""
+    if model.data_std is None:
+        mean = torch.zeros((), dtype=torch.float64) if model.data_mean is None else model.data_mean
+        return Gaussian.of_variances(torch.zeros((), dtype=torch.float64), mean)
+    return known(model)
+
+
 def _decomposed(covariance: Tensor) -> Gaussian:
     """Gaussian.of_covariance, computed once for each tensor: models and their views share it."""
     found = _KNOWN.get(covariance)
