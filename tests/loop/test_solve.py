@@ -14,6 +14,7 @@ from torch import Tensor
 import sdegen as sg
 from sdegen import testing
 from sdegen.core.shapes import expand
+from sdegen.loop.solution import describe
 from sdegen.models.exact import MixtureModel
 from sdegen.solvers import Solver, Step
 from sdegen.terms import Counted
@@ -301,6 +302,13 @@ def test_the_worst_failure_is_spoken_of_and_where_it_was_first():
     assert came.t.tolist() == [0.2, 0.4, 0.2, 0.4, 0.2]
     for words in ("2 of 5 samples (numbers 1, 3)", "t = 0.4", "after 3 accepted steps", "precision"):
         assert words in came.message
+
+
+def test_of_several_failures_the_one_after_the_fewest_steps_is_named():
+    """Of the worst kind; a step size that ran out after no step at all is less than a NaN."""
+    reached = torch.tensor([0.2, 0.4, 0.6, 0.7], dtype=F64)
+    said = describe(torch.tensor([0, 1, 1, 3]), reached, torch.tensor([4, 3, 1, 0]))
+    assert "2 of 4 samples (numbers 1, 2)" in said and "t = 0.6 after 1 accepted steps" in said
 
 
 def test_what_is_left_to_do_at_the_last_time_is_watched_too():
