@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.errors import InvalidInputError
 from ..noise.brownian import Remembered
 from ..noise.white import Noise
-from ..solvers import Step
+from ..solvers import Solver, Step
 from ..solvers.advice import advise
 from ..solvers.base import reverted
 from ..solvers.tolerance import Tolerance, effective_variance, resolution, share_of
@@ -88,6 +89,8 @@ class Adaptive:
         h = torch.where(last, left, torch.minimum(h, left / 2))  # the last two steps are equal
         t_next = torch.where(last, plan.end, self.t + self.sign * h)
         step = plan.solver.step(self.term, self.x, self.t, t_next, state, self.noise)
+        if step.x.dtype != self.x.dtype or step.x.shape != self.x.shape:
+            raise _unlike(plan.solver, step.x, self.x)
         accept, factor, after = plan.solver.judge(step, self.x, state, self._allowed(t_next))
         factor = factor.nan_to_num(0.1)
         good = _finite_steps(step)
@@ -138,6 +141,14 @@ def _measured(tolerance: Tolerance, term: Counted, x: Tensor) -> Tolerance:
     if part is x:
         return tolerance
     return replace(tolerance, share=math.sqrt(part.numel() / x.numel()), measured=term.measured)
+
+
+def _unlike(solver: Solver, got: Tensor, x: Tensor) -> InvalidInputError:
+    return InvalidInputError(
+        f"{solver.name!r} made of x another tensor: got {got.dtype} {tuple(got.shape)}, expected {x.dtype} "
+        f"{tuple(x.shape)}; under error control times are float64 of shape (B,): shape what multiplies x as "
+        "h.to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))"
+    )
 
 
 def _finite_steps(step: Step) -> Tensor | None:

@@ -168,3 +168,9 @@ def test_six_lines_are_a_solver():
     few, many = (sg.sample(MODEL, 4, solver=Midpoint(), steps=n, seed=0, dtype=F64).x for n in (20, 80))
     exact = sg.sample(MODEL, 4, rtol=1e-8, seed=0, dtype=F64).x
     assert float((many - exact).norm()) < 0.2 * float((few - exact).norm())
+
+
+def test_a_step_that_is_unlike_its_state_is_refused_with_the_cure():
+    """Times are float64 under error control: a width that is not cast makes float64 of a float32 state."""
+    with pytest.raises(sg.InvalidInputError, match=r"got torch.float64 \(2, 2\), expected torch.float32 .*reshape"):
+        sg.sample(MODEL, 2, solver=Controlled(STATES["none"]), rtol=1e-3, seed=0, dtype=torch.float32)

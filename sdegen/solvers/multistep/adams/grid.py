@@ -10,7 +10,7 @@ The slope f' is kept (PEC): one evaluation a step, and the last step is not corr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,33 +27,44 @@ from ..weights import lagrange_weights, summed
 from .method import AdamsMethod
 
 
-@dataclass(slots=True, eq=False)
-class AdamsRun:
-    """Where a run over a grid stands.
+@dataclass(frozen=True, slots=True, eq=False)
+class AdamsPlan:
+    """What all steps of a grid share.
 
     Attributes:
         keep: how many slopes to keep.
         predictor, corrector: the weights of all steps, the newest slope's first.
-        k: which step is next; the leap, where there is one, is step -1.
-        x: the state before the last step, corrected.
-        slopes: past slopes, the newest first.
-        leap: of the Gaussian start.
+        leap: of the Gaussian start, None: there is none.
     """
 
     keep: int
     predictor: list[list[float]]
     corrector: list[list[float]]
-    k: int = 0
-    x: Any = None
-    slopes: Sequence[Tensor] = ()
     leap: GaussianStart | None = None
 
     @classmethod
-    def planned(cls, ts: Tensor, orders: tuple[int, int], known: int = 0) -> AdamsRun:
-        """The run from ts[known] on; the times before it have slopes, too."""
-        predictor, corrector = orders
-        ahead, back = (_weights(ts, known, first, most) for first, most in ((0, predictor), (1, corrector)))
-        return cls(max(predictor, corrector) - 1, ahead, back)
+    def of(cls, ts: Tensor, orders: tuple[int, int], leap: GaussianStart | None = None) -> AdamsPlan:
+        """The plan of a grid; with a leap ts[0] and ts[1] are the past times that have slopes."""
+        first = 0 if leap is None else 2
+        predictor, corrector = (_weights(ts, first, ahead, most) for ahead, most in zip((0, 1), orders, strict=True))
+        return cls(max(orders) - 1, predictor, corrector, leap)
+
+
+@dataclass(slots=True, eq=False)
+class AdamsRun:
+    """Where a run over a grid stands.
+
+    Attributes:
+        plan: of its grid.
+        k: which step is next; the leap, where there is one, is step -1.
+        x: the state before the last step, corrected.
+        slopes: past slopes, the newest first.
+    """
+
+    plan: AdamsPlan
+    k: int = 0
+    x: Any = None
+    slopes: Sequence[Tensor] = ()
 
 
 class AdamsGrid(AdamsMethod):
@@ -80,37 +91,37 @@ class AdamsGrid(AdamsMethod):
         else:
             warn_of_order(self.name, orders[0], n)
         if not self.leaps:
-            return AdamsRun.planned(grid, orders)
+            return AdamsRun(AdamsPlan.of(grid, orders))
         leap = GaussianStart.planned(term, self.law, float(grid[0]), float(grid[1]), x)
         nodes = torch.cat([torch.tensor([leap.past[1], leap.past[0]], dtype=grid.dtype), grid[1:]])
-        return replace(AdamsRun.planned(nodes, orders, known=2), leap=leap, k=-1)
+        return AdamsRun(AdamsPlan.of(nodes, orders, leap), k=-1)
 
     def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: AdamsRun, noise: Noise) -> Step:
-        if state.k < 0 and state.leap is not None:
-            return Step(state.leap.at(x, float(t_next)), replace(state, k=0, x=x))
+        plan, k = state.plan, state.k
+        if k < 0 and plan.leap is not None:
+            return Step(plan.leap.at(x, float(t_next)), AdamsRun(plan, 0, x))
         slope = term.drift(x, t)
         slopes = [slope, *state.slopes]
-        if state.k:
-            x = summed(state.x, state.corrector[state.k - 1], slopes)
-        elif state.leap is not None:
-            x, past, _ = state.leap.corrected(state.x, x, slope)
+        if k:
+            x = summed(state.x, plan.corrector[k - 1], slopes)
+        elif plan.leap is not None:
+            x, past, _ = plan.leap.corrected(state.x, x, slope)
             slopes = [slope, *past]
-        x_next = summed(x, state.predictor[state.k], slopes)
-        after = replace(state, k=state.k + 1, x=x, slopes=slopes[: state.keep])
-        return Step(x_next, after, slope=slope)
+        x_next = summed(x, plan.predictor[k], slopes)
+        return Step(x_next, AdamsRun(plan, k + 1, x, slopes[: plan.keep]), slope=slope)
 
 
-def _weights(ts: Tensor, known: int, first: int, most: int) -> list[list[float]]:
-    """Weights of up to `most` slopes for each step from ts[known] on, the newest slope at its beginning (`first` = 0)
+def _weights(ts: Tensor, known: int, ahead: int, most: int) -> list[list[float]]:
+    """Weights of up to `most` slopes for each step from ts[known] on, the newest slope at its beginning (`ahead` = 0)
     or its end (1)."""
     n = len(ts) - 1 - known
     table: list[list[float]] = [[]] * n
     groups: dict[int, list[int]] = {}
     for k in range(n):
-        groups.setdefault(min(most, known + k + 1 + first), []).append(k)
+        groups.setdefault(min(most, known + k + 1 + ahead), []).append(k)
     for count, rows in groups.items():
         k = torch.tensor(rows) + known
-        nodes = ts[k[:, None] + first - torch.arange(count)]
+        nodes = ts[k[:, None] + ahead - torch.arange(count)]
         w = lagrange_weights(nodes, ts[k], ts[k + 1], torch.ones_like, lambda u: u)
         for row, i in zip(w.tolist(), rows, strict=True):
             table[i] = row
