@@ -48,7 +48,7 @@ from .processes import (
     TabulatedVPSDE,
     TrigSDE,
 )
-from .solvers import Solver, make_solver, solvers
+from .solvers import Solver, Step, make_solver, solvers
 from .solvers.stochastic.analytic import NoiseLevel, measure_noise
 from .storage.models import load, save
 from .terms import ForwardSDE, ProbabilityFlow, ReverseSDE, Term
@@ -94,6 +94,7 @@ __all__ = [
     "Solution",
     "Solver",
     "SolverError",
+    "Step",
     "StepSizeUnderflowError",
     "SubVPSDE",
     "TabulatedVESDE",

@@ -11,7 +11,7 @@ from typing import Any
 from ..core.errors import InvalidInputError
 from ..core.table import table
 from ..terms import Term
-from .base import Outcome, OutsideSolver, Solver, State, Step
+from .base import ControlState, Outcome, OutsideSolver, Solver, State, Step
 from .external import TABLE as EXTERNAL
 from .multistep.adams import Adams
 from .multistep.exponential import Multistep
@@ -24,6 +24,7 @@ from .stochastic.sra import SRA1
 
 __all__ = [
     "Adams",
+    "ControlState",
     "Outcome",
     "OutsideSolver",
     "Row",

@@ -62,17 +62,24 @@ def effective_variance(term: Term, x: Tensor) -> float | None:
     return None if model.smooth else flat(x).shape[1] * s**2
 
 
-def share_of(sde: SDE, widest: float, t: Tensor) -> Tensor:
-    """The share of a tolerance that an error at t may have on the way down a circular path, to be within it at the end.
+def share_of(sde: SDE, variance: float, t: Tensor) -> Tensor:
+    """The share of a tolerance that an error made at t on the way down may take, so that the end is within it.
 
-        share = (alpha^2 + sigma^2/v)^(1/2),    v = `widest`, the data's variance in their widest directions.
+    On the circular path, alpha = cos t and sigma = s sin t, with sh = sigma/alpha: an error e of x is an error e/alpha
+    of x/alpha, which the flow of data of variance v in its direction shrinks by (v/(v + sh^2))^(1/2) down to sh = 0.
+    It ends as
 
-    An error at noise level sh = sigma/alpha in a direction of variance v is multiplied by (v/(v + sh^2))^(1/2) on its
-    way, along the flow of N(0, v); the circular path, made for data of variance s^2 all around, lets it be as large as
-    (1 + sh^2/s^2)^(1/2) tolerances. For images v comes near to the whole variance d s^2.
+        e/(alpha^2 + sigma^2/v)^(1/2),      so that      share = (alpha^2 + sigma^2/v)^(1/2):
+
+    1 at all times for v = s^2, the scale that the path is made for, and less at high noise for wider directions.
+
+    Args:
+        sde: of the circular path.
+        variance: v, see `effective_variance`; for images it comes near to the whole variance d s^2.
+        t: (B,).
     """
     at = sde.at(t)
-    return torch.sqrt(at.alpha.square() + at.sigma.square() / widest)
+    return torch.sqrt(at.alpha.square() + at.sigma.square() / variance)
 
 
 def rms(x: Tensor) -> Tensor:
