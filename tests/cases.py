@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sdegen.distributions.gaussian import Gaussian
 from sdegen.distributions.mixture import GaussianMixture
 from sdegen.models.denoiser import Denoiser
 from sdegen.models.parametrization import NAMES, Parametrization
@@ -181,3 +182,11 @@ def each_law(classes: Mapping[str, Any], laws_of: Callable[[Any], Iterable[tuple
             marks = [] if reason is None else [pytest.mark.xfail(reason=reason, raises=LawError, strict=True)]
             tests.append(pytest.param(law, id=f"{name}-{law_name}", marks=marks))
     return tests
+
+
+def beginning(model, shape: tuple[int, ...], *, seed: int, t: float, dtype=torch.float64) -> Tensor:
+    """Where samples of a mixture begin: alpha mean + (alpha^2 C + sigma^2)^(1/2) z, z the seed's own."""
+    sde = model.sde
+    z = sde.prior(shape, seed=seed, dtype=dtype) / float(sde.sigma(sde.t_max))
+    law = Gaussian.of_covariance(model.mixture.covariance, model.mixture.mean)
+    return law.noisy(z, float(sde.alpha(t)), float(sde.sigma(t)))

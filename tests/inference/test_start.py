@@ -100,7 +100,7 @@ def test_dark_pictures_stay_dark():
 
 @pytest.mark.parametrize("recipe", ["ddpm", "ddim"])
 def test_the_papers_recipes_start_from_the_papers_noise(recipe):
-    sde = sg.TabulatedVPSDE(sg.discrete.betas("linear", 20))
+    sde = sg.TabulatedVPSDE(sg.discrete.betas("linear", 50))
     model = sg.MixtureModel(FAR, sde)
     path = getattr(sg.discrete, recipe)(model, 6, seed=4, save="all", dtype=F64)
     torch.testing.assert_close(path.xs[0], sde.prior((6, 2), seed=4, dtype=F64), rtol=1e-12, atol=0)

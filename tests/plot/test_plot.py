@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from cases import beginning
 from matplotlib.animation import FuncAnimation
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PathCollection
@@ -262,7 +263,7 @@ def test_a_model_is_solved_in_all_directions_from_the_same_noise_and_data():
     (up, _), (encoded, latent), (reverse, sampled), (flow, flowed) = ends
     np.testing.assert_allclose(up, encoded, rtol=1e-12)  # the same data
     np.testing.assert_allclose(reverse, flow, rtol=1e-12)  # the same noise: the prior's draw of that seed
-    np.testing.assert_allclose(flow, sg.VPSDE().prior((40, 2), seed=3, dtype=torch.float64).numpy(), rtol=1e-12)
+    np.testing.assert_allclose(flow, beginning(ring(), (40, 2), seed=3, t=1.0).numpy(), rtol=1e-9)
     for x in (up, sampled, flowed):  # all near a mode: P(|x - m| > 0.45) = exp(-10) for a std of 0.1
         assert np.linalg.norm(x[:, None] - RING.means.numpy(), axis=2).min(1).max() < 0.45
     assert np.linalg.norm(sampled - flowed, axis=1).mean() > 0.3  # yet the SDE's noise leads elsewhere
