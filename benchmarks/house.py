@@ -32,14 +32,10 @@ RESULTS = Path(__file__).parent / "results" / "house.json"
 
 # What is remembered between calls, and would not be there in a program without caches: (text that stands in the code, why).
 REMEMBERED = [
-    ("self._levels = Memo(", "a process: its coefficients at times that were asked for"),
-    (
-        "self._latest = Latest()\n        self._latest.keep(levels",
-        "a process: its coefficients at the last tensor of times",
-    ),
-    ("self._size = Latest()", "a model: data_std as one number"),
-    ("self._coefficients = Memo(", "a Denoiser: its parametrisation's coefficients"),
-    ("self._map = Memo(", "a model along another process: the map between the two"),
+    ("._cached = CachedFunction(", "a process: its coefficients at times that were asked for"),
+    ("self._size = LastAnswer()", "a model: data_std as one number"),
+    ("self._coefficients = CachedFunction(", "a Denoiser: its parametrisation's coefficients"),
+    ("self._map = CachedFunction(", "a model along another process: the map between the two"),
     ("self._first = (net, first)", "a Denoiser: the dtype and device of its network's first parameter"),
     ("_KNOWN = WeakTensorKeyDictionary()", "covariances that were decomposed"),
     ("keys = self._keys = ", "a Noise: hashes of sample numbers and elements"),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .core.conditions import rows_of, tensors_of
 from .core.errors import InvalidInputError
-from .core.shapes import as_time, factor, plus
+from .core.shapes import factor, plus
 from .models.base import ScoreModel
 from .models.coordinates import Coordinates
 from .models.prediction import Prediction
@@ -139,13 +139,13 @@ class _OfModel(Term):
         return prediction
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.predict(x, t).combine(*self._rates(self.sde.level(as_time(t))))
+        return self.predict(x, t).combine(*self._rates(self.sde.at(t)))
 
     def moved(self, x: Tensor, t: Tensor, h: float | Tensor) -> Tensor:
         """Since x = alpha x0 + sigma noise, one combination of the two."""
         if type(self).drift is not _OfModel.drift:  # a subclass with a drift of its own
             return super().moved(x, t, h)
-        level = self.sde.level(as_time(t))
+        level = self.sde.at(t)
         d_alpha, d_sigma = self._rates(level)
         return self.predict(x, t).combine(level.alpha + h * d_alpha, level.sigma + h * d_sigma)
 
@@ -156,7 +156,7 @@ class _OfModel(Term):
         return d_alpha, d_sigma
 
     def diffusion(self, t: Tensor) -> Any:
-        return self.eta * self.sde.level(as_time(t)).g
+        return self.eta * self.sde.at(t).g
 
     def check(self, x: Tensor) -> None:
         self.model.check_conditions(self.cond, x.shape[0])

@@ -1,84 +1,111 @@
-"""Coefficients of times, remembered: on a fixed grid computed once, all together, as plain floats; at each sample's own
-times until another tensor of them comes."""
+"""Functions of time that remember their answers.
+
+A solve asks for the same few coefficients again and again, at the times of a grid that all samples share or at each
+sample's own times. Two rules say what is remembered:
+
+    one number     every answer, as plain floats, up to 8192 times; then all are dropped
+    a tensor       the last answer, until another tensor comes or this one is written to
+
+Nothing that carries derivatives, and nothing that was made in inference mode, is remembered.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.autograd import forward_ad
 
 _MOST = 8192
 
+Rows = Callable[[Any, Tensor], Sequence[Any] | None]
 
-class Memo:
-    """An elementwise function of time, t -> tuple of tensors of t's shape, that answers scalar times with plain floats.
 
-    Scalar times are computed in float64 and remembered; `warm` computes many of them in one call. Plain floats multiply
-    tensors on any device without a copy. Times of shape (B,) go to the function as they are, and the last answer is
-    remembered for as long as the very same tensor comes (see `Latest`). Times and values that carry gradients are never
-    remembered. A value may be a float in all answers.
+def rows_of_columns(columns: tuple[Any, ...], ts: Tensor) -> Sequence[tuple[float, ...]] | None:
+    """A tuple of tensors (S,) as S tuples of floats; None if one must not be remembered."""
+    if any(must_not_cache(column) for column in columns):
+        return None
+    lists = (column.tolist() if isinstance(column, Tensor) else [column] * len(ts) for column in columns)
+    return list(zip(*lists, strict=True))
+
+
+class CachedFunction:
+    """An elementwise function of time: floats for one time, tensors of t's shape for a tensor of times.
+
+    One time is computed in float64, as a tensor (1,); `warm` computes many of them in one call. Plain floats multiply
+    tensors on any device without a copy. Times that carry derivatives go to the function as they are.
+
+    Args:
+        function: what is computed of times (B,), or () where a time carries derivatives; by default a tuple of tensors
+            of t's shape (a value may be a float where it is the same at all times).
+        rows: (function(ts), ts) -> the S answers at single times, in plain floats; None if they must not be remembered.
     """
 
-    def __init__(self, function: Callable[[Tensor], tuple[Any, ...]]) -> None:
-        self._function = function
-        self._known: dict[float, tuple[float, ...]] = {}
+    def __init__(self, function: Callable[[Tensor], Any], rows: Rows = rows_of_columns) -> None:
+        self._function, self._rows = function, rows
+        self._at_number: dict[float, Any] = {}
         self._awaited: Tensor | None = None  # times that are to be computed together
-        self._latest = Latest()
+        self._at_tensor = LastAnswer()
 
-    def __call__(self, t: Tensor) -> tuple[Any, ...]:
-        if not t.ndim and not t.requires_grad:
-            return self.of(float(t))
-        values = self._latest.of(t)
-        if values is None:
-            values = self._function(t)
-            if not any(carries(v) for v in values):
-                self._latest.keep(t, values)
-        return values
-
-    def of(self, t: float) -> tuple[Any, ...]:
-        """The values at one time."""
-        known = self._known.get(t)
-        if known is None and self._awaited is not None:
-            awaited, self._awaited = self._awaited, None
-            self._remember(awaited)
-            known = self._known.get(t)
-        if known is None:
-            values = self._function(torch.tensor(t, dtype=torch.float64))
-            if any(carries(v) for v in values):
-                return values
-            known = tuple(float(v) for v in values)
-            self._keep([(t, known)])
-        return known
+    def __call__(self, t: float | Tensor) -> Any:
+        if isinstance(t, Tensor):
+            if t.ndim:
+                return self._of_tensor(t)
+            if carries_derivatives(t):
+                return self._function(t)
+            t = float(t)
+        known = self._at_number.get(t)
+        return self._of_number(t) if known is None else known
 
     def warm(self, ts: Tensor) -> None:
-        """Compute and remember the values at all of `ts`, once the first of them is asked for."""
+        """Compute and remember the answers at all of `ts`, once the first of them is asked for."""
         ts = ts.detach().to("cpu", torch.float64)
         self._awaited = ts if self._awaited is None else torch.cat([self._awaited, ts])[-_MOST:]
 
-    def _remember(self, ts: Tensor) -> None:
-        values = self._function(ts)
-        if any(carries(v) for v in values):
-            return
-        columns = (v.tolist() if isinstance(v, Tensor) else [v] * len(ts) for v in values)
-        self._keep(zip(ts.tolist(), zip(*columns, strict=True), strict=True))
+    def keep(self, t: Tensor, answer: Any) -> None:
+        """Remember an answer at a tensor of times that was found in another way."""
+        self._at_tensor.keep(t, answer)
 
     def clear(self) -> None:
-        self._known.clear()
-        self._awaited, self._latest = None, Latest()
+        self._at_number.clear()
+        self._awaited, self._at_tensor = None, LastAnswer()
 
-    def _keep(self, known: Iterable[tuple[float, tuple[float, ...]]]) -> None:
-        if len(self._known) >= _MOST:
-            self._known.clear()
-        self._known.update(known)
+    def _of_tensor(self, t: Tensor) -> Any:
+        answer = self._at_tensor.of(t)
+        if answer is None:
+            answer = self._function(t)
+            if not (isinstance(answer, tuple) and any(must_not_cache(v) for v in answer)):
+                self._at_tensor.keep(t, answer)
+        return answer
+
+    def _of_number(self, t: float) -> Any:
+        if self._awaited is not None:
+            awaited, self._awaited = self._awaited, None
+            self._remember(awaited)
+            if t in self._at_number:
+                return self._at_number[t]
+        if self._remember(torch.tensor([t], dtype=torch.float64, device="cpu")):
+            return self._at_number[t]
+        return self._function(torch.tensor(t, dtype=torch.float64, device="cpu"))
+
+    def _remember(self, ts: Tensor) -> bool:
+        rows = self._rows(self._function(ts), ts)
+        if rows is None:
+            return False
+        if len(self._at_number) >= _MOST:
+            self._at_number.clear()
+        self._at_number.update(zip(ts.tolist(), rows, strict=True))
+        return True
 
 
-class Latest:
-    """What was computed from the last tensor that it was asked about: a step's coefficients are wanted by the term, the
-    model inside and the prediction, all with the same tensor of times.
+class LastAnswer:
+    """The answer to the last tensor that came: the term, the model inside and the prediction of one step ask about the
+    same times.
 
-    It is the same if it is the same object, not written to since, under the same grad mode.
+    It is the same tensor if it is the same object, not written to since, under the same grad mode.
     """
 
     __slots__ = ("_kept",)
@@ -93,11 +120,20 @@ class Latest:
             return None
         return kept[3]
 
-    def keep(self, t: Tensor, value: Any) -> None:
-        if not carries(t):
-            self._kept = (t, t._version, torch.is_grad_enabled(), value)
+    def keep(self, t: Tensor, answer: Any) -> None:
+        if not must_not_cache(t):
+            self._kept = (t, t._version, torch.is_grad_enabled(), answer)
 
 
-def carries(value: Any) -> bool:
-    """Whether a value belongs to the graph it was made in: it has gradients, or comes from inference mode."""
-    return isinstance(value, Tensor) and (value.requires_grad or value.is_inference())
+def must_not_cache(value: Any) -> bool:
+    """Whether a value belongs to the computation it was made in: it carries derivatives, or is of inference mode."""
+    return isinstance(value, Tensor) and (carries_derivatives(value) or value.is_inference())
+
+
+def carries_derivatives(value: Tensor) -> bool:
+    """Whether a tensor has more to it than its numbers: gradients, a tangent, or the axis of a `torch.func.vmap`."""
+    return (
+        value.requires_grad
+        or is_functorch_wrapped_tensor(value)
+        or (forward_ad._current_level >= 0 and forward_ad.unpack_dual(value).tangent is not None)
+    )

@@ -164,8 +164,8 @@ def langevin(
         raise InvalidInputError(f"step={step!r}: wanted a positive number")
     if isinstance(t, bool) or not isinstance(t, Real | Tensor) or not model.sde.t_min <= float(t) <= model.sde.t_max:
         raise InvalidInputError(f"t={t!r}: wanted one time in [{model.sde.t_min:g}, {model.sde.t_max:g}]")
-    least = model.sde.level(torch.tensor(model.sde.t_min, dtype=torch.float64))
-    at = model.sde.level(torch.tensor(float(t), dtype=torch.float64))
+    least = model.sde.at(model.sde.t_min)
+    at = model.sde.at(t)
     epsilon = step * (least.sigma / least.alpha / at.sigma) ** 2
     solver = make_solver("langevin", epsilon=epsilon, corrections=n)
     return sample(model, shape, solver=solver, steps=[t, 0.0] if denoise else [t], **how)

@@ -131,7 +131,7 @@ class DensityColumn:
         """What the columns hold at the end, (B, m): unit l going up, unit (log q - l) at the end going down."""
         if self.upward:
             columns = solution.x[:, self.dim :]
-            return columns / self.term.sde.level(self.times[-1]).sigma if self.term.scaled else columns
+            return columns / self.term.sde.at(self.times[-1]).sigma if self.term.scaled else columns
         if not self.plan.denoise:
             return -self.term.at_the_end(solution.x, self.times[-1])
         return -solution.x[:, self.dim :]
@@ -140,10 +140,10 @@ class DensityColumn:
         """What is to be added, (B,) float64: log q at the data (up), the prior's part, the change of variables."""
         noisy, clean = (-1, 0) if self.upward else (0, -1)
         x_noisy = x if self.upward else self.begin
-        level = self.term.sde.level(self.times[noisy])
+        level = self.term.sde.at(self.times[noisy])
         constant = self.prior.log_prob(x_noisy, level) - self.q.log_prob(x_noisy, level)
         if self.upward:
-            constant = constant + self.q.log_prob(self.begin, self.term.sde.level(self.times[clean]))
+            constant = constant + self.q.log_prob(self.begin, self.term.sde.at(self.times[clean]))
         if self.view.same:
             return constant
         alpha_there = float(self.term.sde.alpha(self.times[clean]))
@@ -178,7 +178,7 @@ class DensityColumn:
 
         Above t_max log p - log q = int (div h - h.P^-1 y) (alpha sh/P_s) d log(sh), sh = sigma/alpha, falls like sh^-k.
         """
-        level = self.term.sde.level(self.times[-1])
+        level = self.term.sde.at(self.times[-1])
         beyond = level.alpha * level.sigma / self.term.total(level) * rate / self.power
         return self.prior.log_prob(x, level) - self.q.log_prob(x, level) - beyond
 
@@ -187,7 +187,7 @@ class DensityColumn:
 
         s is the score of xh = x/alpha at sh = sigma/alpha.
         """
-        level, first = self.term.sde.level(self.times[0]), self.term.first
+        level, first = self.term.sde.at(self.times[0]), self.term.first
         if first is None or len(first.noise) != len(self.begin):
             return torch.full_like(self.begin[:, 0], math.nan)
         xh, noise = self.begin.detach() / level.alpha, first.noise

@@ -94,7 +94,7 @@ class DensityFlow(Term):
 
     def change(self, x: Tensor, t: Tensor) -> tuple[Prediction, Tensor, Tensor]:
         """The belief at x (B, d), s dl/dtheta (B, m), and div h (B, m)."""
-        level = self.sde.level(as_time(t))
+        level = self.sde.at(t)
         with torch.inference_mode(False), torch.enable_grad():
             if not (self.differentiable and x.requires_grad):
                 x = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
@@ -133,7 +133,7 @@ class DensityFlow(Term):
         return h.reshape(state.shape), ((h if q.axes is None else h @ q.axes) * (y / total)).sum(1)
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
-        level = self.sde.level(as_time(t))
+        level = self.sde.at(t)
         prediction, rate, _ = self.change(x[:, : self.dim], t)
         kappa = (level.alpha * level.d_sigma - level.sigma * level.d_alpha) / self.total(level)
         velocity = flat(prediction.combine(level.d_alpha, level.d_sigma))
@@ -150,7 +150,7 @@ class DensityFlow(Term):
                 "this solver asks for predictions on its way: its class must say needs_model = True"
             )
         data, numbers = x[:, : self.dim], x[:, self.dim :]
-        level = self.sde.level(as_time(t))
+        level = self.sde.at(t)
         alpha, sigma = column(level.alpha, x), column(level.sigma, x)
         prediction, rate, _ = self.change(data, t)
         rate = self.unit * rate / column(self.total(level), x)
@@ -172,7 +172,7 @@ class DensityFlow(Term):
 
     def at_the_end(self, x: Tensor, t: Tensor) -> Tensor:
         """unit (l - log q(x)), (B, m): going down, the log-density is minus this plus a constant of the start."""
-        level = self.sde.level(as_time(t))
+        level = self.sde.at(t)
         numbers = x[:, self.dim :] / (column(level.sigma, x) if self.scaled else 1.0)
         return numbers - self.unit * self.q.log_prob(x[:, : self.dim], level).to(x)[:, None]
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.cache import Latest, Memo
+from ..core.cache import CachedFunction, LastAnswer
 from ..core.errors import InvalidInputError
 from ..core.shapes import as_time, check_time, expand
-from ..processes import SDE, LevelsOf
+from ..processes import SDE, Level
 from .prediction import Prediction
 
 
@@ -49,7 +49,7 @@ class ScoreModel(nn.Module):
         event_shape: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self._size = Latest()  # data_std as one number
+        self._size = LastAnswer()  # data_std as one number
         if not isinstance(sde, SDE):
             raise InvalidInputError(f"sde is {sde!r}: pass a process such as VPSDE()")
         self.sde = sde
@@ -125,7 +125,7 @@ class ScoreModel(nn.Module):
 
     def warm(self, ts: Tensor) -> None:
         """Compute the coefficients at all of these times in one go, before a fixed grid is walked."""
-        self.sde.levels.warm(ts)
+        self.sde.warm(ts)
 
     def condition_names(self) -> set[str] | None:
         """The words this model takes as conditions; None: any."""
@@ -162,7 +162,7 @@ class Centred(ScoreModel):
     def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Prediction:
         t = as_time(t)
         centre = self.centre.to(x)
-        prediction = self.model(x + expand(self.sde.level(t).alpha, x) * centre, t, **cond)
+        prediction = self.model(x + expand(self.sde.at(t).alpha, x) * centre, t, **cond)
         return Prediction(prediction.x0 - centre, prediction.noise, self.sde, t)
 
     def warm(self, ts):
@@ -194,7 +194,7 @@ class _OnPath(ScoreModel):
         )
         self.data_covariance, self.smooth = model.data_covariance, model.smooth
         self.model = model
-        self._map = Memo(self._evaluate_map)
+        self._map = CachedFunction(self._evaluate_map)
 
     def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Prediction:
         t = as_time(t)
@@ -228,10 +228,10 @@ class _OnPath(ScoreModel):
 
 def rescaling(sde: SDE, t: Tensor, other: SDE, there: Tensor) -> Tensor:
     """alpha_there/alpha = sigma_there/sigma for times of equal sigma/alpha."""
-    return _rescaling(sde.at(t), other.at(there))
+    return _rescaling(Level(sde, t), Level(other, there))
 
 
-def _rescaling(here: LevelsOf, there: LevelsOf) -> Tensor:
+def _rescaling(here: Level, there: Level) -> Tensor:
     """By the sums: alpha alone may be 0."""
     return (there.alpha + there.sigma) / (here.alpha + here.sigma)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.cache import Memo
+from ..core.cache import CachedFunction
 from ..core.errors import InvalidInputError
 from ..core.shapes import as_time, check_time, expand
 from ..processes import SDE
@@ -44,7 +44,7 @@ class Denoiser(ScoreModel):
         data_mean: float | Tensor | None = None,
         data_std: float | Tensor | None = None,
     ) -> None:
-        self._coefficients = Memo(self._evaluate_coefficients)
+        self._coefficients = CachedFunction(self._evaluate_coefficients)
         super().__init__(sde, data_mean=data_mean, data_std=data_std, event_shape=getattr(net, "event_shape", None))
         if not callable(net):
             raise InvalidInputError(f"net is {net!r}: pass a torch.nn.Module called as net(x, t, **cond)")
@@ -125,4 +125,4 @@ class Denoiser(ScoreModel):
         return c_skip, c_out, c_in, c_noise, torch.addcmul(at.sigma.reciprocal(), fall, c_skip), fall * c_out
 
     def _ends_without_signal(self) -> bool:
-        return bool(self.sde.levels.of(self.sde.t_max)[0] == 0)
+        return bool(self.sde.at(self.sde.t_max).alpha == 0)

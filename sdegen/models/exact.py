@@ -39,7 +39,7 @@ class MixtureModel(ScoreModel):
     def forward(self, x: Tensor, t: float | Tensor) -> Prediction:
         t = as_time(t)
         check_time(t, x)
-        level = self.sde.level(t)
+        level = self.sde.at(t)
         _, x0, noise = self.mixture.denoise(x, level.alpha, level.sigma)
         return Prediction(x0, noise, self.sde, t)
 
@@ -79,7 +79,7 @@ class EmpiricalModel(ScoreModel):
         check_state(x, event_shape=self.event_shape, finite=False)
         t = as_time(t)
         check_time(t, x)
-        level = self.sde.level(t)
+        level = self.sde.at(t)
         state, data = flat(x).double(), flat(self.data).double()
         centre = data.mean(0)
         data = data - centre  # small numbers: the squares below are multiplied out

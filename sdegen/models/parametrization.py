@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..core.errors import InvalidInputError
 from ..processes import SDE
+from ..processes import in_tensors as _at
 
 Function = Callable[[SDE, Tensor], Tensor]
 
@@ -67,21 +68,23 @@ def _linear(c_skip: Function, c_out: Function) -> Parametrization:
 
 def _w(sde: SDE, t: Tensor) -> Tensor:
     """alpha sigma' - alpha' sigma = g^2 alpha/(2 sigma), finite where alpha is 0 and g infinite."""
-    at = sde.at(t)
+    at = _at(sde, t)
     d_alpha, d_sigma = at.rates
     return at.alpha * d_sigma - d_alpha * at.sigma
 
 
 def _n(sde: SDE, t: Tensor) -> Tensor:
-    return sde.at(t).alpha ** 2 + sde.at(t).sigma ** 2
+    return _at(sde, t).alpha ** 2 + _at(sde, t).sigma ** 2
 
 
 _LINEAR = {
     "x0": _linear(lambda sde, t: torch.zeros_like(t), ones),
-    "noise": _linear(lambda sde, t: 1 / sde.at(t).alpha, lambda sde, t: -sde.at(t).sigma / sde.at(t).alpha),
-    "score": _linear(lambda sde, t: 1 / sde.at(t).alpha, lambda sde, t: sde.at(t).sigma ** 2 / sde.at(t).alpha),
-    "v": _linear(lambda sde, t: sde.at(t).alpha / _n(sde, t), lambda sde, t: -sde.at(t).sigma / _n(sde, t)),
-    "velocity": _linear(lambda sde, t: sde.at(t).rates[1] / _w(sde, t), lambda sde, t: -sde.at(t).sigma / _w(sde, t)),
+    "noise": _linear(lambda sde, t: 1 / _at(sde, t).alpha, lambda sde, t: -_at(sde, t).sigma / _at(sde, t).alpha),
+    "score": _linear(lambda sde, t: 1 / _at(sde, t).alpha, lambda sde, t: _at(sde, t).sigma ** 2 / _at(sde, t).alpha),
+    "v": _linear(lambda sde, t: _at(sde, t).alpha / _n(sde, t), lambda sde, t: -_at(sde, t).sigma / _n(sde, t)),
+    "velocity": _linear(
+        lambda sde, t: _at(sde, t).rates[1] / _w(sde, t), lambda sde, t: -_at(sde, t).sigma / _w(sde, t)
+    ),
 }
 
 NAMES = (*_LINEAR, "edm")
@@ -100,11 +103,11 @@ def _edm(sigma_data: float) -> Parametrization:
     s = sigma_data
 
     def r(sde: SDE, t: Tensor) -> Tensor:
-        return torch.hypot(sde.at(t).alpha * s, sde.at(t).sigma)
+        return torch.hypot(_at(sde, t).alpha * s, _at(sde, t).sigma)
 
     return Parametrization(
-        c_skip=lambda sde, t: sde.at(t).alpha * s**2 / r(sde, t) ** 2,
-        c_out=lambda sde, t: sde.at(t).sigma * s / r(sde, t),
+        c_skip=lambda sde, t: _at(sde, t).alpha * s**2 / r(sde, t) ** 2,
+        c_out=lambda sde, t: _at(sde, t).sigma * s / r(sde, t),
         c_in=lambda sde, t: 1 / r(sde, t),
         c_noise=lambda sde, t: -sde.half_log_snr(t) / 4,
     )

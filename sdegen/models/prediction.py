@@ -58,14 +58,14 @@ class Prediction:
     def from_x0(cls, x: Tensor, x0: Tensor, sde: SDE, t: float | Tensor) -> Prediction:
         """From the denoised mean: noise = (x - alpha x0)/sigma."""
         t = as_time(t)
-        level = sde.level(t)
+        level = sde.at(t)
         return cls.spanned(x, x0, (0.0, 1.0), (1 / level.sigma, -level.alpha / level.sigma), sde, t)
 
     @classmethod
     def from_score(cls, x: Tensor, score: Tensor, sde: SDE, t: float | Tensor) -> Prediction:
         """From the score: noise = -sigma score, x0 = (x + sigma^2 score)/alpha."""
         t = as_time(t)
-        level = sde.level(t)
+        level = sde.at(t)
         if isinstance(level.alpha, float) and level.alpha == 0:
             raise InvalidInputError(f"at t = {float(t):g} alpha is 0: the score says nothing about x0 there")
         return cls.spanned(x, score, (1 / level.alpha, level.sigma**2 / level.alpha), (0.0, -level.sigma), sde, t)
@@ -97,18 +97,18 @@ class Prediction:
     @property
     def score(self) -> Tensor:
         """grad_x log p_t(x) = -noise/sigma."""
-        return self.combine(0.0, -1 / self.sde.level(self.t).sigma)
+        return self.combine(0.0, -1 / self.sde.at(self.t).sigma)
 
     @property
     def v(self) -> Tensor:
         """alpha noise - sigma x0."""
-        level = self.sde.level(self.t)
+        level = self.sde.at(self.t)
         return self.combine(-level.sigma, level.alpha)
 
     @property
     def velocity(self) -> Tensor:
         """alpha' x0 + sigma' noise, the drift of the probability flow dx/dt."""
-        return self.combine(*self.sde.level(self.t).rates)
+        return self.combine(*self.sde.at(self.t).rates)
 
 
 def _sum(a: Coefficient, p: Coefficient, b: Coefficient, q: Coefficient) -> Coefficient:

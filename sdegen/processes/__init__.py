@@ -4,7 +4,7 @@ from .base import SDE, derivative
 from .custom import CoefficientSDE, PathSDE
 from .exploding import EDMSDE, VESDE
 from .interpolating import LinearPathSDE, TrigSDE
-from .level import Level, LevelsOf
+from .level import Level, in_tensors
 from .preserving import VPSDE, CosineSDE, SubVPSDE
 from .tables import TabulatedVESDE, TabulatedVPSDE
 
@@ -16,7 +16,6 @@ __all__ = [
     "CoefficientSDE",
     "CosineSDE",
     "Level",
-    "LevelsOf",
     "LinearPathSDE",
     "PathSDE",
     "SubVPSDE",
@@ -24,4 +23,5 @@ __all__ = [
     "TabulatedVPSDE",
     "TrigSDE",
     "derivative",
+    "in_tensors",
 ]

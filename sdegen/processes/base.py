@@ -20,11 +20,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ..core.cache import Latest, Memo
+from ..core.cache import CachedFunction
 from ..core.errors import InvalidInputError
 from ..core.shapes import as_number, as_time, check_time, event_sum, expand
 from ..noise.white import PRIOR, Noise, check_seed
-from .level import Level, LevelsOf
+from .level import Level, levels_of_numbers
 
 
 class SDE(ABC):
@@ -45,8 +45,12 @@ class SDE(ABC):
     t_max: float
     data_scale: float | None = None
     config: dict[str, Any] | None = None
-    _levels: Memo | None = None
-    _latest: Latest | None = None
+    _cached: CachedFunction
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        sde = super().__new__(cls)
+        sde._cached = CachedFunction(lambda t: Level(sde, t), levels_of_numbers)
+        return sde
 
     # ---- what a subclass defines
 
@@ -87,34 +91,20 @@ class SDE(ABC):
         f, sigma = self.drift_coefficient(t), self.sigma(t)
         return f * self.alpha(t), f * sigma + self.diffusion(t) ** 2 / (2 * sigma)
 
-    def level(self, t: Tensor) -> Level | LevelsOf:
-        """The coefficients at t: plain floats, remembered, for a scalar time (see `Memo`), else of t's shape."""
-        return self.at(t) if t.ndim else Level(*self.levels(t))
+    def at(self, t: float | Tensor) -> Level:
+        """The coefficients at t, remembered: plain floats at one time, tensors of its shape at a tensor of times.
 
-    def at(self, t: Tensor) -> LevelsOf:
-        """The coefficients at t as tensors of its shape, remembered until another tensor comes."""
-        known = None if self._latest is None else self._latest.of(t)
-        return self._kept(LevelsOf(self, t)) if known is None else known
+        A time that carries derivatives gives tensors and is never remembered; see `sdegen.core.cache`.
+        """
+        return self._cached(t)
 
-    def _kept(self, levels: LevelsOf) -> LevelsOf:
-        if self._latest is None:
-            self._latest = Latest()
-        self._latest.keep(levels.t, levels)
-        return levels
-
-    def at_ratio(self, ratio: Tensor) -> LevelsOf:
-        """The coefficients where sigma/alpha is `ratio`, times moved onto [t_min, t_max] against rounding."""
+    def at_ratio(self, ratio: Tensor) -> Level:
+        """The coefficients where sigma/alpha is `ratio` (B,), times moved onto [t_min, t_max] against rounding."""
         return self.at(self.time(-torch.log(ratio)).clamp(self.t_min, self.t_max))
 
-    @property
-    def levels(self) -> Memo:
-        """The memo behind `level`; `sde.levels.warm(ts)` fills it for a whole grid at once."""
-        if self._levels is None:
-            self._levels = Memo(self._level_values)
-        return self._levels
-
-    def _level_values(self, t: Tensor) -> tuple[Tensor, ...]:
-        return self.alpha(t), self.sigma(t), *self.rates(t), self.diffusion(t)
+    def warm(self, ts: Tensor) -> None:
+        """Compute the coefficients at all of these times in one go, once the first of them is asked for."""
+        self._cached.warm(ts)
 
     def half_log_snr(self, t: float | Tensor) -> Tensor:
         """lambda(t) = log(alpha/sigma), half the log signal-to-noise ratio: falls with t, finite on [t_min, t_max]."""
@@ -245,7 +235,7 @@ class SDE(ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles leave behind what is remembered: it belongs to the process that made it."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_levels", "_latest")}
+        return {name: value for name, value in self.__dict__.items() if name != "_cached"}
 
     def __repr__(self) -> str:
         words = {k: v if isinstance(v, list) else getattr(self, k, v) for k, v in (self.config or {}).items()}

@@ -11,6 +11,7 @@ from ..core.errors import InvalidInputError
 from ..core.shapes import as_number, as_time
 from .base import SDE
 from .exploding import _check_sigmas
+from .level import in_tensors
 
 
 class LinearPathSDE(SDE):
@@ -93,7 +94,7 @@ class TrigSDE(SDE):
         return self.sigma_data * torch.sqrt(2 * torch.tan(as_time(t)))
 
     def rates(self, t: float | Tensor) -> tuple[Tensor, Tensor]:
-        at = self.at(as_time(t))
+        at = in_tensors(self, as_time(t))
         return at.sigma * (-1 / self.sigma_data), self.sigma_data * at.alpha
 
     def half_log_snr(self, t: float | Tensor) -> Tensor:

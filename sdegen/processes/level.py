@@ -1,67 +1,70 @@
-"""A process at one time, or at many: alpha, sigma, their derivatives and g, each computed once."""
+"""A process at a time, or at many: alpha, sigma, their derivatives and g, each computed once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..core.cache import carries
+from ..core.cache import must_not_cache, rows_of_columns
 
 if TYPE_CHECKING:
     from .base import SDE
 
+_FUNCTIONS = {"alpha": "alpha", "sigma": "sigma", "rates": "rates", "g": "diffusion"}
 
-class Level(NamedTuple):
-    """A process at one time: alpha, sigma, their derivatives in t, and g, all computed and remembered."""
 
+class Level:
+    """The coefficients of a process at t: plain floats at one time, tensors of t's shape at many.
+
+    Each is computed when it is first asked for, and kept unless it carries derivatives.
+
+    Attributes:
+        t: the time or times.
+        alpha, sigma: x_t given x_0 is N(alpha x_0, sigma^2 I).
+        rates: (alpha', sigma'), the derivatives in t; also as `d_alpha` and `d_sigma`.
+        g: the coefficient of dw.
+    """
+
+    __slots__ = ("_sde", "alpha", "g", "rates", "sigma", "t")
     alpha: Any
     sigma: Any
-    d_alpha: Any
-    d_sigma: Any
+    rates: tuple[Any, Any]
     g: Any
 
-    @property
-    def rates(self) -> tuple[Any, Any]:
-        return self.d_alpha, self.d_sigma
-
-
-class LevelsOf:
-    """A process at times of any shape: as `Level`, but tensors, every one computed when first asked for."""
-
-    __slots__ = ("_known", "_sde", "t")
-
-    def __init__(self, sde: SDE, t: Tensor, **known: Tensor) -> None:
+    def __init__(self, sde: SDE | None, t: Any, **known: Any) -> None:
         self._sde, self.t = sde, t
-        self._known: dict[str, Any] = known
+        for name, value in known.items():
+            setattr(self, name, value)
 
-    def _once(self, name: str, function: Callable[[Tensor], Any]) -> Any:
-        value = function(self.t)
-        if not carries(value[0] if isinstance(value, tuple) else value):
-            self._known[name] = value
+    def __getattr__(self, name: str) -> Any:  # asked only for what is not kept yet
+        if name not in _FUNCTIONS:
+            raise AttributeError(f"a Level has no {name}")
+        value = getattr(self._sde, _FUNCTIONS[name])(self.t)
+        if not must_not_cache(value[0] if isinstance(value, tuple) else value):
+            setattr(self, name, value)
         return value
 
     @property
-    def alpha(self) -> Tensor:
-        return self._known["alpha"] if "alpha" in self._known else self._once("alpha", self._sde.alpha)
-
-    @property
-    def sigma(self) -> Tensor:
-        return self._known["sigma"] if "sigma" in self._known else self._once("sigma", self._sde.sigma)
-
-    @property
-    def rates(self) -> tuple[Tensor, Tensor]:
-        return self._known["rates"] if "rates" in self._known else self._once("rates", self._sde.rates)
-
-    @property
-    def d_alpha(self) -> Tensor:
+    def d_alpha(self) -> Any:
         return self.rates[0]
 
     @property
-    def d_sigma(self) -> Tensor:
+    def d_sigma(self) -> Any:
         return self.rates[1]
 
-    @property
-    def g(self) -> Tensor:
-        return self._known["g"] if "g" in self._known else self._once("g", self._sde.diffusion)
+
+def in_tensors(sde: SDE, t: Tensor) -> Level:
+    """The coefficients at t as tensors of its shape and dtype, at one time too: for formulas in torch functions."""
+    return sde.at(t) if t.ndim else Level(sde, t)
+
+
+def levels_of_numbers(levels: Level, ts: Tensor) -> list[Level] | None:
+    """The level at every one of ts (S,), in plain floats; None if the process carries derivatives."""
+    rows = rows_of_columns((levels.alpha, levels.sigma, *levels.rates, levels.g), ts)
+    if rows is None:
+        return None
+    return [
+        Level(None, t, alpha=alpha, sigma=sigma, rates=(d_alpha, d_sigma), g=g)
+        for t, (alpha, sigma, d_alpha, d_sigma, g) in zip(ts.tolist(), rows, strict=True)
+    ]

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..core.errors import InvalidInputError
 from ..core.shapes import as_number, as_time
 from .base import SDE
-from .level import LevelsOf
+from .level import Level, in_tensors
 
 
 class _FromIntegral(SDE):
@@ -47,7 +47,7 @@ class _VariancePreserving(_FromIntegral):
         return self.beta(t).sqrt()
 
     def rates(self, t: float | Tensor) -> tuple[Tensor, Tensor]:
-        at = self.at(as_time(t))
+        at = in_tensors(self, as_time(t))
         half = self.beta(at.t) * at.alpha / 2
         return -half, half * at.alpha / at.sigma
 
@@ -59,11 +59,13 @@ class _VariancePreserving(_FromIntegral):
         wanted = as_time(half_log_snr)
         return self._time_of_integral(torch.nn.functional.softplus(-2 * wanted, threshold=700))
 
-    def at_ratio(self, ratio: Tensor) -> LevelsOf:
+    def at_ratio(self, ratio: Tensor) -> Level:
         square = ratio.square()
         t = self._time_of_integral(torch.log1p(square)).clamp(self.t_min, self.t_max)
         known = {"alpha": (square + 1).rsqrt(), "sigma": (square.reciprocal() + 1).rsqrt()}
-        return self._kept(LevelsOf(self, t, **known))
+        level = Level(self, t, **known)
+        self._cached.keep(t, level)
+        return level
 
 
 class _LinearBeta(_FromIntegral):

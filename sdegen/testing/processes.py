@@ -120,10 +120,10 @@ def levels(sde: SDE) -> None:
     alpha, sigma, g = sde.alpha(t), sde.sigma(t), sde.diffusion(t)
     d_alpha, d_sigma = sde.rates(t)
     speed = sde.drift_coefficient(t).abs() + g**2 / (2 * sigma**2)
-    several = sde.level(t)
+    several = sde.at(t)
     for i in range(0, len(t), 6):
         one = t[i]
-        single = sde.level(one)
+        single = sde.at(one)
         for name, expected in (
             ("alpha", alpha),
             ("sigma", sigma),
@@ -133,8 +133,8 @@ def levels(sde: SDE) -> None:
         ):
             got = torch.as_tensor(getattr(single, name), dtype=torch.float64)
             size = (alpha + sigma + g)[i] * (1 + speed[i])
-            check_close(sde, f"level(t).{name} of a scalar t", got, expected[i], one, scale=size)
-            check_close(sde, f"level(t).{name} of times (B,)", getattr(several, name)[i], expected[i], one, scale=size)
+            check_close(sde, f"at(t).{name} of a scalar t", got, expected[i], one, scale=size)
+            check_close(sde, f"at(t).{name} of times (B,)", getattr(several, name)[i], expected[i], one, scale=size)
 
 
 def slopes(sde: SDE) -> None:

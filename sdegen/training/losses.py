@@ -275,7 +275,7 @@ def _given_times(t: float | Tensor, sde: SDE, x0: Tensor) -> Tensor:
 
 def _half_log_snr(sde: SDE, t: float) -> float:
     """log(alpha/sigma) at one time, through the process's memo."""
-    level = sde.level(torch.tensor(t, dtype=torch.float64))
+    level = sde.at(t)
     return math.log(level.alpha / level.sigma) if level.alpha > 0 else -math.inf
 
 

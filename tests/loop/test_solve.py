@@ -480,7 +480,9 @@ class CountingVP(sg.VPSDE):
         return super().alpha(t)
 
 
-@pytest.mark.parametrize("name", ["euler", "heun", "rk4", "dopri5", "ddim", "unipc3", "adams", "ancestral", "euler-maruyama"])
+@pytest.mark.parametrize(
+    "name", ["euler", "heun", "rk4", "dopri5", "ddim", "unipc3", "adams", "ancestral", "euler-maruyama"]
+)
 def test_the_coefficients_of_a_fixed_grid_are_computed_together(name):
     """As often for 40 steps as for 10: before the first of them."""
     counts = []

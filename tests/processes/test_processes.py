@@ -308,23 +308,27 @@ def test_the_inverse_survives_levels_that_are_equal_to_rounding():
     assert sde.time(torch.tensor([1.0, -1.0], dtype=F64)).tolist() == pytest.approx([1e-3, 1.0], abs=1e-6)
 
 
+def coefficients(level):
+    return level.alpha, level.sigma, level.d_alpha, level.d_sigma, level.g
+
+
 def test_levels_are_remembered_for_scalars_and_forgotten_by_a_narrowed_process():
     sde = VPSDE()
     t = torch.tensor([0.2, 0.4], dtype=F64)
-    sde.levels.warm(t)
-    first = sde.level(t[0])
-    assert all(isinstance(value, float) for value in first)
-    assert first == sde.level(torch.tensor(0.2, dtype=F64))
+    sde.warm(t)
+    first = sde.at(t[0])
+    assert all(isinstance(value, float) for value in coefficients(first))
+    assert first is sde.at(0.2)
     assert first.alpha == float(sde.alpha(0.2)) and first.g == float(sde.diffusion(0.2))
     for u in (0.1, 0.5, 0.9, 0.5, 0.1, 0.2):  # each time has its own values, however often others are asked between
-        level = sde.level(torch.tensor(u, dtype=F64))
+        level = sde.at(u)
         assert (level.alpha, level.sigma, level.g) == tuple(float(f(u)) for f in (sde.alpha, sde.sigma, sde.diffusion))
     u = t[0].clone().requires_grad_()
-    (slope,) = torch.autograd.grad(sde.level(u).alpha, u)
+    (slope,) = torch.autograd.grad(sde.at(u).alpha, u)
     assert float(slope) == pytest.approx(first.d_alpha, rel=1e-12)
     narrow = sde.narrowed(0.1, 0.5)
     assert (narrow.t_min, narrow.t_max) == (0.1, 0.5) and (sde.t_min, sde.t_max) == (1e-3, 1.0)
-    assert narrow.levels is not sde.levels
+    assert narrow.at(0.2) is not sde.at(0.2)
     check_sde(narrow)
     assert (narrow.narrowed(0.0, 9.0).t_min, narrow.narrowed(1e-9, 9.0).t_max) == (0.1, 0.5)
 
@@ -354,24 +358,24 @@ def test_levels_of_times_are_computed_once_for_a_tensor_and_anew_where_they_woul
     sde = PathSDE(alpha, lambda t: torch.sqrt(-torch.expm1(-4.0 * t)))
     t = torch.tensor([0.2, 0.4], dtype=F64)
     asked.clear()
-    assert sde.level(t).alpha is sde.level(t).alpha and asked == [2]
-    assert torch.equal(sde.level(t.clone()).alpha, sde.alpha(t)) and len(asked) == 3
-    before = sde.level(t).alpha
+    assert sde.at(t).alpha is sde.at(t).alpha and asked == [2]
+    assert torch.equal(sde.at(t.clone()).alpha, sde.alpha(t)) and len(asked) == 3
+    before = sde.at(t).alpha
     t += 0.1
-    torch.testing.assert_close(sde.level(t).alpha, torch.exp(-2.0 * t))
-    assert sde.level(t).alpha is not before
+    torch.testing.assert_close(sde.at(t).alpha, torch.exp(-2.0 * t))
+    assert sde.at(t).alpha is not before
     with torch.inference_mode():
-        assert torch.equal(sde.level(t + 0.0).alpha, sde.level(t).alpha)
+        assert torch.equal(sde.at(t + 0.0).alpha, sde.at(t).alpha)
     learned = True  # what depends on weights keeps its gradient, whatever was asked before under no_grad
     u = t.clone()
     with torch.no_grad():
-        assert not sde.level(u).alpha.requires_grad
+        assert not sde.at(u).alpha.requires_grad
     for _ in range(2):
-        (slope,) = torch.autograd.grad(sde.level(u).alpha.sum(), rate)
+        (slope,) = torch.autograd.grad(sde.at(u).alpha.sum(), rate)
         torch.testing.assert_close(slope, -(u * torch.exp(-2.0 * u)).sum())
     v = t.clone().requires_grad_()
     for _ in range(2):
-        (slope,) = torch.autograd.grad(sde.level(v).alpha.sum(), v)
+        (slope,) = torch.autograd.grad(sde.at(v).alpha.sum(), v)
         torch.testing.assert_close(slope, -2.0 * torch.exp(-2.0 * t))
 
 
@@ -379,12 +383,12 @@ def test_levels_of_times_are_computed_once_for_a_tensor_and_anew_where_they_woul
 def test_built_in_processes_can_be_pickled_rebuilt_and_printed(name):
     sde = BUILT_IN[name]
     t = torch.tensor(sde.t_max * 0.7, dtype=F64)
-    sde.level(t)
+    sde.at(t)
     copy = pickle.loads(pickle.dumps(sde))
     rebuilt = type(sde)(**sde.config)
     for other in (copy, rebuilt):
         assert (other.t_min, other.t_max) == (sde.t_min, sde.t_max)
-        assert tuple(other.level(t)) == tuple(sde.level(t))
+        assert coefficients(other.at(t)) == coefficients(sde.at(t))
     assert repr(sde).startswith(type(sde).__name__ + "(") and len(repr(sde)) < 100
 
 
@@ -546,7 +550,7 @@ def test_check_sde_catches(name):
 
 
 def test_times_that_are_warmed_are_computed_together_and_only_when_asked_for():
-    from sdegen.core.cache import Memo
+    from sdegen.core.cache import CachedFunction
 
     calls = []
 
@@ -554,12 +558,30 @@ def test_times_that_are_warmed_are_computed_together_and_only_when_asked_for():
         calls.append(len(t) if t.ndim else 0)
         return (t**2,)
 
-    memo = Memo(square)
-    memo.warm(torch.linspace(0, 1, 5, dtype=torch.float64))
-    memo.warm(torch.linspace(2, 3, 5, dtype=torch.float64))
+    cached = CachedFunction(square)
+    cached.warm(torch.linspace(0, 1, 5, dtype=torch.float64))
+    cached.warm(torch.linspace(2, 3, 5, dtype=torch.float64))
     assert calls == []
-    assert memo.of(0.25) == (0.0625,) and memo.of(2.5) == (6.25,) and calls == [10]
-    assert memo.of(7.0) == (49.0,) and calls == [10, 0]
+    assert cached(0.25) == (0.0625,) and cached(torch.tensor(2.5)) == (6.25,) and calls == [10]
+    assert cached(7.0) == (49.0,) and calls == [10, 1]
     for _ in range(3000):  # grids that nobody asks about do not pile up
-        memo.warm(torch.linspace(0, 1, 5, dtype=torch.float64))
-    assert len(memo._awaited) <= 8192
+        cached.warm(torch.linspace(0, 1, 5, dtype=torch.float64))
+    assert len(cached._awaited) <= 8192
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_derivatives_and_axes_of_a_time_are_never_lost_to_what_is_remembered(name):
+    sde = SDES[name]
+    ts = sde.t_min + (sde.t_max - sde.t_min) * torch.tensor([0.11, 0.37, 0.59, 0.83], dtype=F64)  # no table's nodes
+    t = ts[2]
+    for of_time, slope in ((lambda u: sde.at(u).alpha, sde.rates(t)[0]), (lambda u: sde.at(u).sigma, sde.rates(t)[1])):
+        sde.at(t)  # remembered
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(t, torch.ones_like(t))
+            tangent = torch.autograd.forward_ad.unpack_dual(of_time(dual)).tangent
+            tangent = torch.zeros_like(t) if tangent is None else tangent  # of a constant
+        for found in (torch.func.jvp(of_time, (t,), (torch.ones_like(t),))[1], torch.func.grad(of_time)(t), tangent):
+            torch.testing.assert_close(found, slope, rtol=1e-9, atol=1e-12)
+        several = torch.stack([torch.as_tensor(of_time(u), dtype=F64) for u in ts])
+        torch.testing.assert_close(torch.func.vmap(of_time)(ts), several, rtol=1e-12, atol=0)
+        torch.testing.assert_close(torch.tensor(of_time(t), dtype=F64), several[2])  # and nothing foreign is kept

@@ -200,7 +200,7 @@ def gaussian_step(term: Term, x: Tensor, t: Tensor, t_next: Tensor, noise: Noise
         xh' = m + (P'/P)^((1 + e)/2) (xh - m) + sqrt(P' (1 - (P'/P)^e)) z.
     """
     e = term.eta**2
-    start, stop = term.sde.level(t), term.sde.level(t_next)
+    start, stop = term.sde.at(t), term.sde.at(t_next)
     q = known(term.model).to(x.double())
     after = q.variances + (stop.sigma / stop.alpha) ** 2
     total = q.total(start.alpha, start.sigma)  # alpha^2 P, which alpha = 0 leaves finite

@@ -60,7 +60,7 @@ def forward_kernel(term: Term, t: Tensor, t_next: Tensor) -> tuple[float | Tenso
 
     a = alpha/alpha', v = sigma^2 - a^2 sigma'^2; of a DDPM table's neighbours sqrt(1 - beta_i) and beta_i.
     """
-    start, stop = term.sde.level(t), term.sde.level(t_next)
+    start, stop = term.sde.at(t), term.sde.at(t_next)
     a = start.alpha / stop.alpha
     return a, start.sigma**2 - (a * stop.sigma) ** 2
 
@@ -86,7 +86,7 @@ class ReverseDiffusion(ExplicitScheme):
     def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: State, noise: Noise) -> Step:
         a, v = forward_kernel(term, t, t_next)
         eta = term.eta
-        level = term.sde.level(t)
+        level = term.sde.at(t)
         x_next = expand(2 - a, x) * x + expand((1 + eta**2) / 2 * v / -level.sigma, x) * term.predict(x, t).noise
         if eta:
             x_next = x_next + expand(eta * v**0.5, x) * noise.standard(t, t_next, x)

@@ -77,18 +77,18 @@ class KarrasSDE(ExplicitScheme):
         if grid is None:
             raise InvalidInputError("'karras-sde' works on a fixed grid: pass steps= instead of a tolerance")
         super().start(term, x, t, grid)
-        top = term.sde.level(torch.tensor(term.t_max, dtype=torch.float64))
+        top = term.sde.at(term.t_max)
         return Churn(min(self.churn / len(grid), math.sqrt(2) - 1), top.sigma / top.alpha)
 
     def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: Churn, noise: Noise) -> Step:
         sde = term.sde
-        start, stop = sde.level(t), sde.level(t_next)
+        start, stop = sde.at(t), sde.at(t_next)
         sh, sh_next = start.sigma / start.alpha, stop.sigma / stop.alpha
         sh_up = min(sh * (1 + state.gamma), state.highest) if self.s_min <= sh <= self.s_max else sh
         t_up, alpha = t, start.alpha
         if sh_up > sh:
             t_up = sde.time(torch.tensor(-math.log(sh_up), dtype=torch.float64)).clamp_max(term.t_max)
-            up = sde.level(t_up)
+            up = sde.at(t_up)
             alpha, sh_up = up.alpha, up.sigma / up.alpha
             lift = self.s_noise * math.sqrt(max(sh_up**2 - sh**2, 0.0))
             x = expand(alpha / start.alpha, x) * x + expand(alpha * lift, x) * noise.standard(t, t_next, x)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...core.errors import InvalidInputError
@@ -66,7 +65,7 @@ class PredictorCorrector(ExplicitScheme):
         for k in range(self.corrections):
             z = noise.normal(x.shape, CORRECTOR, t, k, dtype=x.dtype, device=x.device)
             score = term.predict(x, t).score
-            ratio = term.sde.level(t).sigma ** 2
+            ratio = term.sde.at(t).sigma ** 2
             if self.rule == "norm":
                 ratio = event_sum(z.square()) / event_sum(score.square())
             size = 2 * a**2 * self.snr**2 * ratio
@@ -128,8 +127,8 @@ class Langevin(ExplicitScheme):
         return self._settle(term, x, t, noise)
 
     def _settle(self, term: Term, x: Tensor, t: Tensor, noise: Noise) -> Tensor:
-        level = term.sde.level(t)
-        lowest = term.sde.level(torch.tensor(term.sde.t_min, dtype=torch.float64))
+        level = term.sde.at(t)
+        lowest = term.sde.at(term.sde.t_min)
         sh_min = lowest.sigma / lowest.alpha
         epsilon = 0.1 if self.epsilon is None else self.epsilon / sh_min**2  # a/sh^2
         for k in range(self.corrections):
@@ -140,9 +139,9 @@ class Langevin(ExplicitScheme):
 
 
 def _ratio(term: Term, t: Tensor, t_next: Tensor):
-    if isinstance(t, Tensor) and t.ndim == 0 and term.sde.level(t).alpha == 0:
+    if isinstance(t, Tensor) and t.ndim == 0 and term.sde.at(t).alpha == 0:
         raise InvalidInputError(
             f"at t = {float(t):g} there is no signal (alpha = 0), and x/alpha does not exist: begin at an earlier "
             "time, with t_span= or times in steps="
         )
-    return term.sde.level(t_next).alpha / term.sde.level(t).alpha
+    return term.sde.at(t_next).alpha / term.sde.at(t).alpha
