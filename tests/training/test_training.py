@@ -218,6 +218,17 @@ def test_the_seed_decides_everything_and_disturbs_nothing():
     assert fit(small(), points(), steps=1).seed == drawn
 
 
+def test_every_step_draws_noise_of_its_own():
+    drawn: list[Tensor] = []
+
+    def noting(model: ScoreModel, x0: Tensor, *, seed, **cond) -> Tensor:
+        drawn.append(seed.normal((len(x0), 3), 1, dtype=torch.float64, device="cpu"))
+        return dsm_loss(model, x0, seed=seed, **cond)
+
+    fit(small(), points(), steps=5, batch_size=10, loss=noting, seed=0)
+    assert len(torch.stack(drawn).flatten().unique()) == 5 * 10 * 3
+
+
 def test_callback_sees_the_averages_and_may_draw_what_it_likes():
     quiet, watched = small(dropout_free := 0), small(dropout_free)
     fit(quiet, points(), steps=30, seed=0)
