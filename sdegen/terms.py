@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from numbers import Real
@@ -301,21 +300,6 @@ class Counted(Term):
     def restrict(self, keep: Tensor) -> None:
         """Go on with some of the samples only."""
         self.term = self.term.select(keep)
-
-
-def rate_of_noise(term: Term, x: Tensor, t: Tensor) -> Any:
-    """diffusion(t), a number or shaped to multiply x.
-
-    Raises:
-        InvalidInputError: it is infinite.
-    """
-    g = factor(term.diffusion(t), x)
-    if isinstance(g, float) and g == math.inf:
-        raise InvalidInputError(
-            f"the rate of noise is infinite at t = {float(t):g}, where there is no signal: begin at an earlier time, "
-            "with t_span= or times in steps=, or use 'ancestral'"
-        )
-    return g
 
 
 # ---- for other libraries' solvers

@@ -14,7 +14,8 @@ from ..core.errors import InvalidInputError
 from ..models.base import ScoreModel
 from ..processes import SDE
 
-_LOWEST = -5.0  # stands for the lambda of an end without signal: about where linear VP ends
+_NO_SIGNAL = -20.0  # log(alpha/sigma) below which there is no signal: times are too close to alpha = 0 to be told apart
+_LOWEST = -5.0  # what stands for that, about where linear VP ends
 
 GRIDS = ("uniform", "sqrt-time", "lambda", "theta", "blend", "karras")
 
@@ -78,7 +79,7 @@ def formula_grid(sde: SDE, n: int, *, kind: str, start: float, stop: float, sigm
                      data of scale s would turn, the rest wherever structure of another scale may be
         "karras"     u = sh^(1/7)
 
-    An end where alpha is 0, and sh infinite, is spaced as if lambda were -5 there.
+    An end without signal, where alpha is 0 (or below exp(-20) sigma), is spaced as if lambda were -5 there.
 
     Source: Karras et al. 2022 (arXiv 2206.00364) eq. 5 for "karras"; Lu et al. 2022 (arXiv 2206.00927) for "lambda";
     Song et al. 2020 (arXiv 2010.02502) appendix D.2 "quadratic" for "sqrt-time"; this package for the others,
@@ -91,13 +92,22 @@ def formula_grid(sde: SDE, n: int, *, kind: str, start: float, stop: float, sigm
     if kind == "uniform":
         ts = ends[0] + fraction * (ends[1] - ends[0])
     else:
-        levels = sde.half_log_snr(ends)
-        levels = torch.where(torch.isinf(levels), _LOWEST, levels)
+        levels = spaced_level(sde, ends)
         to_u, to_lambda = _variable(kind, sigma_data, levels)
         u = to_u(levels)
         ts = sde.time(to_lambda(u[0] + fraction * (u[1] - u[0])))
     ts[0], ts[-1] = ends[0], ends[1]
     return ts
+
+
+def has_signal(sde: SDE, t: Tensor) -> Tensor:
+    """Whether there is signal at these times: alpha is not 0, nor so near it that times cannot be told apart."""
+    return ~(sde.half_log_snr(t) < _NO_SIGNAL)
+
+
+def spaced_level(sde: SDE, t: Tensor) -> Tensor:
+    """lambda = log(alpha/sigma) at these times, -5 where there is no signal."""
+    return torch.where(has_signal(sde, t), sde.half_log_snr(t), _LOWEST)
 
 
 def grid_along(model: ScoreModel, n: int, *, kind: str, t_span: tuple[float, float] | None = None) -> Tensor:

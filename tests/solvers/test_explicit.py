@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 
 import pytest
+from cases import SDES
 
 import sdegen as sg
 from sdegen.solvers.stochastic.explicit import ExplicitScheme
@@ -67,3 +68,51 @@ def test_equations_that_are_not_stiff_are_left_alone():
         sg.solve(sg.ForwardSDE(sde), MIXTURE.sample(4, seed=0), solver="euler-maruyama", steps=3, noise=0)
         sg.solve(sg.ReverseSDE(model), x, solver="sra1", steps=3, t_span=(0.4, 0.3), noise=0)
         sg.sample(model, 3, solver="sra1", eta=1.0, rtol=0.3, seed=0)
+
+
+# ---- where there is no signal
+
+NO_SIGNAL = {name: SDES[name] for name in ("linear-path-to-1", "no-signal-table", "trig-endless")}
+REFUSE = {"euler-maruyama", "heun-sde", "sra1", "langevin", "karras-sde"}
+
+
+class Counting(sg.MixtureModel):
+    calls = 0
+
+    def forward(self, x, t):
+        self.calls += 1
+        return super().forward(x, t)
+
+
+@pytest.mark.parametrize("sde", NO_SIGNAL.values(), ids=NO_SIGNAL)
+@pytest.mark.parametrize(
+    "name", [row.name for row in sg.solvers() if row.name.split(":")[0] not in ("scipy", "torchdiffeq")]
+)
+def test_from_a_time_without_signal_samples_are_right_or_refused_before_the_first_evaluation(name, sde):
+    """Half of the processes in use end with alpha = 0 (or 6e-17, as the circle does): no NaN, no wrong spread."""
+    if name.startswith("torchsde"):
+        pytest.importorskip("torchsde")
+    for how in ({"steps": 40}, {"rtol": 0.1})[: 1 + sg.make_solver(name).adaptive]:
+        model = Counting(MIXTURE, sde)
+        if name in REFUSE or name.startswith("torchsde"):
+            with pytest.raises(sg.InvalidInputError, match=r"no signal .alpha = 0.*t_span="):
+                sg.sample(model, 8, solver=name, seed=0, **how)
+            assert model.calls == 0
+        else:
+            x = sg.sample(model, 400, solver=name, seed=0, **how).x
+            assert abs(float(x.std() / model.sigma_data) - 1) < 0.25
+
+
+@pytest.mark.parametrize("kind", ["lambda", "theta", "blend", "karras", "sqrt-time"])
+def test_a_grid_from_an_endless_circle_has_times_that_can_be_told_apart(kind):
+    sde = NO_SIGNAL["trig-endless"]
+    ts = sg.grid(sde, 40, kind=kind, t_span=(sde.t_max, sde.t_min))
+    assert float((ts[:-1] - ts[1:]).min()) > 1e-6 and float(ts[0]) == sde.t_max
+
+
+def test_a_rate_of_noise_that_is_infinite_beside_signal_is_refused_too():
+    """g = t^-1/4 at 0, where alpha is 1: upward from there; from a little later it works."""
+    sde, x = SDES["root"], MIXTURE.sample(4, seed=0)
+    with pytest.raises(sg.InvalidInputError, match="infinite: pass other times"):
+        sg.solve(sg.ForwardSDE(sde), x, solver="euler-maruyama", steps=[0.0, 0.5, 1.0], noise=0)
+    assert sg.solve(sg.ForwardSDE(sde), x, solver="euler-maruyama", steps=[0.01, 0.5, 1.0], noise=0).x.isfinite().all()

@@ -13,7 +13,7 @@ from ...core.errors import StepSizeUnderflowError
 from ...noise.brownian import BrownianTree, space_time_increment
 from ...noise.white import Noise
 from ...terms import Term
-from ..stochastic.explicit import warn_of_long_steps
+from ..stochastic.explicit import check_signal, warn_of_long_steps
 from ..tolerance import Tolerance
 from .common import External, Progress, Request, RightHandSide, Stopped
 
@@ -81,6 +81,7 @@ class Torchsde(External):
         kind = _Diagonal if self.method == "reversible_heun" else _Additive
         equation = kind(rhs, asked.term, x, sign, self.calculus)
         y, s = x.reshape(x.shape[0], -1), sign * ts
+        check_signal(self.name, asked.term, ts)
         if asked.tolerance is None:
             warn_of_long_steps(self.name, asked.term, ts, 0.9 if self.evaluations == 1 else 0.75)
             states = self._on_grid(equation, y, s, _Path(asked.noise, y, sign))

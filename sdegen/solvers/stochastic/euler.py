@@ -7,7 +7,7 @@ from torch import Tensor
 from ...core.errors import InvalidInputError
 from ...core.shapes import expand, factor, plus
 from ...noise.white import Noise
-from ...terms import Term, rate_of_noise
+from ...terms import Term
 from ..base import State, Step
 from .explicit import ExplicitScheme
 
@@ -26,7 +26,7 @@ class EulerMaruyama(ExplicitScheme):
     def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: State, noise: Noise) -> Step:
         x_next = plus(x, factor(t_next - t, x), term.drift(x, t))
         if term.stochastic:
-            x_next = plus(x_next, rate_of_noise(term, x, t), noise.increment(t, t_next, x))
+            x_next = plus(x_next, factor(term.diffusion(t), x), noise.increment(t, t_next, x))
         return Step(x_next)
 
 
@@ -41,7 +41,7 @@ class StochasticHeun(ExplicitScheme):
     """
 
     name, order, kind, evaluations = "heun-sde", 2, "any", 2
-    longest = 0.75
+    longest, needs_signal = 0.75, "both"
     source = "Kloeden & Platen 1992 sec. 15.1 (Platen)"
 
     def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: State, noise: Noise) -> Step:
@@ -76,6 +76,7 @@ class ReverseDiffusion(ExplicitScheme):
     """
 
     name, order, kind, needs_model = "reverse-diffusion", 1, "any", True
+    needs_signal = ""
     source = "arXiv 2011.13456 app. E"
 
     def check(self, term: Term) -> None:

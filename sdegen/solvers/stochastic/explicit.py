@@ -1,4 +1,4 @@
-"""What explicit schemes of SDEs have in common: they blow up where steps are long."""
+"""What explicit schemes of SDEs have in common: where they cannot go, and where they blow up."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import warnings
 
 from torch import Tensor
 
+from ...core.errors import InvalidInputError
 from ...terms import Term
 from ..base import Solver, State
-
-_LOWEST = -5.0  # log(alpha/sigma) that stands for an end without signal
+from ..grids import has_signal, spaced_level
 
 
 class ExplicitScheme(Solver):
@@ -22,14 +22,40 @@ class ExplicitScheme(Solver):
 
     Attributes:
         longest: the mean length in l, at eta = 1, up to which results keep their size; measured, docs/decisions.md.
+        needs_signal: where alpha may not be 0, since drift and noise are infinite there: at a step's "start", at "both"
+            ends, or "" for nowhere.
     """
 
     longest: float = 0.9
+    needs_signal: str = "start"
 
     def start(self, term: Term, x: Tensor, t: Tensor, grid: Tensor | None = None) -> State:
+        if self.needs_signal:
+            times = t.reshape(-1)[:1] if grid is None else grid
+            check_signal(self.name, term, times[[0, -1]] if self.needs_signal == "both" else times[:1])
         if grid is not None:
             warn_of_long_steps(self.name, term, grid, self.longest)
         return None
+
+
+def check_signal(name: str, term: Term, times: Tensor) -> None:
+    """Raise where a scheme would have to take its drift, and its noise, at a time where they are infinite.
+
+    Args:
+        name: of the scheme.
+        term: what it solves.
+        times: where it takes them, as far as they can be infinite: the ends of a grid.
+    """
+    if not term.stochastic:
+        return
+    for t in times:
+        lost = term.sde is not None and not bool(has_signal(term.sde, t))
+        if lost or math.isinf(float(term.diffusion(t))):
+            raise InvalidInputError(
+                f"{name!r} cannot take a step at t = {float(t):g}, where the rate of noise is infinite"
+                + (", since there is no signal (alpha = 0)" if lost else "")
+                + ": pass other times, with t_span= or in steps=, or use 'ancestral'"
+            )
 
 
 def warn_of_long_steps(name: str, term: Term, grid: Tensor, longest: float) -> None:
@@ -43,7 +69,7 @@ def warn_of_long_steps(name: str, term: Term, grid: Tensor, longest: float) -> N
     """
     if not term.stochastic or term.model is None or term.eta is None or len(grid) < 2:
         return
-    l = term.sde.half_log_snr(grid[[0, -1]]).clamp_min(_LOWEST)
+    l = spaced_level(term.sde, grid[[0, -1]])
     span, limit, n = float(l[1] - l[0]), longest * 2 / (1 + term.eta**2), len(grid) - 1
     if span > limit * n:
         warnings.warn(

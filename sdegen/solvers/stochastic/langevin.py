@@ -39,6 +39,7 @@ class PredictorCorrector(ExplicitScheme):
     """
 
     name, order, kind, needs_model = "predictor-corrector", 1, "SDE", True
+    needs_signal = ""
     source = "arXiv 2011.13456 alg. 2-5"
 
     def __init__(self, *, snr: float = 0.16, corrections: int = 1, rule: str = "level") -> None:
@@ -120,7 +121,8 @@ class Langevin(ExplicitScheme):
             )
 
     def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: State, noise: Noise) -> Step:
-        return Step(self._settle(term, x, t, noise) * expand(_ratio(term, t, t_next), x))
+        ratio = term.sde.at(t_next).alpha / term.sde.at(t).alpha
+        return Step(self._settle(term, x, t, noise) * expand(ratio, x))
 
     def finish(self, term: Term, x: Tensor, t: Tensor, noise: Noise) -> Tensor:
         """The steps at the last time of the grid."""
@@ -136,12 +138,3 @@ class Langevin(ExplicitScheme):
             belief = term.predict(x, t).noise  # the score of x/alpha is -noise/sh
             x = x + expand(level.sigma * (2 * epsilon) ** 0.5, x) * z - expand(level.sigma * epsilon, x) * belief
         return x
-
-
-def _ratio(term: Term, t: Tensor, t_next: Tensor):
-    if isinstance(t, Tensor) and t.ndim == 0 and term.sde.at(t).alpha == 0:
-        raise InvalidInputError(
-            f"at t = {float(t):g} there is no signal (alpha = 0), and x/alpha does not exist: begin at an earlier "
-            "time, with t_span= or times in steps="
-        )
-    return term.sde.at(t_next).alpha / term.sde.at(t).alpha

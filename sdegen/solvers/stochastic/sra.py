@@ -29,7 +29,7 @@ class SRA1(ExplicitScheme):
 
     name, order, kind, evaluations = "sra1", 1.5, "any", 2
     adaptive, error_order = True, 2
-    longest = 0.75
+    longest, needs_signal = 0.75, "both"
     source = "Roessler 2010, table 6.3"
 
     def start(self, term: Term, x: Tensor, t: Tensor, grid: Tensor | None = None) -> None:
