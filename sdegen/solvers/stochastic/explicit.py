@@ -53,8 +53,8 @@ def check_signal(name: str, term: Term, times: Tensor) -> None:
         if lost or math.isinf(float(term.diffusion(t))):
             raise InvalidInputError(
                 f"{name!r} cannot take a step at t = {float(t):g}, where the rate of noise is infinite"
-                + (", since there is no signal (alpha = 0)" if lost else "")
-                + ": pass other times, with t_span= or in steps=, or use 'ancestral'"
+                + (", since there is no signal (alpha = 0): pass earlier" if lost else ": pass other")
+                + " times, with t_span= or in steps=, or use 'ancestral'"
             )
 
 
