@@ -11,8 +11,9 @@ from typing import Any
 from ..core.errors import InvalidInputError
 from ..core.table import table
 from ..terms import Term
-from .base import ControlState, Outcome, OutsideSolver, Solver, State, Step
+from .base import ControlState, Solver, State, Step
 from .external import TABLE as EXTERNAL
+from .external.common import Outcome, OutsideSolver
 from .multistep.adams import Adams
 from .multistep.exponential import Multistep
 from .runge_kutta import Euler, bosh3, dopri5, heun, rk4
@@ -165,7 +166,7 @@ def make_solver(name: str, **options: Any) -> Solver:
     taken = [name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD]
     unknown = [option for option in options if option not in taken or option == "name"]
     if unknown and len(taken) == len(parameters):
-        known = ", ".join(option for option in taken if option not in ("name", "source", "declared")) or "none"
+        known = ", ".join(option for option in taken if option not in ("name", "source")) or "none"
         raise InvalidInputError(f"solver {name!r} does not take {', '.join(unknown)}; its options: {known}")
     try:
         return build(**options)

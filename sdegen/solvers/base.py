@@ -7,10 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..core.errors import InvalidInputError, SolverError
+from ..core.errors import InvalidInputError
 from ..noise.white import Noise
 from ..terms import Term
 from .tolerance import Controller, Tolerance
@@ -253,57 +252,3 @@ def _each(f: Callable[[Tensor, Tensor | None], Tensor], new: State, old: State) 
 def reverted(new: Tensor, old: Tensor, refused: Tensor) -> Tensor:
     """`new` with the rows `refused` as they were: few, so that a choice between whole tensors would cost more."""
     return new.index_copy(0, refused, old.index_select(0, refused)) if len(refused) else new
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of another library's loop.
-
-    Attributes:
-        ts: (S,) the times of `xs`.
-        xs: (S, B, *event), the first of them the start; beyond where the loop stopped, the last state that it reached.
-        t: the time it reached.
-        accepted, rejected: steps.
-        failure: None where it arrived, else the kind of SolverError.
-        failed: (B,) the samples to blame for it, None: all.
-    """
-
-    ts: Tensor
-    xs: Tensor
-    t: float
-    accepted: int = 0
-    rejected: int = 0
-    failure: type[SolverError] | None = None
-    failed: Tensor | None = None
-
-
-class OutsideSolver(Solver):
-    """A method of another library, which brings its own loop: it steps the whole batch together."""
-
-    def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: State, noise: Noise) -> Step:
-        """Two times are a grid too."""
-        return Step(self.integrate(term, x, torch.stack([t, t_next]), tolerance=None, noise=noise, max_steps=1).xs[-1])
-
-    @abstractmethod
-    def integrate(
-        self,
-        term: Term,
-        x: Tensor,
-        ts: Tensor,
-        *,
-        tolerance: Tolerance | None,
-        noise: Noise,
-        max_steps: int,
-        every: bool = False,
-    ) -> Outcome:
-        """The states at `ts` (S,), in the order they are visited; the first is x.
-
-        A failure is told, not raised; samples that became NaN on a fixed grid may also just be left so.
-
-        Args:
-            ts: with a tolerance the times to report (the library steps as it likes between them), else the grid itself.
-            tolerance: rtol and atol, or None for one step of the method between neighbours in `ts`.
-            noise: where an SDE's noise comes from.
-            max_steps: most steps, rejected ones included; never a hang.
-            every: with a tolerance, report the library's own steps instead of `ts`, where they are known.
-        """

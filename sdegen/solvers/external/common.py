@@ -14,7 +14,7 @@ from ...core.errors import InvalidInputError, MaxStepsError, NonFiniteError, Sol
 from ...core.shapes import flat
 from ...noise.white import Noise
 from ...terms import Term
-from ..base import Outcome, OutsideSolver
+from ..base import Solver, State, Step
 from ..tolerance import Tolerance
 
 
@@ -67,6 +67,28 @@ class RightHandSide:
             if bool(failed.any()):
                 raise Stopped(NonFiniteError, failed.cpu())
         return drift
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of another library's loop.
+
+    Attributes:
+        ts: (S,) the times of `xs`.
+        xs: (S, B, *event), the first of them the start; beyond where the loop stopped, the last state that it reached.
+        t: the time it reached.
+        accepted, rejected: steps.
+        failure: None where it arrived, else the kind of SolverError.
+        failed: (B,) the samples to blame for it, None: all.
+    """
+
+    ts: Tensor
+    xs: Tensor
+    t: float
+    accepted: int = 0
+    rejected: int = 0
+    failure: type[SolverError] | None = None
+    failed: Tensor | None = None
 
 
 class Progress:
@@ -146,8 +168,8 @@ class Request:
     progress: Progress
 
 
-class External(OutsideSolver):
-    """A method of another library, run by its own loop.
+class OutsideSolver(Solver):
+    """A method of another library, run by its own loop, which steps the whole batch together.
 
     Args:
         library, method: what it is.
@@ -169,6 +191,10 @@ class External(OutsideSolver):
     def options(self) -> dict[str, Any]:
         return self._options
 
+    def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: State, noise: Noise) -> Step:
+        """Two times are a grid too."""
+        return Step(self.integrate(term, x, torch.stack([t, t_next]), tolerance=None, noise=noise, max_steps=1).xs[-1])
+
     def integrate(
         self,
         term: Term,
@@ -180,6 +206,17 @@ class External(OutsideSolver):
         max_steps: int,
         every: bool = False,
     ) -> Outcome:
+        """The states at `ts` (S,), in the order they are visited; the first is x.
+
+        A failure is reported, not raised; samples that became NaN on a fixed grid may also just be left so.
+
+        Args:
+            ts: with a tolerance the times to report (the library steps as it likes between them), else the grid itself.
+            tolerance: rtol and atol, or None for one step of the method between neighbours in `ts`.
+            noise: where an SDE's noise comes from.
+            max_steps: most steps, rejected ones included; never a hang.
+            every: with a tolerance, report the library's own steps instead of `ts`, where they are known.
+        """
         ts = ts.to("cpu", torch.float64)
         self.check_steps(x, ts, tolerance)
         if not x.numel():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...core.errors import InvalidInputError, StepSizeUnderflowError
 from ..tolerance import Tolerance
-from .common import External, Progress, Request, RightHandSide, Stopped
+from .common import OutsideSolver, Progress, Request, RightHandSide, Stopped
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ _MOST_BLOCKS = 5 * 10**7  # entries of a Jacobian
 _MOST_WORK = 2**31 - 1  # numbers that LSODA can address
 
 
-class Scipy(External):
+class Scipy(OutsideSolver):
     """A method of scipy.integrate.
 
     The state is one float64 vector on the CPU; step sizes and error norms are of the whole batch, so that samples

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...core.errors import InvalidInputError, StepSizeUnderflowError
 from ..tolerance import Tolerance
-from .common import External, Progress, Request, RightHandSide, Stopped
+from .common import OutsideSolver, Progress, Request, RightHandSide, Stopped
 from .scipy import check_jacobian, noting
 
 
@@ -51,7 +51,7 @@ _OPTIONS = {
 _CORRECTED = ("implicit_adams", "fixed_adams")
 
 
-class Torchdiffeq(External):
+class Torchdiffeq(OutsideSolver):
     """A method of torchdiffeq.
 
     With steps: one step of the method between neighbouring times, also by the adaptive ones, whose error estimate is

@@ -15,7 +15,7 @@ from ...noise.white import Noise
 from ...terms import Term
 from ..stochastic.explicit import check_signal, warn_of_long_steps
 from ..tolerance import Tolerance
-from .common import External, Progress, Request, RightHandSide, Stopped
+from .common import OutsideSolver, Progress, Request, RightHandSide, Stopped
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ METHODS = {
 _REMEMBERED = 6  # evaluations that an attempt, its two halves and the next attempt can share
 
 
-class Torchsde(External):
+class Torchsde(OutsideSolver):
     """A method of torchsde, on noise that is addressed by (seed, sample).
 
     With steps: one step of the method between neighbouring times, with the increments that "euler-maruyama" has there,

@@ -59,6 +59,7 @@ class Multistep(Solver):
         x' = alpha' D + r alpha' sh eps (+ noise)
 
     Args:
+        name, source: as the table of solvers has them.
         gauge: "noise", "data" or "v".
         variable: what the polynomial is a function of: "lambda", "theta", "sigma" (sh), "time" or "sqrt-time".
         order: how many past values the predictor uses.
@@ -105,7 +106,6 @@ class Multistep(Solver):
         sigma_data: float | None = None,
         grid: str = "lambda",
         source: str = "",
-        declared: float | None = None,
         variance: Variance = "held",
     ) -> None:
         check_variance(variance, order, corrector, noise)
@@ -118,7 +118,7 @@ class Multistep(Solver):
         self.name, self.source, self.grid, self.sigma_data = name, source, grid, sigma_data
         self.kind = "any" if gauge == "data" else "ODE"
         self._eta = 1.0 if stochastic else 0.0
-        self.order = declared if declared is not None else self._order()
+        self.order = self._order()
         self.start_order = min(self.order, 3 if corrector else 2)  # one Euler step at the start, two with a corrector
         self.uneven_order = min(self.order, 1) if rule == "constant" else None
 
