@@ -13,6 +13,7 @@ from ..core.errors import InvalidInputError
 from ..core.shapes import as_time, check_time, expand
 from ..processes import SDE
 from .base import ScoreModel, _words
+from .networks import ComputingDtype, unwrapped
 from .parametrization import Parametrization, ones, parametrization
 from .prediction import Prediction
 
@@ -22,7 +23,9 @@ class Denoiser(ScoreModel):
 
     Args:
         net: net(x, t, **cond) -> (B, *event); t has shape (B,): the time of the SDE, except "edm": log(sigma/alpha)/4.
-            It is called in its own dtype.
+            It is called in its own dtype, but told the time in float32 where that is half precision, which has no
+            place for 990 between 988 and 992; `net.time_dtype`, if there is one, decides. What it makes of x in place
+            stays its own.
         sde: the process it was, or will be, trained on.
         parametrization: "x0" | "noise" | "score" | "v" | "velocity" | "edm", or a Parametrization.
         data_mean, data_std: scalars or event-shaped; None: measured by the first fit. "edm" uses data_std (1 until it
@@ -45,14 +48,15 @@ class Denoiser(ScoreModel):
         data_std: float | Tensor | None = None,
     ) -> None:
         self._coefficients = CachedFunction(self._evaluate_coefficients)
-        super().__init__(sde, data_mean=data_mean, data_std=data_std, event_shape=getattr(net, "event_shape", None))
+        super().__init__(
+            sde, data_mean=data_mean, data_std=data_std, event_shape=getattr(unwrapped(net), "event_shape", None)
+        )
         if not callable(net):
             raise InvalidInputError(f"net is {net!r}: pass a torch.nn.Module called as net(x, t, **cond)")
         self.net = net
         self.parametrization = parametrization
         self.about: dict[str, Any] = {}
-        self._time_dtype: torch.dtype | None = getattr(net, "time_dtype", None)
-        self._first: tuple[Any, Tensor | None] = (None, None)  # the network and its first floating parameter
+        self._computes_in = ComputingDtype()
         self.coefficients()
 
     def coefficients(self) -> Parametrization:
@@ -77,31 +81,32 @@ class Denoiser(ScoreModel):
         return Prediction.spanned(x, output, (c_skip, c_out), (n_skip, n_out), self.sde, t)
 
     def _output(self, x: Tensor, c_in: Any, c_noise: Any, cond: Mapping[str, Any]) -> Any:
-        """net(c_in x, c_noise), called in the network's own dtype (and that of its `time_dtype`, if it has one)."""
+        """net(c_in x, c_noise), x and time in the dtypes that suit it, in memory that is not the caller's."""
         net = self.net
-        dtype = self._dtype(net, x)
-        time_dtype = self._time_dtype or dtype
+        dtype = self._computes_in.of(net, x.dtype)
+        time_dtype = _time_dtype(net, dtype)
         if isinstance(c_noise, Tensor):
-            t_in = c_noise.to(device=x.device, dtype=time_dtype, copy=True).expand(x.shape[0])
+            t_in = c_noise.to(device=x.device, dtype=time_dtype).expand(x.shape[0]).clone()
         else:
             t_in = torch.full((x.shape[0],), c_noise, dtype=time_dtype, device=x.device)
         x_in = x if isinstance(c_in, float) and c_in == 1.0 else x * expand(c_in, x)
-        return net(x_in if x_in.dtype == dtype else x_in.to(dtype), t_in, **cond)
-
-    def _dtype(self, net: Any, x: Tensor) -> torch.dtype:
-        known, first = self._first
-        if known is not net:  # the search costs more than many a small network's layer: made once
-            parameters = net.parameters() if isinstance(net, nn.Module) else ()
-            first = next((p for p in parameters if p.is_floating_point()), None)
-            self._first = (net, first)
-        return x.dtype if first is None else first.dtype
+        x_in = x_in.to(dtype)
+        try:
+            return net(x_in.clone() if x_in is x else x_in, t_in, **cond)
+        except RuntimeError as error:
+            if time_dtype != dtype:
+                error.add_note(
+                    f"The network has {dtype} weights and got t in {time_dtype}: see time_dtype in Denoiser."
+                )
+            raise
 
     def warm(self, ts):
         super().warm(ts)
         self._coefficients.warm(ts)
 
     def condition_names(self):
-        return _words(getattr(self.net, "forward", self.net))
+        net = unwrapped(self.net)
+        return _words(getattr(net, "forward", net))
 
     def _evaluate_coefficients(self, t: Tensor) -> tuple[Any, ...]:
         t = t.to(torch.float64)
@@ -126,3 +131,9 @@ class Denoiser(ScoreModel):
 
     def _ends_without_signal(self) -> bool:
         return bool(self.sde.at(self.sde.t_max).alpha == 0)
+
+
+def _time_dtype(net: Any, dtype: torch.dtype) -> torch.dtype:
+    """What a network that computes in `dtype` is told the time in."""
+    own = getattr(unwrapped(net), "time_dtype", None)
+    return own or (torch.float32 if dtype.itemsize < 4 else dtype)

@@ -34,7 +34,7 @@ class Net(nn.Module):
     def forward(self, x: Tensor, t: Tensor, bias: Tensor | float = 0.0) -> Tensor:
         self.grads.append(torch.is_grad_enabled())
         self.modes.append(self.training)
-        return self.inner(torch.cat([x, t[:, None]], 1)) + bias
+        return self.inner(torch.cat([x, t[:, None].to(x.dtype)], 1)) + bias
 
 
 # ---- coordinates

@@ -169,7 +169,9 @@ def test_the_network_is_called_in_its_own_dtype():
             return super().forward(x, t)
 
     for own, given in ((torch.float32, F64), (F64, torch.float32), (torch.bfloat16, torch.float32)):
-        model = Denoiser(Spy().to(own), VPSDE())
+        net = Spy().to(own)
+        net.time_dtype = own
+        model = Denoiser(net, VPSDE())
         for t in (0.5, torch.full((3,), 0.5), torch.full((3,), 0.5, dtype=F64)):
             p = model(torch.ones(3, 2, dtype=given), t)
             assert p.x0.dtype == p.noise.dtype == p.velocity.dtype == given

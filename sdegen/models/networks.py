@@ -1,0 +1,75 @@
+"""What a Denoiser asks its network: the module behind wrappers, names without them, the dtype it computes in."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+_COMPUTES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # float8 weights are stored, not computed in
+
+
+def _inside(module: nn.Module) -> str | None:
+    """The name under which a wrapper (torch.compile, DataParallel, DistributedDataParallel) has its module."""
+    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return "module"
+    compiler = sys.modules.get("torch._dynamo.eval_frame")  # where nothing was compiled, importing it takes seconds
+    return "_orig_mod" if compiler and isinstance(module, compiler.OptimizedModule) else None
+
+
+def unwrapped(net: Any) -> Any:
+    """The network itself, without torch.compile's, DataParallel's or DistributedDataParallel's module around it."""
+    while isinstance(net, nn.Module) and (name := _inside(net)):
+        net = net._modules[name]
+    return net
+
+
+def plain_names(net: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """Names of parameters and buffers -> what they would be if no module in the network were wrapped."""
+    wrappers = [(path, name) for path, module in net.named_modules() if (name := _inside(module))]
+    prefixes = [(f"{path}.{name}." if path else f"{name}.", f"{path}." if path else "") for path, name in wrappers]
+    prefixes.sort(key=lambda pair: -len(pair[0]))  # the innermost first: the outer ones still match then
+    plain = {}
+    for name in names:
+        short = name
+        for prefix, without in prefixes:
+            if short.startswith(prefix):
+                short = without + short.removeprefix(prefix)
+        plain[name] = short
+    return plain
+
+
+class ComputingDtype:
+    """The dtype of a network's first floating parameter.
+
+    To search for it takes longer than many a small layer, so its path is kept; it is looked up by name every time,
+    because parameters and modules may be replaced (LoRA, quantisation).
+    """
+
+    def __init__(self) -> None:
+        self._path: tuple[str, ...] = ()
+
+    def of(self, net: Any, otherwise: torch.dtype) -> torch.dtype:
+        """Of this network; `otherwise` where it has no such parameter."""
+        if not isinstance(net, nn.Module):
+            return otherwise
+        found = self._looked_up(net)
+        if found not in _COMPUTES:
+            named = net.named_parameters()
+            name, found = next(((n, p.dtype) for n, p in named if p.dtype in _COMPUTES), ("", None))
+            self._path = tuple(name.split(".")) if name else ()
+        return otherwise if found is None else found
+
+    def _looked_up(self, net: nn.Module) -> torch.dtype | None:
+        if not self._path:
+            return None
+        module: Any = net
+        for name in self._path[:-1]:
+            module = module._modules.get(name)
+            if module is None:
+                return None
+        parameter = module._parameters.get(self._path[-1])
+        return None if parameter is None else parameter.dtype
