@@ -110,7 +110,7 @@ def test_solvers_and_doctor(capsys):
     assert capsys.readouterr().out.strip() == str(sg.solvers())
     assert cli.main(["doctor"]) == 0
     said = capsys.readouterr().out
-    assert torch.__version__ in said and "threads" in said
+    assert torch.__version__.split("+")[0] in said and "threads" in said
 
 
 def test_compare_prints_its_table(saved, capsys):

@@ -651,6 +651,7 @@ def test_a_run_folder_that_cannot_be_listed_says_so(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr(os, "listdir", refuse)
+    for name in ("listdir", "scandir"):  # one of them, by the version of Python
+        monkeypatch.setattr(os, name, refuse)
     with pytest.raises(CheckpointError, match=r"cannot be read: .*Permission denied"):
         storage.steps(tmp_path)
