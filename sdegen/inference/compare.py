@@ -115,6 +115,14 @@ def compare(
 
     Raises:
         InvalidInputError: unknown solvers, empty lists; before the first call.
+
+    Example:
+        >>> import sdegen as sg
+        >>> model = sg.MixtureModel(sg.GaussianMixture([[-1.0], [1.0]], std=0.2), sg.VPSDE())
+        >>> table = sg.compare(model, 16, solvers=["euler", "adams"], steps=[5, 10], tolerances=[1e-2], seed=0)
+        >>> [(row.solver, row.setting) for row in table][:2]
+        [('euler', '5 steps'), ('euler', '10 steps')]
+        >>> best = table.recommendation(error=0.1)
     """
     chosen = [make_solver(s) if isinstance(s, str) else s for s in solvers]
     if not chosen or not (list(steps) or list(tolerances)):

@@ -138,6 +138,15 @@ def log_prob(
         SolverError: its kinds, with the LogProb as `.partial`, unless on_failure="mark".
 
     Source: Song et al. 2021 (arXiv 2011.13456) eq. 39 and section D.2; Chen et al. 2018 (arXiv 1806.07366) theorem 1.
+
+    Example:
+        >>> import sdegen as sg
+        >>> mixture = sg.GaussianMixture([[-1.0, 0.0], [1.0, 0.5]], std=0.2)
+        >>> model = sg.MixtureModel(mixture, sg.EDMSDE())
+        >>> x = mixture.sample(5, seed=0)
+        >>> found = sg.log_prob(model, x, rtol=1e-3)
+        >>> bool((found.nats - mixture.log_prob(x)).abs().max() < 0.01)
+        True
     """
     check_model(model)
     check_state(x, event_shape=model.event_shape)

@@ -85,6 +85,16 @@ def sample(
     Raises:
         InvalidInputError: before the first evaluation.
         SolverError: its kinds, with the partial Solution as `.partial`, unless on_failure="mark".
+
+    Example:
+        >>> import sdegen as sg
+        >>> model = sg.MixtureModel(sg.GaussianMixture([[-1.0, 0.0], [1.0, 0.5]], std=0.2), sg.VPSDE())
+        >>> found = sg.sample(model, 100, steps=8, seed=0)
+        >>> tuple(found.x.shape), found.calls
+        ((100, 2), 8)
+        >>> by_tolerance = sg.sample(model, 100, rtol=1e-3, seed=0)  # each sample takes its own steps
+        >>> bool((by_tolerance.nfe < 30).all())
+        True
     """
     check_model(model)
     seed = check_seed(seed)
@@ -149,6 +159,16 @@ def encode(
 
     Raises:
         As `sample`.
+
+    Example:
+        >>> import sdegen as sg
+        >>> mixture = sg.GaussianMixture([[-1.0, 0.0], [1.0, 0.5]], std=0.2)
+        >>> model = sg.MixtureModel(mixture, sg.EDMSDE())
+        >>> x = mixture.sample(5, seed=0)
+        >>> latent = sg.encode(model, x, rtol=1e-4)
+        >>> back = sg.sample(model, x.shape, x_init=latent.x, rtol=1e-4)
+        >>> bool((back.x - x).abs().max() < 0.01)
+        True
     """
     check_model(model)
     check_state(x, event_shape=model.event_shape)

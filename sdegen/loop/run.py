@@ -61,6 +61,15 @@ def solve(
         InvalidInputError: before the first evaluation: shapes, times, options that cannot work.
         NonFiniteError, MaxStepsError, StepSizeUnderflowError: with the partial Solution as `.partial`, unless
             on_failure="mark".
+
+    Example:
+        >>> import math, torch, sdegen as sg
+        >>> class Growth(sg.Term):
+        ...     def drift(self, x, t):
+        ...         return x
+        >>> found = sg.solve(Growth(), torch.ones(1, 1), solver="rk4", steps=10, t_span=(0.0, 1.0))
+        >>> abs(float(found.x) - math.e) < 1e-5
+        True
     """
     if not isinstance(term, Term):
         raise InvalidInputError(

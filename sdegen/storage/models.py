@@ -60,6 +60,15 @@ def save(model: Denoiser, path: str | os.PathLike) -> None:
         InvalidInputError: a model that is not a Denoiser, or a folder at `path` that holds other things.
         IncompatibleCheckpointError: a Parametrization object: only its name could be stored.
         CheckpointError: the files could not be written (what was there before is unharmed).
+
+    Example:
+        >>> import tempfile, sdegen as sg
+        >>> model = sg.Denoiser(sg.nets.MLP(2, hidden=16, layers=1), sg.VPSDE(), data_std=0.5)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     sg.save(model, f"{folder}/model")
+        ...     again = sg.load(f"{folder}/model")
+        >>> again.sde, float(again.data_std)
+        (VPSDE(beta_min=0.1, beta_max=20, t_min=0.001, t_max=1), 0.5)
     """
     state = {"model": describe(model)}
     write(path, {"model": model_tensors(model)}, state)
@@ -87,6 +96,15 @@ def load(
         CorruptCheckpointError: bytes on disk are not the bytes that were written.
         IncompatibleCheckpointError: another version, network or process, or one that needs `net=` or `sde=`.
         CheckpointError: there is nothing at `path`, or it cannot be read.
+
+    Example:
+        >>> import tempfile, torch, sdegen as sg
+        >>> model = sg.Denoiser(sg.nets.MLP(2, hidden=16, layers=1), sg.VPSDE())
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     sg.save(model, f"{folder}/model")
+        ...     again = sg.load(f"{folder}/model")
+        >>> all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters()))
+        True
     """
     tensors, state = _read_model(Path(path).absolute())
     model = _rebuilt(state.get("model"), tensors["model"], net, sde)

@@ -126,6 +126,13 @@ def fit(
     Source: Loshchilov & Hutter 2019 (arXiv 1711.05101) for AdamW, 2017 (arXiv 1608.03983) for the schedule; Karras et
     al. 2024 (arXiv 2312.02696) section 3 for power-function averages; Micikevicius et al. 2018 (arXiv 1710.03740) for
     fp16.
+
+    Example:
+        >>> import torch, sdegen as sg
+        >>> model = sg.Denoiser(sg.nets.MLP(2, hidden=16, layers=1), sg.VPSDE())
+        >>> history = sg.fit(model, torch.randn(100, 2), steps=20, batch_size=32, seed=0, progress=False)
+        >>> len(history.loss), history.seed
+        (20, 0)
     """
     options = Options(
         steps=steps,

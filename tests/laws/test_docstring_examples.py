@@ -1,0 +1,45 @@
+"""The examples in docstrings run as they stand, and every verb has one."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import time
+
+import pytest
+
+import sdegen as sg
+
+VERBS = ("fit", "sample", "encode", "log_prob", "solve", "compare", "save", "load")
+FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+
+def examples() -> dict[str, doctest.DocTest]:
+    """The examples of the whole package, by the name of what they are of."""
+    finder, found = doctest.DocTestFinder(exclude_empty=True), {}
+    for module in pkgutil.walk_packages(sg.__path__, "sdegen."):
+        if module.name != "sdegen.__main__":
+            for test in finder.find(importlib.import_module(module.name), module.name, globs={}):
+                if test.examples:
+                    found[test.name] = test
+    return found
+
+
+EXAMPLES = examples()
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_runs(name):
+    told: list[str] = []
+    start = time.process_time()
+    runner = doctest.DocTestRunner(optionflags=FLAGS)
+    assert runner.run(EXAMPLES[name], out=told.append).failed == 0, "".join(told)
+    assert time.process_time() - start < 5  # a second, on a machine that does nothing else
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_an_example_that_calls_it(verb):
+    function = getattr(sg, verb)
+    test = EXAMPLES.get(f"{function.__module__}.{verb}")
+    assert test is not None and any(f"sg.{verb}(" in example.source for example in test.examples)
