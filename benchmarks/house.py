@@ -56,7 +56,7 @@ TWICE = [
     ("checking a request", r"def check_how|class How\b", 1),
     ("uniform numbers out of normal ones", r"ndtr\((?:noise|z\[)", 0),
     ("the noise that a seed means", r"def _?noise(?:_of)?\(seed", 1),
-    ("finding a root", r"def _solved\(|Newton's method inside a bracket", 1),
+    ("finding a root", r"def _solved\(|def find_root\(", 1),
     ("a training loop", r"def fit\(|def _train\(", 1),
     ("writing a file whole or not at all", r"os\.replace\(|os\.rename\(fresh", 1),
     ("printing a table", r"\.ljust\(", 1),

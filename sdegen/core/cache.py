@@ -53,7 +53,8 @@ class CachedFunction:
     def __call__(self, t: float | Tensor) -> Any:
         if isinstance(t, Tensor):
             if t.ndim:
-                return self._of_tensor(t)
+                answer = self._at_tensor.of(t)
+                return self._of_tensor(t) if answer is None else answer
             if carries_derivatives(t):
                 return self._function(t)
             t = float(t)
@@ -74,11 +75,9 @@ class CachedFunction:
         self._awaited, self._at_tensor = None, LastAnswer()
 
     def _of_tensor(self, t: Tensor) -> Any:
-        answer = self._at_tensor.of(t)
-        if answer is None:
-            answer = self._function(t)
-            if not (isinstance(answer, tuple) and any(must_not_cache(v) for v in answer)):
-                self._at_tensor.keep(t, answer)
+        answer = self._function(t)
+        if not (isinstance(answer, tuple) and any(must_not_cache(v) for v in answer)):
+            self._at_tensor.keep(t, answer)
         return answer
 
     def _of_number(self, t: float) -> Any:
@@ -102,8 +101,8 @@ class CachedFunction:
 
 
 class LastAnswer:
-    """The answer to the last tensor that came: the term, the model inside and the prediction of one step ask about the
-    same times.
+    """The answer to the last tensor asked about: the term, the model inside and the prediction of one step ask about
+    the same times.
 
     It is the same tensor if it is the same object, not written to since, under the same grad mode.
     """
@@ -127,7 +126,12 @@ class LastAnswer:
 
 def must_not_cache(value: Any) -> bool:
     """Whether a value belongs to the computation it was made in: it carries derivatives, or is of inference mode."""
-    return isinstance(value, Tensor) and (carries_derivatives(value) or value.is_inference())
+    return isinstance(value, Tensor) and (
+        value.requires_grad
+        or value.is_inference()
+        or is_functorch_wrapped_tensor(value)
+        or (forward_ad._current_level >= 0 and forward_ad.unpack_dual(value).tangent is not None)
+    )
 
 
 def carries_derivatives(value: Tensor) -> bool:

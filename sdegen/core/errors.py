@@ -10,11 +10,11 @@ class SdegenError(Exception):
 
 
 class InvalidInputError(SdegenError, ValueError):
-    """An argument that cannot work: says what came, what was wanted and the cure, before the first network call."""
+    """An argument that cannot work: says what it got, what it expected and the cure, before the first network call."""
 
 
 class SolverError(SdegenError, RuntimeError):
-    """A solve that could not finish; `.partial` carries the Solution as far as it came."""
+    """A solve that could not finish; `.partial` carries the Solution as far as it got."""
 
     def __init__(self, message: str, partial: Any = None) -> None:
         super().__init__(message)

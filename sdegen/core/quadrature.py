@@ -72,7 +72,7 @@ class Antiderivative:
 
         def values(left: np.ndarray, right: np.ndarray) -> np.ndarray:
             t = torch.from_numpy(left[:, None] + (right - left)[:, None] * nodes)
-            v = torch.as_tensor(f(t), dtype=torch.float64).detach().expand(t.shape).numpy()
+            v = torch.as_tensor(f(t), dtype=torch.float64, device="cpu").detach().expand(t.shape).numpy()
             if not np.isfinite(v).all():
                 where = float(t.numpy()[~np.isfinite(v)][0])
                 raise InvalidInputError(f"{name}(t) is not finite at t = {where:g}: give an interval on which it is")

@@ -17,10 +17,23 @@ from .errors import InvalidInputError
 
 
 def as_time(t: float | Tensor) -> Tensor:
-    """t as a floating tensor: numbers and integer tensors become float64, floating tensors stay as they are."""
+    """t as a floating tensor: numbers and integer tensors become float64, floating tensors stay as they are.
+
+    Raises:
+        InvalidInputError: t is no number.
+    """
     if isinstance(t, Tensor):
-        return t if t.is_floating_point() else t.to(torch.float64)
-    return torch.tensor(t, dtype=torch.float64)
+        if t.is_floating_point():
+            return t
+        if not t.is_complex():
+            return t.to(torch.float64)
+    try:
+        if isinstance(t, bool | str | Tensor):
+            raise TypeError
+        return torch.as_tensor(t, dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError, RuntimeError):
+        kind = f"a tensor of dtype {t.dtype}" if isinstance(t, Tensor) else repr(t)
+        raise InvalidInputError(f"t is {kind}: expected a real number or a tensor of them") from None
 
 
 def as_number(value: Any, name: str) -> float:
@@ -30,7 +43,7 @@ def as_number(value: Any, name: str) -> float:
             raise TypeError
         return float(value)
     except (TypeError, ValueError, RuntimeError):
-        raise InvalidInputError(f"{name}={value!r}: wanted a number") from None
+        raise InvalidInputError(f"{name}={value!r}: expected a number") from None
 
 
 def expand(coefficient: Any, x: Tensor) -> Any:
@@ -59,7 +72,7 @@ def plus(x: Tensor, c: Any, v: Tensor) -> Tensor:
     return torch.addcmul(x, c, v) if isinstance(c, Tensor) else torch.add(x, v, alpha=c)
 
 
-_ZERO = torch.zeros(())
+_ZERO = torch.zeros((), device="cpu")
 
 
 def scaled(c: Any, v: Tensor) -> Tensor:
@@ -74,7 +87,7 @@ def per_sample(t: Tensor, x: Tensor) -> Tensor:
 
 def check_time(t: Tensor, x: Tensor) -> None:
     """Raise unless x is a batch and t a scalar or one time per sample of it."""
-    if not isinstance(x, Tensor) or x.ndim == 0:
+    if not isinstance(x, Tensor) or x.ndim == 0 or not x.is_floating_point():
         check_state(x, finite=False)
     if t.ndim > 1 or (t.ndim == 1 and t.shape[0] != x.shape[0]):
         raise InvalidInputError(
@@ -88,13 +101,13 @@ def check_state(x: Tensor, *, name: str = "x", event_shape: Sequence[int] | None
     if not isinstance(x, Tensor):
         raise InvalidInputError(f"{name} is a {type(x).__name__}: pass a torch.Tensor of shape (B, *event)")
     if x.ndim == 0:
-        raise InvalidInputError(f"{name} has no batch axis: its shape is (), wanted (B, *event); use {name}[None]")
+        raise InvalidInputError(f"{name} has no batch axis: its shape is (), expected (B, *event); use {name}[None]")
     if not x.is_floating_point():
-        raise InvalidInputError(f"{name} has dtype {x.dtype}, wanted a floating one: {_to_floating(x, name)}")
+        raise InvalidInputError(f"{name} has dtype {x.dtype}, expected a floating one: {_to_floating(x, name)}")
     if event_shape is not None and tuple(x.shape[1:]) != tuple(event_shape):
         raise InvalidInputError(
             f"{name} has event shape {tuple(x.shape[1:])}, but the model works on {tuple(event_shape)}: "
-            f"wanted {name} of shape (B, {', '.join(map(str, event_shape))})"
+            f"expected {name} of shape (B, {', '.join(map(str, event_shape))})"
         )
     if finite and x.numel() and not bool(torch.isfinite(x).all()):
         bad = (~torch.isfinite(x)).reshape(x.shape[0], -1).any(1).nonzero().flatten()

@@ -40,14 +40,16 @@ class Gaussian:
         Raises:
             InvalidInputError: NaN or infinity, a negative eigenvalue or variance.
         """
-        c = torch.as_tensor(covariance).detach().double().cpu()
+        c = torch.as_tensor(covariance, dtype=torch.float64, device="cpu").detach()
         if c.ndim != 2 or c.shape[0] != c.shape[1]:
             return cls.of_variances(c, mean)
         if not bool(torch.isfinite(c).all()):
             raise InvalidInputError("the covariance holds NaN or infinity: clean the data first")
         variances, axes = torch.linalg.eigh((c + c.mT) / 2)
         if variances[0] < -1e-6 * variances[-1].abs():
-            raise InvalidInputError(f"the covariance has the eigenvalue {float(variances[0]):.3g}: wanted none below 0")
+            raise InvalidInputError(
+                f"the covariance has the eigenvalue {float(variances[0]):.3g}: expected none below 0"
+            )
         return cls(_flat_mean(mean), variances.clamp_min(0), axes)
 
     @classmethod
@@ -57,9 +59,11 @@ class Gaussian:
         Raises:
             InvalidInputError: NaN or infinity, a negative variance.
         """
-        v = torch.as_tensor(variances).detach().double().cpu()
+        v = torch.as_tensor(variances, dtype=torch.float64, device="cpu").detach()
         if not bool((torch.isfinite(v) & (v >= 0)).all()):
-            raise InvalidInputError(f"variances from {float(v.min()):.3g} to {float(v.max()):.3g}: wanted none below 0")
+            raise InvalidInputError(
+                f"variances from {float(v.min()):.3g} to {float(v.max()):.3g}: expected none below 0"
+            )
         return cls(_flat_mean(mean), v.flatten().squeeze())
 
     @classmethod
@@ -75,7 +79,7 @@ class Gaussian:
         x = flat(x0).detach().double().cpu()
         n, d = x.shape
         if n < 2 or (rank is not None and not 1 <= rank <= d):
-            raise InvalidInputError(f"{n} samples of {d} numbers, rank={rank}: wanted at least 2, a rank up to {d}")
+            raise InvalidInputError(f"{n} samples of {d} numbers, rank={rank}: expected at least 2, a rank up to {d}")
         mean = x.mean(0)
         if rank is None:
             return cls.of_covariance((x - mean).mT @ (x - mean) / n, mean)
@@ -130,7 +134,11 @@ class Gaussian:
 
 
 def _flat_mean(mean: Tensor | None) -> Tensor:
-    return torch.zeros((), dtype=torch.float64) if mean is None else mean.detach().double().flatten().cpu().squeeze()
+    return (
+        torch.zeros((), dtype=torch.float64, device="cpu")
+        if mean is None
+        else mean.detach().double().flatten().cpu().squeeze()
+    )
 
 
 def column(coefficient: Any, x: Tensor) -> Any:

@@ -41,7 +41,7 @@ class GaussianMixture:
         self.means = _floats(means, "means")
         if self.means.ndim != 2 or not self.means.numel():
             raise InvalidInputError(
-                f"means has shape {tuple(self.means.shape)}: wanted (K, d), K components in d dimensions"
+                f"means has shape {tuple(self.means.shape)}: expected (K, d), K components in d dimensions"
             )
         k, d = self.means.shape
         if (std is None) == (covariances is None):
@@ -51,26 +51,29 @@ class GaussianMixture:
         if std is not None:
             stds = _floats(std, "std")
             if tuple(stds.shape) not in ((), (k,)) or bool((stds < 0).any()):
-                raise InvalidInputError(f"std has shape {tuple(stds.shape)}: wanted a number or ({k},), not negative")
+                raise InvalidInputError(f"std has shape {tuple(stds.shape)}: expected a number or ({k},), not negative")
             self.variances = (stds**2).expand(k)[:, None].expand(k, d).contiguous()  # (K, d) eigenvalues
             self.axes: Tensor | None = None  # (K, d, d) eigenvectors in columns; None: the identity
         else:
             c = _floats(covariances, "covariances")
             if tuple(c.shape) not in ((d, d), (k, d, d)):
-                raise InvalidInputError(f"covariances has shape {tuple(c.shape)}: wanted ({d}, {d}) or ({k}, {d}, {d})")
+                raise InvalidInputError(
+                    f"covariances has shape {tuple(c.shape)}: expected ({d}, {d}) or ({k}, {d}, {d})"
+                )
             if not torch.allclose(c, c.mT, rtol=1e-10, atol=1e-12):
                 raise InvalidInputError("covariances are not symmetric: pass (C + C^T)/2")
             variances, axes = torch.linalg.eigh(c.expand(k, d, d))
             if bool((variances < -1e-12 * variances.abs().max()).any()):
                 raise InvalidInputError(
-                    f"covariances have a negative eigenvalue ({float(variances.min()):g}): wanted positive semidefinite"
+                    f"covariances have a negative eigenvalue ({float(variances.min()):g}): expected positive "
+                    "semidefinite"
                 )
             self.variances, self.axes = variances.clamp_min(0), axes
-        w = torch.ones(k, dtype=torch.float64) if weights is None else _floats(weights, "weights")
+        w = torch.ones(k, dtype=torch.float64, device="cpu") if weights is None else _floats(weights, "weights")
         if w.shape != (k,):
-            raise InvalidInputError(f"weights has shape {tuple(w.shape)}: wanted ({k},), one per component")
+            raise InvalidInputError(f"weights has shape {tuple(w.shape)}: expected ({k},), one per component")
         if bool((w <= 0).any()):
-            raise InvalidInputError(f"weights = {w.tolist()}: wanted all positive (leave out components of weight 0)")
+            raise InvalidInputError(f"weights = {w.tolist()}: expected all positive (leave out components of weight 0)")
         self.weights = w / w.sum()
 
     @property
@@ -161,7 +164,7 @@ class GaussianMixture:
 
 def _floats(value: object, name: str) -> Tensor:
     try:
-        tensor = torch.as_tensor(value, dtype=torch.float64).detach().cpu()
+        tensor = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidInputError(f"{name} could not be read as numbers ({error})") from error
     if not bool(torch.isfinite(tensor).all()):

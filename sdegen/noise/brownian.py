@@ -121,9 +121,9 @@ class BrownianTree(Noise):
         super().__init__(seed, index=index)
         self.low, self.high = sorted((float(t0), float(t1)))
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
-            raise InvalidInputError(f"a Brownian path from {t0} to {t1}: wanted two different finite times")
+            raise InvalidInputError(f"a Brownian path from {t0} to {t1}: expected two different finite times")
         if isinstance(depth, bool) or not isinstance(depth, int) or not 1 <= depth <= 40:
-            raise InvalidInputError(f"depth={depth!r}: wanted a number of halvings between 1 and 40")
+            raise InvalidInputError(f"depth={depth!r}: expected a number of halvings between 1 and 40")
         self.depth = depth
         self._forget(None)
 
@@ -183,7 +183,7 @@ class BrownianTree(Noise):
         return value
 
     def _shared_time(self, t: float) -> tuple[Tensor, Tensor]:
-        place = float(self._place(torch.tensor(t, dtype=torch.float64)))
+        place = float(self._place(torch.tensor(t, dtype=torch.float64, device="cpu")))
         number, level = int(place), self.depth
         u = place - number
         if number == 2**level:

@@ -179,7 +179,9 @@ def _word(address: Sequence[int | float | Tensor]) -> int | Tensor:
         if isinstance(bits, int) and isinstance(word, int):
             word = _mix(word + bits + _GOLDEN)
         else:
-            left, right = (torch.as_tensor(_signed(p & _MASK) if isinstance(p, int) else p) for p in (word, bits))
+            left, right = (
+                torch.tensor(_signed(p & _MASK), device="cpu") if isinstance(p, int) else p for p in (word, bits)
+            )
             word = _mix_(left + right + _signed(_GOLDEN))
     return word
 
@@ -187,13 +189,13 @@ def _word(address: Sequence[int | float | Tensor]) -> int | Tensor:
 def _index(index: Sequence[int] | Tensor) -> Tensor:
     """Sample numbers as an int64 tensor (B,)."""
     try:
-        numbers = torch.as_tensor(index)
+        numbers = index if isinstance(index, Tensor) else torch.as_tensor(index, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidInputError(f"index could not be read as sample numbers ({error}): pass integers, (B,)") from error
     if numbers.ndim != 1:
-        raise InvalidInputError(f"index has shape {tuple(numbers.shape)}, wanted (B,): one number per sample")
+        raise InvalidInputError(f"index has shape {tuple(numbers.shape)}, expected (B,): one number per sample")
     if numbers.numel() and (numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool):
-        raise InvalidInputError(f"index has dtype {numbers.dtype}: wanted integers, one number per sample")
+        raise InvalidInputError(f"index has dtype {numbers.dtype}: expected integers, one number per sample")
     return numbers.to(torch.int64)
 
 
@@ -204,5 +206,5 @@ def _shape(shape: Sequence[int]) -> tuple[int, ...]:
     except TypeError:
         sizes = ()
     if not sizes or min(sizes) < 0:
-        raise InvalidInputError(f"shape is {shape!r}: wanted (B, *event), integers of at least 0")
+        raise InvalidInputError(f"shape is {shape!r}: expected (B, *event), integers of at least 0")
     return sizes

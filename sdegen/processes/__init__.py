@@ -1,8 +1,9 @@
 """What noise does to data: linear SDEs, from the published ones to a user's own."""
 
-from .base import SDE, derivative
+from .base import SDE
 from .custom import CoefficientSDE, PathSDE
 from .exploding import EDMSDE, VESDE
+from .functions import derivative
 from .interpolating import LinearPathSDE, TrigSDE
 from .level import Level, in_tensors
 from .preserving import VPSDE, CosineSDE, SubVPSDE

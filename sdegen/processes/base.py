@@ -13,25 +13,45 @@ from __future__ import annotations
 
 import copy
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from abc import ABCMeta, abstractmethod
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from ..core.cache import CachedFunction
+from ..core.cache import CachedFunction, carries_derivatives
 from ..core.errors import InvalidInputError
+from ..core.roots import find_root
 from ..core.shapes import as_number, as_time, check_time, event_sum, expand
 from ..noise.white import PRIOR, Noise, check_seed
+from .functions import NAMES as FUNCTIONS
+from .functions import Time, check_elementwise, derivative, function_of_time, process_time
 from .level import Level, levels_of_numbers
 
 
-class SDE(ABC):
+class _Immutable(ABCMeta):
+    """Classes whose objects are checked once they are made, and do not change afterwards."""
+
+    _checked: bool
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        made = super().__call__(*args, **kwargs)
+        if cls._checked:
+            made._check()
+        vars(made)["_finished"] = True
+        return made
+
+
+class SDE(metaclass=_Immutable):
     """A linear forward process, defined by alpha(t) and sigma(t) on [t_min, t_max].
 
-    Subclasses give `alpha` and `sigma` (torch functions) and set the range with `_set_range`; the rest follows by
-    automatic differentiation, and may be overridden in closed form. `sdegen.testing.check_sde(sde)` proves the result.
+    Subclasses give `alpha` and `sigma`, functions of a tensor t in torch functions; the rest follows by automatic
+    differentiation, and may be overridden in closed form. What they return is checked when an object is made, and
+    `sdegen.testing.check_sde(sde)` proves the result. The range of times is that of the class (`t_min = 1e-3`,
+    `t_max = 1.0` in its body) or of the object (`super().__init__(t_min=..., t_max=...)`).
+
+    A process does not change once it is made, since much that is computed of it is remembered.
 
     Attributes:
         t_min: the smallest time at which the process is used; positive, since every quantity must be finite there.
@@ -39,54 +59,81 @@ class SDE(ABC):
         data_scale: the standard deviation of the data whose scale the state keeps at all times, as on the circular path
             (`TrigSDE`); None for processes that keep none.
         config: the constructor's arguments, from which a checkpoint rebuilds the process; None for functions.
+
+    Raises:
+        InvalidInputError: alpha or sigma is not positive and finite, not elementwise, not differentiable, or
+            alpha/sigma does not fall; a time that is negative, infinite or NaN; an attribute is assigned later.
     """
 
-    t_min: float
-    t_max: float
-    data_scale: float | None = None
+    t_min: float = 1e-3
+    t_max: float = 1.0
     config: dict[str, Any] | None = None
+    data_scale: float | None = None
+    _checked: bool = False
+    _finished: bool = False
     _cached: CachedFunction
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         sde = super().__new__(cls)
-        sde._cached = CachedFunction(lambda t: Level(sde, t), levels_of_numbers)
+        cached = CachedFunction(lambda t: Level(sde, process_time(t)), levels_of_numbers)
+        vars(sde)["_cached"] = cached
         return sde
+
+    def __init__(self, *, t_min: float | None = None, t_max: float | None = None) -> None:
+        t_min = as_number(self.t_min if t_min is None else t_min, "t_min")
+        t_max = as_number(self.t_max if t_max is None else t_max, "t_max")
+        if not 0 < t_min < t_max < math.inf:
+            raise InvalidInputError(f"time range [{t_min:g}, {t_max:g}]: expected 0 < t_min < t_max, both finite")
+        self.t_min, self.t_max = t_min, t_max
+
+    def __init_subclass__(cls, *, checked: bool = True, **kwargs: Any) -> None:
+        """`checked`: whether alpha and sigma are checked when an object is made; False where tests have proved them."""
+        super().__init_subclass__(**kwargs)
+        cls._checked = checked
+        for name in FUNCTIONS:
+            function = cls.__dict__.get(name)
+            if callable(function) and not getattr(function, "__isabstractmethod__", False):
+                setattr(cls, name, function_of_time(function, name))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self._finished:
+            raise InvalidInputError(
+                f"{name} of a {type(self).__name__} cannot be assigned: a process does not change once it is made; "
+                "make another one, or take sde.narrowed(t_min, t_max) for a shorter range of times"
+            )
+        super().__setattr__(name, value)
 
     # ---- what a subclass defines
 
     @abstractmethod
-    def alpha(self, t: float | Tensor) -> Tensor:
+    def alpha(self, t: Time) -> Tensor:
         """The factor on x_0."""
 
     @abstractmethod
-    def sigma(self, t: float | Tensor) -> Tensor:
+    def sigma(self, t: Time) -> Tensor:
         """The standard deviation of x_t given x_0."""
-
-    def _set_range(self, t_min: float, t_max: float) -> None:
-        t_min, t_max = as_number(t_min, "t_min"), as_number(t_max, "t_max")
-        if not 0 < t_min < t_max < math.inf:
-            raise InvalidInputError(f"time range [{t_min:g}, {t_max:g}]: wanted 0 < t_min < t_max, both finite")
-        self.t_min, self.t_max = t_min, t_max
 
     # ---- what follows
 
-    def drift_coefficient(self, t: float | Tensor) -> Tensor:
+    @function_of_time
+    def drift_coefficient(self, t: Time) -> Tensor:
         """f(t) = d log(alpha)/dt."""
-        return derivative(lambda u: torch.log(self.alpha(u)), as_time(t))
+        return derivative(lambda u: torch.log(self.alpha(u)), t)
 
-    def diffusion(self, t: float | Tensor) -> Tensor:
+    @function_of_time
+    def diffusion(self, t: Time) -> Tensor:
         """g(t) = sqrt(-2 sigma^2 dlambda/dt), the coefficient of dw."""
-        t = as_time(t)
         g2 = -2 * self.sigma(t) ** 2 * derivative(self.half_log_snr, t)
         return g2.clamp_min(0).sqrt()
 
-    def drift(self, x: Tensor, t: float | Tensor) -> Tensor:
+    def drift(self, x: Tensor, t: Time) -> Tensor:
         """f(t) x. Shapes: x (B, *event), t () or (B,)."""
-        t = as_time(t)
+        t = process_time(t)
         check_time(t, x)
         return expand(self.drift_coefficient(t), x) * x
 
-    def rates(self, t: float | Tensor) -> tuple[Tensor, Tensor]:
+    @function_of_time
+    def rates(self, t: Time) -> tuple[Tensor, Tensor]:
         """(alpha', sigma') = (f alpha, f sigma + g^2/(2 sigma)), derivatives in t: the velocity's coefficients."""
         f, sigma = self.drift_coefficient(t), self.sigma(t)
         return f * self.alpha(t), f * sigma + self.diffusion(t) ** 2 / (2 * sigma)
@@ -96,7 +143,7 @@ class SDE(ABC):
 
         A time that carries derivatives gives tensors and is never remembered; see `sdegen.core.cache`.
         """
-        return self._cached(t)
+        return self._cached(t if isinstance(t, Tensor) else as_time(t))
 
     def at_ratio(self, ratio: Tensor) -> Level:
         """The coefficients where sigma/alpha is `ratio` (B,), times moved onto [t_min, t_max] against rounding."""
@@ -106,55 +153,48 @@ class SDE(ABC):
         """Compute the coefficients at all of these times in one go, once the first of them is asked for."""
         self._cached.warm(ts)
 
-    def half_log_snr(self, t: float | Tensor) -> Tensor:
+    @function_of_time
+    def half_log_snr(self, t: Time) -> Tensor:
         """lambda(t) = log(alpha/sigma), half the log signal-to-noise ratio: falls with t, finite on [t_min, t_max]."""
-        t = as_time(t)
         return torch.log(self.alpha(t)) - torch.log(self.sigma(t))
 
-    def time(self, half_log_snr: float | Tensor) -> Tensor:
+    @function_of_time
+    def time(self, half_log_snr: Time) -> Tensor:
         """The inverse of `half_log_snr`: Newton's method inside a bracket. Values beyond the range give its ends."""
-        wanted = as_time(half_log_snr)
         with torch.no_grad():
-            target = wanted.detach().to(torch.float64)
-            grid = self._bracket_times().to(target.device)
+            grid = self._bracket_times().to(half_log_snr.device)
             levels = self.half_log_snr(grid)
-            target = target.clamp(levels[-1], levels[0])
-            cell = torch.searchsorted(-levels, -target.contiguous(), right=True).clamp(1, len(grid) - 1)
+            level = half_log_snr.detach().to(torch.float64).clamp(levels[-1], levels[0])
+            cell = torch.searchsorted(-levels, -level.contiguous(), right=True).clamp(1, len(grid) - 1)
             low, high = grid[cell - 1], grid[cell]
             fall = (levels[cell - 1] - levels[cell]).clamp_min(1e-300)  # two neighbours may be equal to rounding
-            t = low + (high - low) * ((levels[cell - 1] - target) / fall).clamp(0, 1)
-            for _ in range(60):
-                excess = self.half_log_snr(t) - target
-                low, high = torch.where(excess > 0, t, low), torch.where(excess > 0, high, t)
-                slope = -((self.diffusion(t) / self.sigma(t)) ** 2) / 2
-                step = excess / slope
-                there = (step.abs() <= 4e-16 * t) | (excess.abs() <= 4e-16 * (1 + target.abs()))  # to rounding
-                if bool(there.all()):
-                    break
-                newton = t - step
-                inside = (newton >= low) & (newton <= high)
-                t = torch.where(there, t, torch.where(inside, newton, (low + high) / 2))
-        if wanted.requires_grad:  # one more Newton step carries the derivative dt/dlambda
-            slope = (-((self.diffusion(t) / self.sigma(t)) ** 2) / 2).detach()
-            return (t - (self.half_log_snr(t).detach() - wanted) / slope).to(wanted.dtype)
-        return t.to(wanted.dtype)
+            guess = low + (high - low) * ((levels[cell - 1] - level) / fall).clamp(0, 1)
+            t = find_root(lambda u: -self.half_log_snr(u), -level, low, high, slope=self._rate_of_fall, guess=guess)
+        if carries_derivatives(half_log_snr):  # one more Newton step carries the derivative dt/dlambda
+            slope = -self._rate_of_fall(t).detach()
+            return t - (self.half_log_snr(t).detach() - half_log_snr) / slope
+        return t
+
+    def _rate_of_fall(self, t: Tensor) -> Tensor:
+        """-d lambda/dt = g^2/(2 sigma^2)."""
+        return (self.diffusion(t) / self.sigma(t)) ** 2 / 2
 
     def _bracket_times(self) -> Tensor:
         """Times of [t_min, t_max] dense near both ends, float64: where lambda is tabulated before it is inverted."""
         width = self.t_max - self.t_min
-        rise = torch.logspace(-12, 0, 97, dtype=torch.float64)
+        rise = torch.logspace(-12, 0, 97, dtype=torch.float64, device="cpu")
         low = self.t_min + width / 2 * rise
         high = self.t_max - width / 2 * rise
-        ends = torch.tensor([self.t_min, self.t_max], dtype=torch.float64)
+        ends = torch.tensor([self.t_min, self.t_max], dtype=torch.float64, device="cpu")
         return torch.unique(
-            torch.cat([ends, low, high, torch.linspace(self.t_min, self.t_max, 129, dtype=torch.float64)])
+            torch.cat([ends, low, high, torch.linspace(self.t_min, self.t_max, 129, dtype=torch.float64, device="cpu")])
         )
 
     # ---- samples
 
     def perturb(self, x0: Tensor, t: float | Tensor, noise: Tensor) -> Tensor:
         """x_t = alpha(t) x0 + sigma(t) noise. Shapes: x0, noise (B, *event), t () or (B,)."""
-        t = as_time(t)
+        t = process_time(t)
         check_time(t, x0)
         _check_noise(noise, x0)
         return expand(self.alpha(t), x0) * x0 + expand(self.sigma(t), x0) * noise
@@ -168,7 +208,7 @@ class SDE(ABC):
         Raises:
             InvalidInputError: t_next is before t.
         """
-        t, t_next = as_time(t), as_time(t_next)
+        t, t_next = process_time(t), process_time(t_next)
         check_time(t, x)
         check_time(t_next, x)
         _check_noise(noise, x)
@@ -205,32 +245,68 @@ class SDE(ABC):
     def narrowed(self, t_min: float, t_max: float) -> Self:
         """The same process on a shorter range of times: what both ranges share."""
         sde = copy.copy(self)
-        sde._set_range(max(t_min, self.t_min), min(t_max, self.t_max))
+        vars(sde)["_finished"] = False
+        SDE.__init__(sde, t_min=max(t_min, self.t_min), t_max=min(t_max, self.t_max))
+        vars(sde)["_finished"] = True
         return sde
+
+    def _check(self) -> None:
+        """Raise unless alpha and sigma are elementwise, differentiable, positive and finite, and alpha/sigma falls."""
+        for name in ("alpha", "sigma"):
+            check_elementwise(getattr(type(self), name).given.__get__(self), name, self.t_min, self.t_max)
+        self._check_path()
+        self._check_slopes()
 
     def _check_path(self) -> None:
         """Raise unless alpha and sigma are positive and finite and lambda falls on [t_min, t_max]."""
         t = self._bracket_times()
         alpha, sigma = self.alpha(t), self.sigma(t)
         for name, value in (("alpha", alpha), ("sigma", sigma)):
-            if value.shape != t.shape:
-                raise InvalidInputError(
-                    f"{name}(t) has shape {tuple(value.shape)} for t of shape {tuple(t.shape)}: wanted t's shape"
-                )
             bad = ~(torch.isfinite(value) & (value > 0))
             if bad.any():
                 i = int(bad.nonzero()[0])
                 raise InvalidInputError(
-                    f"{name}({float(t[i]):g}) = {float(value[i]):g}: wanted positive and finite on [t_min, t_max] = "
+                    f"{name}({float(t[i]):g}) = {float(value[i]):g}: expected positive and finite on [t_min, t_max] = "
                     f"[{self.t_min:g}, {self.t_max:g}]; narrow the range with t_min=, t_max="
                 )
-        coarse = torch.linspace(self.t_min, self.t_max, 129, dtype=torch.float64)
+        coarse = torch.linspace(self.t_min, self.t_max, 129, dtype=torch.float64, device="cpu")
         rise = self.half_log_snr(coarse).diff()
         if bool((rise >= 0).any()):
             i = int((rise >= 0).nonzero()[0])
             raise InvalidInputError(
                 f"the signal-to-noise ratio alpha/sigma does not fall between t = {float(coarse[i]):g} and "
-                f"{float(coarse[i + 1]):g}: wanted a forward process, noisier as t grows (its g^2 would be negative)"
+                f"{float(coarse[i + 1]):g}: expected a forward process, noisier as t grows (its g^2 would be negative)"
+            )
+
+    def _check_slopes(self) -> None:
+        """Raise where automatic differentiation gives no slope, a wrong one, or one that rises."""
+        h = 1e-5 * (self.t_max - self.t_min)
+        t = torch.linspace(self.t_min + h, self.t_max - h, 129, dtype=torch.float64, device="cpu")
+        slopes = []
+        for name, function in (("alpha", self.alpha), ("sigma", self.sigma)):
+            slope = derivative(lambda u, function=function: torch.log(function(u)), t)
+            if not bool(torch.isfinite(slope).all()):
+                i = int((~torch.isfinite(slope)).nonzero()[0])
+                raise InvalidInputError(
+                    f"the derivative of {name}(t) at t = {float(t[i]):g} is {float(slope[i])}: expected finite"
+                )
+            secant = (torch.log(function(t + h)) - torch.log(function(t - h))) / (2 * h)
+            slack = 1e-2 * (slope.abs() + secant.abs()) + 1e-6 / (self.t_max - self.t_min)
+            wrong = (slope - secant).abs() > slack
+            if wrong.sum() > len(t) / 2:  # here and there it may: a function is allowed its kinks
+                i = int(wrong.nonzero()[0])
+                raise InvalidInputError(
+                    f"automatic differentiation of log {name}(t) at t = {float(t[i]):g} gives {float(slope[i]):g}, "
+                    f"differences of its values {float(secant[i]):g}: build {name} of torch functions, without "
+                    "detach, numpy or math"
+                )
+            slopes.append(slope)
+        rises = slopes[0] - slopes[1] > 1e-9 * (slopes[0].abs() + slopes[1].abs())
+        if bool(rises.any()):
+            i = int(rises.nonzero()[0])
+            raise InvalidInputError(
+                f"the signal-to-noise ratio alpha/sigma rises at t = {float(t[i]):g}: expected a forward process, "
+                "noisier as t grows (its g^2 would be negative)"
             )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -243,18 +319,6 @@ class SDE(ABC):
         return f"{type(self).__name__}({', '.join(said)})"
 
 
-def derivative(f: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
-    """df/dt of an elementwise function, of t's shape; differentiable where t asks for it."""
-    keep_graph = t.requires_grad and torch.is_grad_enabled()
-    with torch.inference_mode(False), torch.enable_grad():
-        u = t if keep_graph else t.detach().clone().requires_grad_()
-        value = f(u)
-        if not value.requires_grad:  # a constant
-            return torch.zeros_like(t)
-        (slope,) = torch.autograd.grad(value.sum(), u, create_graph=keep_graph, allow_unused=True)
-    return torch.zeros_like(t) if slope is None else slope
-
-
 def _check_noise(noise: Tensor, x: Tensor) -> None:
     if noise.shape != x.shape:
-        raise InvalidInputError(f"noise has shape {tuple(noise.shape)}, but x has {tuple(x.shape)}: wanted the same")
+        raise InvalidInputError(f"noise has shape {tuple(noise.shape)}, but x has {tuple(x.shape)}: expected the same")

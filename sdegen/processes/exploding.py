@@ -8,21 +8,22 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
-from ..core.shapes import as_number, as_time
+from ..core.shapes import as_number
 from .base import SDE
+from .functions import Time
 
 
-class _VarianceExploding(SDE):
+class _VarianceExploding(SDE, checked=False):
     """alpha = 1, f = 0, g^2 = d(sigma^2)/dt."""
 
-    def alpha(self, t: float | Tensor) -> Tensor:
-        return torch.ones_like(as_time(t))
+    def alpha(self, t: Time) -> Tensor:
+        return torch.ones_like(t)
 
-    def drift_coefficient(self, t: float | Tensor) -> Tensor:
-        return torch.zeros_like(as_time(t))
+    def drift_coefficient(self, t: Time) -> Tensor:
+        return torch.zeros_like(t)
 
 
-class VESDE(_VarianceExploding):
+class VESDE(_VarianceExploding, checked=False):
     """Variance exploding: f = 0, sigma = sigma_min (sigma_max/sigma_min)^t, g^2 = 2 sigma^2 log(sigma_max/sigma_min).
 
     sigma(0) is sigma_min, not 0: the perturbation kernel has that much noise at t = 0 already, while the SDE started
@@ -39,7 +40,7 @@ class VESDE(_VarianceExploding):
     ) -> None:
         self.sigma_min, self.sigma_max = _check_sigmas(sigma_min, sigma_max)
         self._log_ratio = math.log(self.sigma_max / self.sigma_min)
-        self._set_range(t_min, t_max)
+        super().__init__(t_min=t_min, t_max=t_max)
         self.config = {
             "sigma_min": self.sigma_min,
             "sigma_max": self.sigma_max,
@@ -47,17 +48,17 @@ class VESDE(_VarianceExploding):
             "t_max": self.t_max,
         }
 
-    def sigma(self, t: float | Tensor) -> Tensor:
-        return self.sigma_min * torch.exp(self._log_ratio * as_time(t))
+    def sigma(self, t: Time) -> Tensor:
+        return self.sigma_min * torch.exp(self._log_ratio * t)
 
-    def diffusion(self, t: float | Tensor) -> Tensor:
+    def diffusion(self, t: Time) -> Tensor:
         return self.sigma(t) * math.sqrt(2 * self._log_ratio)
 
-    def time(self, half_log_snr: float | Tensor) -> Tensor:
-        return (-as_time(half_log_snr) - math.log(self.sigma_min)) / self._log_ratio
+    def time(self, half_log_snr: Time) -> Tensor:
+        return (-half_log_snr - math.log(self.sigma_min)) / self._log_ratio
 
 
-class EDMSDE(_VarianceExploding):
+class EDMSDE(_VarianceExploding, checked=False):
     """Time is the noise level: alpha = 1, sigma = t, g^2 = 2t, on [sigma_min, sigma_max].
 
     Euler's method along it is DDIM.
@@ -69,27 +70,27 @@ class EDMSDE(_VarianceExploding):
     """
 
     def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:
-        self._set_range(*_check_sigmas(sigma_min, sigma_max))
+        t_min, t_max = _check_sigmas(sigma_min, sigma_max)
+        super().__init__(t_min=t_min, t_max=t_max)
         self.config = {"sigma_min": self.t_min, "sigma_max": self.t_max}
 
-    def sigma(self, t: float | Tensor) -> Tensor:
-        return as_time(t) * 1.0
+    def sigma(self, t: Time) -> Tensor:
+        return t * 1.0
 
-    def diffusion(self, t: float | Tensor) -> Tensor:
-        return torch.sqrt(2 * as_time(t))
+    def diffusion(self, t: Time) -> Tensor:
+        return torch.sqrt(2 * t)
 
-    def rates(self, t: float | Tensor) -> tuple[Tensor, Tensor]:
-        t = as_time(t)
+    def rates(self, t: Time) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(t), torch.ones_like(t)
 
-    def time(self, half_log_snr: float | Tensor) -> Tensor:
-        return torch.exp(-as_time(half_log_snr))
+    def time(self, half_log_snr: Time) -> Tensor:
+        return torch.exp(-half_log_snr)
 
 
 def _check_sigmas(sigma_min: float, sigma_max: float, *, endless: bool = False) -> tuple[float, float]:
     sigma_min, sigma_max = as_number(sigma_min, "sigma_min"), as_number(sigma_max, "sigma_max")
     if not 0 < sigma_min < sigma_max or (sigma_max == math.inf and not endless):
         raise InvalidInputError(
-            f"sigma_min={sigma_min}, sigma_max={sigma_max}: wanted 0 < sigma_min < sigma_max, both finite"
+            f"sigma_min={sigma_min}, sigma_max={sigma_max}: expected 0 < sigma_min < sigma_max, both finite"
         )
     return sigma_min, sigma_max

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
-from ..core.shapes import as_number, as_time
+from ..core.shapes import as_number
 from .base import SDE
 from .exploding import _check_sigmas
+from .functions import Time
 from .level import in_tensors
 
 
-class LinearPathSDE(SDE):
+class LinearPathSDE(SDE, checked=False):
     """The straight path between data and noise: alpha = 1 - t, sigma = t (rectified flow, flow matching).
 
     f = -1/(1 - t) is infinite at t = 1, so t_max stops short of it. The flow's velocity is noise - x0, finite even
@@ -31,31 +32,29 @@ class LinearPathSDE(SDE):
             raise InvalidInputError(
                 f"t_max={t_max}: alpha = 1 - t is negative after t = 1, use t_max <= 1 such as 0.999"
             )
-        self._set_range(t_min, t_max)
+        super().__init__(t_min=t_min, t_max=t_max)
         self.config = {"t_min": self.t_min, "t_max": self.t_max}
 
-    def alpha(self, t: float | Tensor) -> Tensor:
-        return 1 - as_time(t)
+    def alpha(self, t: Time) -> Tensor:
+        return 1 - t
 
-    def sigma(self, t: float | Tensor) -> Tensor:
-        return as_time(t) * 1.0
+    def sigma(self, t: Time) -> Tensor:
+        return t * 1.0
 
-    def drift_coefficient(self, t: float | Tensor) -> Tensor:
-        return -1 / (1 - as_time(t))
+    def drift_coefficient(self, t: Time) -> Tensor:
+        return -1 / (1 - t)
 
-    def diffusion(self, t: float | Tensor) -> Tensor:
-        t = as_time(t)
+    def diffusion(self, t: Time) -> Tensor:
         return torch.sqrt(2 * t / (1 - t))
 
-    def rates(self, t: float | Tensor) -> tuple[Tensor, Tensor]:
-        t = as_time(t)
+    def rates(self, t: Time) -> tuple[Tensor, Tensor]:
         return -torch.ones_like(t), torch.ones_like(t)
 
-    def time(self, half_log_snr: float | Tensor) -> Tensor:
-        return torch.sigmoid(-as_time(half_log_snr))
+    def time(self, half_log_snr: Time) -> Tensor:
+        return torch.sigmoid(-half_log_snr)
 
 
-class TrigSDE(SDE):
+class TrigSDE(SDE, checked=False):
     """The circular path: alpha = cos t, sigma = s sin t, f = -tan t, g^2 = 2 s^2 tan t, s = sigma_data.
 
     Along it the probability flow is dx/dt = -s F(x/s, t), F the raw network of Karras' parametrisation. Centred
@@ -74,31 +73,31 @@ class TrigSDE(SDE):
         sigma_data = as_number(sigma_data, "sigma_data")
         if not 0 < sigma_data < math.inf:
             raise InvalidInputError(
-                f"sigma_data={sigma_data}: wanted the data's standard deviation, positive and finite"
+                f"sigma_data={sigma_data}: expected the data's standard deviation, positive and finite"
             )
         self.sigma_data = self.data_scale = sigma_data
         low, high = _check_sigmas(sigma_min, sigma_max, endless=True)
-        self._set_range(math.atan(low / self.sigma_data), math.atan(high / self.sigma_data))
+        super().__init__(t_min=math.atan(low / sigma_data), t_max=math.atan(high / sigma_data))
         self.config = {"sigma_data": self.sigma_data, "sigma_min": low, "sigma_max": high}
 
-    def alpha(self, t: float | Tensor) -> Tensor:
-        return torch.cos(as_time(t))
+    def alpha(self, t: Time) -> Tensor:
+        return torch.cos(t)
 
-    def sigma(self, t: float | Tensor) -> Tensor:
-        return self.sigma_data * torch.sin(as_time(t))
+    def sigma(self, t: Time) -> Tensor:
+        return self.sigma_data * torch.sin(t)
 
-    def drift_coefficient(self, t: float | Tensor) -> Tensor:
-        return -torch.tan(as_time(t))
+    def drift_coefficient(self, t: Time) -> Tensor:
+        return -torch.tan(t)
 
-    def diffusion(self, t: float | Tensor) -> Tensor:
-        return self.sigma_data * torch.sqrt(2 * torch.tan(as_time(t)))
+    def diffusion(self, t: Time) -> Tensor:
+        return self.sigma_data * torch.sqrt(2 * torch.tan(t))
 
-    def rates(self, t: float | Tensor) -> tuple[Tensor, Tensor]:
-        at = in_tensors(self, as_time(t))
+    def rates(self, t: Time) -> tuple[Tensor, Tensor]:
+        at = in_tensors(self, t)
         return at.sigma * (-1 / self.sigma_data), self.sigma_data * at.alpha
 
-    def half_log_snr(self, t: float | Tensor) -> Tensor:
-        return -torch.log(self.sigma_data * torch.tan(as_time(t)))
+    def half_log_snr(self, t: Time) -> Tensor:
+        return -torch.log(self.sigma_data * torch.tan(t))
 
-    def time(self, half_log_snr: float | Tensor) -> Tensor:
-        return torch.atan(torch.exp(-as_time(half_log_snr)) / self.sigma_data)
+    def time(self, half_log_snr: Time) -> Tensor:
+        return torch.atan(torch.exp(-half_log_snr) / self.sigma_data)

@@ -40,7 +40,7 @@ class Level:
     def __getattr__(self, name: str) -> Any:  # asked only for what is not kept yet
         if name not in _FUNCTIONS:
             raise AttributeError(f"a Level has no {name}")
-        value = getattr(self._sde, _FUNCTIONS[name])(self.t)
+        value = getattr(type(self._sde), _FUNCTIONS[name]).unchecked(self._sde, self.t)
         if not must_not_cache(value[0] if isinstance(value, tuple) else value):
             setattr(self, name, value)
         return value

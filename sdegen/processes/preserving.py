@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
-from ..core.shapes import as_number, as_time
+from ..core.shapes import as_number
 from .base import SDE
+from .functions import Time, function_of_time
 from .level import Level, in_tensors
 
 
-class _FromIntegral(SDE):
+class _FromIntegral(SDE, checked=False):
     """Processes given by I(t) = int_0^t beta: alpha = exp(-I/2), f = -beta/2. Subclasses give I, its inverse, beta."""
 
     @abstractmethod
@@ -26,38 +27,38 @@ class _FromIntegral(SDE):
     @abstractmethod
     def _time_of_integral(self, integral: Tensor) -> Tensor: ...
 
-    def beta(self, t: float | Tensor) -> Tensor:
+    @function_of_time
+    def beta(self, t: Time) -> Tensor:
         """The rate of noising."""
-        return self._beta(as_time(t))
+        return self._beta(t)
 
-    def alpha(self, t: float | Tensor) -> Tensor:
-        return torch.exp(self._integral(as_time(t)) * -0.5)
+    def alpha(self, t: Time) -> Tensor:
+        return torch.exp(self._integral(t) * -0.5)
 
-    def drift_coefficient(self, t: float | Tensor) -> Tensor:
+    def drift_coefficient(self, t: Time) -> Tensor:
         return -self.beta(t) / 2
 
 
-class _VariancePreserving(_FromIntegral):
+class _VariancePreserving(_FromIntegral, checked=False):
     """alpha^2 + sigma^2 = 1, g^2 = beta; lambda = -log(e^I - 1)/2, I = log(1 + e^(-2 lambda)), without cancellation."""
 
-    def sigma(self, t: float | Tensor) -> Tensor:
-        return torch.sqrt(-torch.expm1(-self._integral(as_time(t))))
+    def sigma(self, t: Time) -> Tensor:
+        return torch.sqrt(-torch.expm1(-self._integral(t)))
 
-    def diffusion(self, t: float | Tensor) -> Tensor:
+    def diffusion(self, t: Time) -> Tensor:
         return self.beta(t).sqrt()
 
-    def rates(self, t: float | Tensor) -> tuple[Tensor, Tensor]:
-        at = in_tensors(self, as_time(t))
+    def rates(self, t: Time) -> tuple[Tensor, Tensor]:
+        at = in_tensors(self, t)
         half = self.beta(at.t) * at.alpha / 2
         return -half, half * at.alpha / at.sigma
 
-    def half_log_snr(self, t: float | Tensor) -> Tensor:
-        integral = self._integral(as_time(t))
+    def half_log_snr(self, t: Time) -> Tensor:
+        integral = self._integral(t)
         return -(integral + torch.log(-torch.expm1(-integral))) / 2
 
-    def time(self, half_log_snr: float | Tensor) -> Tensor:
-        wanted = as_time(half_log_snr)
-        return self._time_of_integral(torch.nn.functional.softplus(-2 * wanted, threshold=700))
+    def time(self, half_log_snr: Time) -> Tensor:
+        return self._time_of_integral(torch.nn.functional.softplus(-2 * half_log_snr, threshold=700))
 
     def at_ratio(self, ratio: Tensor) -> Level:
         square = ratio.square()
@@ -68,7 +69,7 @@ class _VariancePreserving(_FromIntegral):
         return level
 
 
-class _LinearBeta(_FromIntegral):
+class _LinearBeta(_FromIntegral, checked=False):
     """beta(t) = beta_min + t (beta_max - beta_min)."""
 
     def __init__(
@@ -77,10 +78,10 @@ class _LinearBeta(_FromIntegral):
         beta_min, beta_max = as_number(beta_min, "beta_min"), as_number(beta_max, "beta_max")
         if not 0 <= beta_min < beta_max < math.inf:
             raise InvalidInputError(
-                f"beta_min={beta_min}, beta_max={beta_max}: wanted 0 <= beta_min < beta_max, both finite"
+                f"beta_min={beta_min}, beta_max={beta_max}: expected 0 <= beta_min < beta_max, both finite"
             )
         self.beta_min, self.beta_max = beta_min, beta_max
-        self._set_range(t_min, t_max)
+        super().__init__(t_min=t_min, t_max=t_max)
         self.config = {"beta_min": self.beta_min, "beta_max": self.beta_max, "t_min": self.t_min, "t_max": self.t_max}
 
     def _integral(self, t: Tensor) -> Tensor:
@@ -94,7 +95,7 @@ class _LinearBeta(_FromIntegral):
         return integral / ((integral * (slope / 2) + half**2).sqrt() + half)
 
 
-class VPSDE(_LinearBeta, _VariancePreserving):
+class VPSDE(_LinearBeta, _VariancePreserving, checked=False):
     """Variance preserving: f = -beta/2, g^2 = beta, alpha^2 + sigma^2 = 1, beta linear in t.
 
     alpha = exp(-I/2), I = beta_min t + (beta_max - beta_min) t^2/2.
@@ -110,7 +111,7 @@ class VPSDE(_LinearBeta, _VariancePreserving):
     """
 
 
-class SubVPSDE(_LinearBeta):
+class SubVPSDE(_LinearBeta, checked=False):
     """Sub-VP: f = -beta/2, g^2 = beta (1 - exp(-2 I)), so sigma = 1 - alpha^2 with VP's alpha.
 
     Args, Raises: as VPSDE.
@@ -118,20 +119,19 @@ class SubVPSDE(_LinearBeta):
     Source: Song et al. 2021 (arXiv 2011.13456) eq. 12 and appendix B.
     """
 
-    def sigma(self, t: float | Tensor) -> Tensor:
-        return -torch.expm1(-self._integral(as_time(t)))
+    def sigma(self, t: Time) -> Tensor:
+        return -torch.expm1(-self._integral(t))
 
-    def diffusion(self, t: float | Tensor) -> Tensor:
-        t = as_time(t)
+    def diffusion(self, t: Time) -> Tensor:
         return torch.sqrt(self._beta(t) * -torch.expm1(-2 * self._integral(t)))
 
-    def time(self, half_log_snr: float | Tensor) -> Tensor:
+    def time(self, half_log_snr: Time) -> Tensor:
         # e^lambda = alpha/(1 - alpha^2): with u = e^(-lambda), alpha = 2/(u + sqrt(u^2 + 4))
-        u = torch.exp(-as_time(half_log_snr))
+        u = torch.exp(-half_log_snr)
         return self._time_of_integral(2 * torch.asinh(u / 2))
 
 
-class CosineSDE(_VariancePreserving):
+class CosineSDE(_VariancePreserving, checked=False):
     """The cosine schedule as a VP process: alpha = cos(phi)/cos(phi_0), phi = (pi/2)(t + s)/(1 + s).
 
     beta = pi/(1 + s) tan(phi) is infinite at t = 1, so t_max stops short of it.
@@ -146,13 +146,13 @@ class CosineSDE(_VariancePreserving):
     def __init__(self, s: float = 0.008, *, t_min: float = 1e-3, t_max: float = 0.9946) -> None:
         s = as_number(s, "s")
         if not 0 < s < math.inf:
-            raise InvalidInputError(f"s={s}: wanted a positive offset")
+            raise InvalidInputError(f"s={s}: expected a positive offset")
         if not as_number(t_max, "t_max") < 1:
             raise InvalidInputError(
                 f"t_max={t_max}: the cosine schedule's beta is infinite at t = 1, use t_max < 1 such as 0.9946"
             )
         self.s = s
-        self._set_range(t_min, t_max)
+        super().__init__(t_min=t_min, t_max=t_max)
         self.config = {"s": self.s, "t_min": self.t_min, "t_max": self.t_max}
 
     @property

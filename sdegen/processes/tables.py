@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
-from ..core.shapes import as_time
 from .exploding import _VarianceExploding
+from .functions import Time
 from .preserving import _VariancePreserving
 
 
-class TabulatedVPSDE(_VariancePreserving):
+class TabulatedVPSDE(_VariancePreserving, checked=False):
     """A DDPM table as a process: node i of 1..N at t = i/N, node 0 clean data.
 
     The rate on ((i-1)/N, i/N] is the constant -N log(1 - beta_i). Then alpha^2 at node i is exactly
@@ -34,14 +34,16 @@ class TabulatedVPSDE(_VariancePreserving):
     def __init__(self, betas: Sequence[float] | Tensor) -> None:
         self.betas = _table(betas, "betas")
         if bool(((self.betas <= 0) | (self.betas > 1)).any()) or bool((self.betas[:-1] == 1).any()):
-            raise InvalidInputError("betas: wanted 0 < beta < 1 at every node (the last may be 1)")
+            raise InvalidInputError("betas: expected 0 < beta < 1 at every node (the last may be 1)")
         n = len(self.betas)
         self.nodes = _nodes(n)
         steps = -torch.log1p(-self.betas)
-        self._at_nodes = torch.cat([torch.zeros(1, dtype=torch.float64), steps.cumsum(0)])  # the integral of the rate
+        self._at_nodes = torch.cat(
+            [torch.zeros(1, dtype=torch.float64, device="cpu"), steps.cumsum(0)]
+        )  # the integral of the rate
         self._to_zero = torch.isinf(steps)  # cells at whose end alpha is 0: none, or the last
         self._steps = torch.where(self._to_zero, 1.0, steps)
-        self._set_range(1 / n, 1.0)
+        super().__init__(t_min=1 / n, t_max=1.0)
         self.config = {"betas": self.betas.tolist()}
 
     def _parts(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -60,8 +62,7 @@ class TabulatedVPSDE(_VariancePreserving):
         rate = torch.where(to_zero, 2 / (1 - torch.where(to_zero, fraction, 0.0)), step)
         return (len(self.betas) * rate).to(t.dtype)
 
-    def rates(self, t: float | Tensor) -> tuple[Tensor, Tensor]:
-        t = as_time(t)
+    def rates(self, t: Time) -> tuple[Tensor, Tensor]:
         _, start, step, to_zero = self._parts(t)
         alpha, sigma = self.alpha(t), self.sigma(t)
         straight = torch.exp(-start / 2).to(t.dtype)  # finite at alpha = 0
@@ -78,7 +79,7 @@ class TabulatedVPSDE(_VariancePreserving):
         return ((i + fraction) / n).to(integral.dtype)
 
 
-class TabulatedVESDE(_VarianceExploding):
+class TabulatedVESDE(_VarianceExploding, checked=False):
     """An NCSN table as a process: node i of 1..N at t = i/N.
 
     sigma(0) = 0, sigma^2 is linear in t up to node 1 and log(sigma) linear between nodes after that.
@@ -97,12 +98,12 @@ class TabulatedVESDE(_VarianceExploding):
         self.sigmas = _table(sigmas, "sigmas")
         if bool((self.sigmas <= 0).any()) or bool((self.sigmas.diff() <= 0).any()):
             raise InvalidInputError(
-                "sigmas: wanted positive and increasing values (a table from large to small must be flipped)"
+                "sigmas: expected positive and increasing values (a table from large to small must be flipped)"
             )
         n = len(self.sigmas)
         self.nodes = _nodes(n)
         self._logs = torch.log(self.sigmas)
-        self._set_range(1 / n, 1.0)
+        super().__init__(t_min=1 / n, t_max=1.0)
         self.config = {"sigmas": self.sigmas.tolist()}
 
     def _parts(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -112,28 +113,25 @@ class TabulatedVESDE(_VarianceExploding):
         left = logs[(i - 1).clamp_min(0)]
         return i == 0, fraction, left, logs[i] - left
 
-    def sigma(self, t: float | Tensor) -> Tensor:
-        t = as_time(t)
+    def sigma(self, t: Time) -> Tensor:
         first, fraction, left, rise = self._parts(t)
         root = self.sigmas[0].to(t.device) * torch.sqrt(torch.where(first, fraction, 1.0))
         return torch.where(first, root, torch.exp(left + rise * fraction)).to(t.dtype)
 
-    def diffusion(self, t: float | Tensor) -> Tensor:
-        t = as_time(t)
+    def diffusion(self, t: Time) -> Tensor:
         n = len(self.sigmas)
         first, _, _, rise = self._parts(t)
         root = self.sigmas[0].to(t.device) * math.sqrt(n)
         return torch.where(first, root, self.sigma(t) * torch.sqrt(2 * n * rise)).to(t.dtype)
 
-    def time(self, half_log_snr: float | Tensor) -> Tensor:
-        wanted = as_time(half_log_snr)
-        log_sigma = -wanted
-        logs, n = self._logs.to(wanted.device), len(self.sigmas)
+    def time(self, half_log_snr: Time) -> Tensor:
+        log_sigma = -half_log_snr
+        logs, n = self._logs.to(half_log_snr.device), len(self.sigmas)
         i = torch.searchsorted(logs, log_sigma.detach().to(torch.float64).contiguous()).clamp(0, n - 1)
         left, right = logs[(i - 1).clamp_min(0)], logs[i]
         later = i + (log_sigma - left) / (right - left).clamp_min(1e-300)
         first = torch.exp(2 * (log_sigma - logs[0]))
-        return (torch.where(i == 0, first, later) / n).to(wanted.dtype)
+        return (torch.where(i == 0, first, later) / n).to(half_log_snr.dtype)
 
 
 def _cell(t: Tensor, n: int) -> tuple[Tensor, Tensor]:
@@ -149,16 +147,16 @@ def _cell(t: Tensor, n: int) -> tuple[Tensor, Tensor]:
 
 
 def _nodes(n: int) -> Tensor:
-    return torch.arange(1, n + 1, dtype=torch.float64) / n
+    return torch.arange(1, n + 1, dtype=torch.float64, device="cpu") / n
 
 
 def _table(values: Sequence[float] | Tensor, name: str) -> Tensor:
     try:
-        table = torch.as_tensor(values, dtype=torch.float64).detach().cpu().clone()
+        table = torch.as_tensor(values, dtype=torch.float64, device="cpu").detach().clone()
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidInputError(f"{name} could not be read as a list of numbers ({error})") from error
     if table.ndim != 1 or len(table) < 2:
-        raise InvalidInputError(f"{name} has shape {tuple(table.shape)}: wanted (N,), one number per node, N >= 2")
+        raise InvalidInputError(f"{name} has shape {tuple(table.shape)}: expected (N,), one number per node, N >= 2")
     if not bool(torch.isfinite(table).all()):
-        raise InvalidInputError(f"{name} holds NaN or infinity: wanted finite numbers, one per node")
+        raise InvalidInputError(f"{name} holds NaN or infinity: expected finite numbers, one per node")
     return table

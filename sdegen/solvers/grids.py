@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
+from ..core.roots import find_root
 from ..models.base import ScoreModel
 from ..processes import SDE
 
@@ -156,7 +156,7 @@ def _variable(kind: str, s: float, ends: Tensor):
         def blend(half: Tensor) -> Tensor:
             return 0.75 * (angle(half, 1.3) - first) / range_ + 0.25 * (half - ends[0]) / width
 
-        return blend, lambda u: _solved(blend, u, ends)
+        return blend, lambda u: find_root(blend, u, ends[0].expand_as(u), ends[1].expand_as(u))
 
     def integral(half: Tensor) -> Tensor:  # int beta of the linear VP process, in units of its time squared
         return torch.nn.functional.softplus(-2 * half, threshold=700)
@@ -172,13 +172,3 @@ def _variable(kind: str, s: float, ends: Tensor):
         return -(i + torch.log(-torch.expm1(-i))) / 2
 
     return to_u, to_lambda
-
-
-def _solved(rising: Callable[[Tensor], Tensor], u: Tensor, ends: Tensor) -> Tensor:
-    """Where a function that rises from ends[0] to ends[1] is u, by bisection."""
-    below, above = ends[0].expand_as(u), ends[1].expand_as(u)
-    for _ in range(60):
-        middle = (below + above) / 2
-        high = rising(middle) > u
-        below, above = torch.where(high, below, middle), torch.where(high, middle, above)
-    return (below + above) / 2

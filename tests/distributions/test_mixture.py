@@ -251,8 +251,8 @@ def test_a_single_point_and_repeated_points():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: GaussianMixture([1.0, 2.0], std=1.0), r"means has shape \(2,\): wanted \(K, d\)"),
-        (lambda: GaussianMixture([], std=1.0), "wanted .K, d."),
+        (lambda: GaussianMixture([1.0, 2.0], std=1.0), r"means has shape \(2,\): expected \(K, d\)"),
+        (lambda: GaussianMixture([], std=1.0), "expected .K, d."),
         (lambda: GaussianMixture([[math.nan]], std=1.0), "means holds NaN or infinity"),
         (lambda: GaussianMixture([["a"]], std=1.0), "means could not be read as numbers"),
         (lambda: GaussianMixture([[0.0]]), "exactly one of std="),

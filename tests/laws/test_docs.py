@@ -7,7 +7,13 @@ import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
 SNIPPETS = {page.name: re.findall(r"```python\n(.*?)```", page.read_text(), re.S) for page in DOCS.glob("*.md")}
-RUN = ("discrete.md", "likelihood.md", "your_network.md", "your_solver.md")  # the others have files and data sets of the reader's own
+RUN = (
+    "discrete.md",
+    "likelihood.md",
+    "your_network.md",
+    "your_solver.md",
+    "your_sde.md",
+)  # the others have files and data sets of the reader's own
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

@@ -51,8 +51,10 @@ def times(sde: SDE, n: int = 501) -> Tensor:
     return t[sde.alpha(t) > 0]
 
 
-def close(came: Tensor, wanted: Tensor | float, rtol: float = 1e-12, atol: float = 0.0) -> None:
-    torch.testing.assert_close(came, torch.as_tensor(wanted, dtype=came.dtype).expand(came.shape), rtol=rtol, atol=atol)
+def close(came: Tensor, expected: Tensor | float, rtol: float = 1e-12, atol: float = 0.0) -> None:
+    torch.testing.assert_close(
+        came, torch.as_tensor(expected, dtype=came.dtype).expand(came.shape), rtol=rtol, atol=atol
+    )
 
 
 # ---- laws
@@ -339,8 +341,8 @@ def test_a_ratio_of_noise_to_signal_has_one_time_and_its_coefficients(name):
     t = torch.linspace(sde.t_min, sde.t_max, 41, dtype=F64)[1:-1]
     there = sde.at_ratio(sde.sigma(t) / sde.alpha(t))
     torch.testing.assert_close(there.t, t, rtol=1e-9, atol=1e-12 * sde.t_max)
-    for name, wanted in (("alpha", sde.alpha(t)), ("sigma", sde.sigma(t)), ("g", sde.diffusion(t))):
-        torch.testing.assert_close(getattr(there, name), wanted, rtol=1e-8, atol=1e-10 * float(sde.sigma(sde.t_max)))
+    for name, expected in (("alpha", sde.alpha(t)), ("sigma", sde.sigma(t)), ("g", sde.diffusion(t))):
+        torch.testing.assert_close(getattr(there, name), expected, rtol=1e-8, atol=1e-10 * float(sde.sigma(sde.t_max)))
     assert sde.at(there.t) is there
     outside = sde.at_ratio(torch.exp(torch.tensor([-60.0, 60.0], dtype=F64))).t
     assert bool(((outside >= sde.t_min) & (outside <= sde.t_max)).all())
@@ -401,7 +403,7 @@ def test_the_prior_takes_its_seed_from_torch_where_none_is_given():
     assert a.dtype == torch.float32 and sde.prior((2, 2), dtype=F64).dtype == F64
 
 
-# ---- wrong input: what came, what was wanted, the cure
+# ---- wrong input: what came, what was expected, the cure
 
 
 def ones(t: Tensor) -> Tensor:
@@ -410,22 +412,22 @@ def ones(t: Tensor) -> Tensor:
 
 X = torch.zeros(3, 2)
 WRONG = {
-    "beta order": (lambda: VPSDE(20.0, 0.1), "beta_min=20.0, beta_max=0.1: wanted 0 <= beta_min < beta_max"),
+    "beta order": (lambda: VPSDE(20.0, 0.1), "beta_min=20.0, beta_max=0.1: expected 0 <= beta_min < beta_max"),
     "beta infinite": (lambda: VPSDE(0.1, math.inf), "both finite"),
-    "t_min 0": (lambda: VPSDE(t_min=0.0), "wanted 0 < t_min < t_max"),
+    "t_min 0": (lambda: VPSDE(t_min=0.0), "expected 0 < t_min < t_max"),
     "t range": (lambda: SubVPSDE(t_min=0.5, t_max=0.2), r"time range \[0.5, 0.2\]"),
-    "t nan": (lambda: VPSDE(t_max=math.nan), "wanted 0 < t_min < t_max"),
+    "t nan": (lambda: VPSDE(t_max=math.nan), "expected 0 < t_min < t_max"),
     "cosine to 1": (lambda: CosineSDE(t_max=1.0), "infinite at t = 1"),
-    "cosine s": (lambda: CosineSDE(0.0), "wanted a positive offset"),
+    "cosine s": (lambda: CosineSDE(0.0), "expected a positive offset"),
     "linear to 1": (lambda: LinearPathSDE(t_max=1.5), "use t_max <= 1"),
-    "ve order": (lambda: VESDE(50.0, 0.01), "wanted 0 < sigma_min < sigma_max"),
-    "edm zero": (lambda: EDMSDE(0.0), "wanted 0 < sigma_min < sigma_max"),
-    "trig scale": (lambda: TrigSDE(-1.0), "sigma_data=-1.0: wanted the data's standard deviation"),
-    "beta table 0": (lambda: TabulatedVPSDE([0.0, 0.1]), "wanted 0 < beta < 1 at every node"),
+    "ve order": (lambda: VESDE(50.0, 0.01), "expected 0 < sigma_min < sigma_max"),
+    "edm zero": (lambda: EDMSDE(0.0), "expected 0 < sigma_min < sigma_max"),
+    "trig scale": (lambda: TrigSDE(-1.0), "sigma_data=-1.0: expected the data's standard deviation"),
+    "beta table 0": (lambda: TabulatedVPSDE([0.0, 0.1]), "expected 0 < beta < 1 at every node"),
     "beta table 1 inside": (lambda: TabulatedVPSDE([0.1, 1.0, 0.1]), "the last may be 1"),
-    "beta table negative": (lambda: TabulatedVPSDE([0.1, -0.1]), "wanted 0 < beta < 1"),
+    "beta table negative": (lambda: TabulatedVPSDE([0.1, -0.1]), "expected 0 < beta < 1"),
     "beta table nan": (lambda: TabulatedVPSDE([0.1, math.nan]), "betas holds NaN or infinity"),
-    "beta table short": (lambda: TabulatedVPSDE([0.1]), r"betas has shape \(1,\): wanted \(N,\)"),
+    "beta table short": (lambda: TabulatedVPSDE([0.1]), r"betas has shape \(1,\): expected \(N,\)"),
     "beta table empty": (lambda: TabulatedVPSDE([]), "N >= 2"),
     "beta table 2-D": (lambda: TabulatedVPSDE(torch.full((2, 2), 0.1)), r"shape \(2, 2\)"),
     "beta table text": (lambda: TabulatedVPSDE(["a", "b"]), "could not be read as a list of numbers"),
@@ -442,15 +444,15 @@ WRONG = {
         lambda: PathSDE(lambda t: torch.cos(t), lambda t: torch.sin(t.detach()) * t),
         "without detach",
     ),
-    "path shape": (lambda: PathSDE(lambda t: torch.cos(t)[..., None], torch.sin), "wanted one value per time"),
-    "path sum": (lambda: PathSDE(lambda t: torch.exp(-t.sum()), torch.sin), "wanted an elementwise function"),
+    "path shape": (lambda: PathSDE(lambda t: torch.cos(t)[..., None], torch.sin), "expected one value per time"),
+    "path sum": (lambda: PathSDE(lambda t: torch.exp(-t.sum()), torch.sin), "expected an elementwise function"),
     "path cumulative": (lambda: PathSDE(lambda t: torch.exp(-t.cumsum(0) / 9), torch.sin), "elementwise|failed"),
     "path negative": (
         lambda: PathSDE(lambda t: torch.cos(2 * t), torch.sin),
-        r"alpha\(.*\) = -.*: wanted positive and finite",
+        r"alpha\(.*\) = -.*: expected positive and finite",
     ),
-    "path zero": (lambda: PathSDE(lambda t: 1 - t, lambda t: t), "alpha.1. = 0: wanted positive"),
-    "path nan": (lambda: PathSDE(ones, lambda t: torch.sqrt(t - 0.5)), "sigma.* = nan: wanted positive and finite"),
+    "path zero": (lambda: PathSDE(lambda t: 1 - t, lambda t: t), "alpha.1. = 0: expected positive"),
+    "path nan": (lambda: PathSDE(ones, lambda t: torch.sqrt(t - 0.5)), "sigma.* = nan: expected positive and finite"),
     "path backwards": (lambda: PathSDE(lambda t: t, lambda t: 1.5 - t), "alpha/sigma does not fall"),
     "path constant": (lambda: PathSDE(ones, ones), "alpha/sigma does not fall"),
     "path bump": (
@@ -464,11 +466,14 @@ WRONG = {
     ),
     "negative g": (
         lambda: CoefficientSDE(lambda t: -t, lambda t: t - 0.5),
-        r"diffusion\(0.001\) = -0.499: wanted .* at least 0",
+        r"diffusion\(0.001\) = -0.499: expected .* at least 0",
     ),
-    "g of 0": (lambda: CoefficientSDE(lambda t: -t, torch.zeros_like), "wanted positive and finite|does not fall"),
+    "g of 0": (lambda: CoefficientSDE(lambda t: -t, torch.zeros_like), "expected positive and finite|does not fall"),
     "g stops": (lambda: CoefficientSDE(lambda t: -t, lambda t: (0.5 - t).clamp_min(0)), "does not fall between"),
-    "f nan": (lambda: CoefficientSDE(lambda t: torch.log(0.5 - t), ones), r"drift\(.*\) = nan: wanted a finite number"),
+    "f nan": (
+        lambda: CoefficientSDE(lambda t: torch.log(0.5 - t), ones),
+        r"drift\(.*\) = nan: expected a finite number",
+    ),
     "g infinite": (lambda: CoefficientSDE(lambda t: -t, lambda t: 1 / (1 - t)), r"diffusion\(1\) = inf"),
     "f pole at 0": (lambda: CoefficientSDE(lambda t: -1 / t, ones), "drift.t. cannot be integrated across t = 0"),
     "f shape": (lambda: CoefficientSDE(lambda t: t[..., None], ones), "drift.t. has shape"),
@@ -479,11 +484,11 @@ WRONG = {
         lambda: VPSDE().perturb(X, 0.5, torch.zeros(3, 1, 2)),
         r"noise has shape \(3, 1, 2\), but x has \(3, 2\)",
     ),
-    "transition noise": (lambda: VPSDE().transition(X, 0.1, 0.2, X[:1]), "wanted the same"),
+    "transition noise": (lambda: VPSDE().transition(X, 0.1, 0.2, X[:1]), "expected the same"),
     "transition down": (lambda: VPSDE().transition(X, 0.5, 0.4, X), "goes down from t = 0.5 to t_next = 0.4"),
     "narrowed away": (lambda: VPSDE().narrowed(2.0, 3.0), "time range"),
-    "prior shape": (lambda: VPSDE().prior(()), r"wanted \(B, \*event\)"),
-    "prior number": (lambda: VPSDE().prior(5), r"wanted \(B, \*event\)"),
+    "prior shape": (lambda: VPSDE().prior(()), r"expected \(B, \*event\)"),
+    "prior number": (lambda: VPSDE().prior(5), r"expected \(B, \*event\)"),
     "prior negative": (lambda: VPSDE().prior((-1, 2)), "integers of at least 0"),
     "prior seed": (lambda: VPSDE().prior((1, 2), seed=0.5), "seed is 0.5: pass an integer"),
     "prior index": (lambda: VPSDE().prior((2, 2), index=[1]), "index names 1 samples, but the batch has 2"),
@@ -507,7 +512,9 @@ class Liar(VPSDE):
 
 def liar(name: str, wrong) -> SDE:
     right = getattr(VPSDE, name)
-    return type("Liar", (Liar,), {name: lambda self, *args, **kw: wrong(right(self, *args, **kw), *args)})()
+    return type(Liar)(
+        "Liar", (Liar,), {name: lambda self, *args, **kw: wrong(right(self, *args, **kw), *args)}, checked=False
+    )()
 
 
 LIES = {
@@ -523,8 +530,6 @@ LIES = {
     "drift detached": ("drift_coefficient", lambda y, t: y.detach(), "drift_coefficient is differentiable"),
     "rates swapped": ("rates", lambda y, t: (y[1], y[0]), "rates()[0]"),
     "sigma rate": ("rates", lambda y, t: (y[0], y[1] * 1.001), "rates()[1]"),
-    "float64 always": ("sigma", lambda y, t: y.double(), "keeps the shape and dtype"),
-    "vector always": ("diffusion", lambda y, t: y.reshape(-1) if y.ndim == 0 else y, "fails"),
     "couples times": (
         "diffusion",
         lambda y, t: y + 1e-6 * (y - y.flatten()[-1:].squeeze()) if y.numel() else y,

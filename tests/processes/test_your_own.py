@@ -1,0 +1,206 @@
+"""A process of one's own in a few lines, and what all processes refuse: other numbers later, times that are none."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+from cases import BUILT_IN, SDES
+
+import sdegen as sg
+from sdegen.core.errors import InvalidInputError
+from sdegen.testing import check_sde
+
+F64 = torch.float64
+FUNCTIONS = ("alpha", "sigma", "drift_coefficient", "diffusion", "rates", "half_log_snr", "at")
+
+
+class Cubic(sg.SDE):
+    def alpha(self, t):
+        return 1 - 0.9 * t**3
+
+    def sigma(self, t):
+        return t
+
+
+class Lambdas(sg.SDE):
+    t_min, t_max = 0.01, 2.0
+    alpha = lambda self, t: torch.exp(-t)  # noqa: E731
+    sigma = lambda self, t: 2 * t  # noqa: E731
+
+
+class Scaled(sg.SDE):
+    def __init__(self, scale):
+        super().__init__(t_max=3.0)
+        self.scale = scale
+
+    def alpha(self, t):
+        return 1.0  # the same at all times
+
+    def sigma(self, t):
+        return self.scale * t
+
+
+OWN = {"cubic": Cubic(), "lambdas": Lambdas(), "scaled": Scaled(2.0)}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_process_of_a_few_lines_keeps_all_laws(name):
+    check_sde(OWN[name])
+    again = pickle.loads(pickle.dumps(OWN[name]))
+    assert (again.t_min, again.t_max) == (OWN[name].t_min, OWN[name].t_max)
+    assert again.at(0.5).sigma == OWN[name].at(0.5).sigma
+
+
+def test_the_range_is_that_of_the_class_or_of_the_object():
+    assert (Cubic().t_min, Cubic().t_max) == (1e-3, 1.0)
+    assert (Cubic(t_max=0.5).t_min, Cubic(t_max=0.5).t_max) == (1e-3, 0.5)
+    assert (Lambdas().t_min, Lambdas().t_max) == (0.01, 2.0)
+    assert (Scaled(2.0).t_min, Scaled(2.0).t_max) == (1e-3, 3.0)
+    for wrong in ({"t_min": 0.0}, {"t_max": math.inf}, {"t_min": 0.5, "t_max": 0.2}):
+        with pytest.raises(InvalidInputError, match="expected 0 < t_min < t_max"):
+            Cubic(**wrong)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_every_verb_takes_a_process_of_ones_own(name):
+    model = sg.MixtureModel(sg.GaussianMixture([[1.0, -0.5], [0.0, 0.5]], std=0.5), OWN[name])
+    for how in ({"steps": 20}, {"rtol": 1e-2}, {"solver": "ancestral", "steps": 20}):
+        assert bool(torch.isfinite(sg.sample(model, 16, seed=0, **how).x).all())
+    x = torch.tensor([[1.0, -0.5], [0.2, 0.1]], dtype=F64)
+    exact = model.mixture.log_prob(x)
+    torch.testing.assert_close(sg.log_prob(model, x, rtol=1e-5).nats, exact, rtol=0, atol=5e-2)  # the density at t_min
+    assert sg.encode(model, x, rtol=1e-3).x.shape == x.shape
+    learned = sg.Denoiser(sg.nets.MLP(2, hidden=8, layers=1), OWN[name])
+    history = sg.fit(learned, torch.randn(64, 2), steps=3, batch_size=16, seed=0, progress=False)
+    assert bool(torch.isfinite(torch.as_tensor(history.loss)).all())
+
+
+def test_what_is_saved_with_a_process_of_ones_own_is_loaded_with_it(tmp_path):
+    learned = sg.Denoiser(sg.nets.MLP(2, hidden=8, layers=1), Cubic(), data_std=1.0)
+    sg.save(learned, tmp_path / "model")
+    with pytest.raises(sg.IncompatibleCheckpointError, match="Cubic, is your own: load it with sde="):
+        sg.load(tmp_path / "model")
+    x = torch.randn(3, 2)
+    assert torch.equal(sg.load(tmp_path / "model", sde=Cubic())(x, 0.5).x0, learned(x, 0.5).x0)
+
+
+def of(**functions):
+    return type(sg.SDE)("Own", (sg.SDE,), {name: f for name, f in functions.items()})
+
+
+@pytest.mark.parametrize(
+    ("alpha", "sigma", "words"),
+    [
+        (lambda self, t: 1 - t, lambda self, t: t, r"alpha\(1\) = 0: expected positive and finite"),
+        (lambda self, t: 1 - 0.5 * t, lambda self, t: 1 - 0.9 * t, "does not fall"),
+        (lambda self, t: torch.exp(-t), lambda self, t: t / 0.0, "expected positive and finite"),
+        (lambda self, t: math.cos(t), lambda self, t: t, "failed on a tensor of two times"),
+        (lambda self, t: torch.exp(-t).detach(), lambda self, t: t, "automatic differentiation of log alpha"),
+        (lambda self, t: torch.exp(-t.sum()), lambda self, t: t, "expected an elementwise function"),
+        (lambda self, t: torch.exp(-t)[..., None], lambda self, t: t, "expected one value per time"),
+        (lambda self, t: "1", lambda self, t: t, "expected a tensor"),
+        (lambda self, t: None, lambda self, t: t, "expected a tensor"),
+    ],
+)
+def test_a_wrong_process_is_refused_when_it_is_made(alpha, sigma, words):
+    with pytest.raises(InvalidInputError, match=words):
+        of(alpha=alpha, sigma=sigma)()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_functions_give_the_kind_of_their_times_whatever_is_written(dtype):
+    sde = of(alpha=lambda self, t: torch.exp(-t.double()), sigma=lambda self, t: t)()
+    for t in (torch.tensor([0.2, 0.5], dtype=dtype), torch.tensor(0.5, dtype=dtype)):
+        for name in ("alpha", "sigma", "drift_coefficient", "diffusion", "half_log_snr"):
+            value = getattr(sde, name)(t)
+            assert (value.shape, value.dtype) == (t.shape, dtype), name
+    t = torch.tensor([0.2, 0.5])
+    sde.sigma(t).zero_()
+    assert t.tolist() == pytest.approx([0.2, 0.5])  # a function that returns its argument does not hand it out
+
+
+# ---- a process does not change
+
+
+@pytest.mark.parametrize("name", {**SDES, **OWN})
+def test_a_number_of_a_process_cannot_be_assigned_after_it_is_made(name):
+    sde = {**SDES, **OWN}[name]
+    before = sde.at(0.5 * sde.t_max).sigma
+    assigned = [key for key, value in vars(sde).items() if isinstance(value, float | int | torch.Tensor)]
+    assert {"t_min", "t_max"} <= set(assigned)
+    for same in (sde, copy.copy(sde), copy.deepcopy(sde), pickled(sde), sde.narrowed(sde.t_min, 0.9 * sde.t_max)):
+        for key in assigned:
+            with pytest.raises(InvalidInputError, match=f"{key} of a {type(sde).__name__} cannot be assigned"):
+                setattr(same, key, 0.123)
+    assert sde.at(0.5 * sde.t_max).sigma == before
+
+
+def pickled(sde):
+    try:
+        return pickle.loads(pickle.dumps(sde))
+    except (AttributeError, pickle.PicklingError):  # made of lambdas
+        return sde
+
+
+# ---- times
+
+
+WRONG_TIMES = {
+    "NaN": math.nan,
+    "infinite": math.inf,
+    "negative": -0.1,
+    "one of several NaN": torch.tensor([0.5, math.nan]),
+    "one of several infinite": torch.tensor([0.5, math.inf]),
+    "one of several negative": torch.tensor([-1e-3, 0.5]),
+    "a tensor NaN": torch.tensor(math.nan),
+    "complex": torch.tensor([0.5 + 0.1j, 0.2]),
+    "complex number": 0.5 + 0.1j,
+    "text": "0.5",
+    "nothing": None,
+    "truth": True,
+}
+
+
+@pytest.mark.parametrize("what", WRONG_TIMES)
+@pytest.mark.parametrize("name", {**BUILT_IN, **OWN})
+def test_times_that_are_none_are_refused(name, what):
+    sde, t = {**BUILT_IN, **OWN}[name], WRONG_TIMES[what]
+    x = torch.zeros(2, 2)
+    calls = {function: lambda function=function: getattr(sde, function)(t) for function in FUNCTIONS}
+    calls |= {"drift": lambda: sde.drift(x, t), "perturb": lambda: sde.perturb(x, t, x)}
+    calls["network"] = lambda: sg.Denoiser(lambda x, t: x, sde)(x, t).x0
+    calls["exact"] = lambda: sg.MixtureModel(sg.GaussianMixture([[0.0, 0.0]], std=1.0), sde)(x, t).x0
+    calls["other path"] = lambda: sg.Denoiser(lambda x, t: x, sde).on(sg.VESDE(0.02, 5.0))(x, t).x0
+    for call in calls.values():
+        with pytest.raises(InvalidInputError, match=r"t = |t is "):
+            call()
+
+
+def test_states_that_are_not_real_are_refused():
+    model = sg.Denoiser(lambda x, t: x, sg.VPSDE())
+    for x in (torch.zeros(2, 2, dtype=torch.complex64), torch.zeros(2, 2, dtype=torch.int64)):
+        with pytest.raises(InvalidInputError, match="expected a floating one"):
+            model(x, 0.5)
+
+
+def test_nothing_is_made_on_a_default_device():
+    """Constants are made beside what they meet: on a default device without numbers all works that is told a device."""
+    with torch.device("meta"):
+        for make in (
+            lambda: Cubic(),
+            lambda: sg.VPSDE(),
+            lambda: sg.TrigSDE(0.5),
+            lambda: sg.TabulatedVPSDE([0.1, 0.2, 0.3]),
+        ):
+            sde = make()
+            assert sde.alpha(0.5).device.type == "cpu"
+            assert 0 < sde.at(0.5).alpha < 1
+            level = sde.half_log_snr(torch.tensor([0.5], device="cpu"))
+            torch.testing.assert_close(sde.time(level), torch.tensor([0.5], device="cpu"))
+            noise = torch.zeros(3, 2, device="cpu")
+            assert sde.perturb(noise, 0.5, noise).device.type == "cpu"
+            assert bool(torch.isfinite(sde.prior((3, 2), seed=0, device="cpu")).all())
