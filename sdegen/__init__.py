@@ -27,10 +27,11 @@ from .inference.likelihood import LogProb, log_prob
 from .inference.sampling import encode, sample
 from .loop.run import solve
 from .loop.solution import Solution
-from .models.base import ScoreModel
+from .models.base import ScoreModel, Wrapped
 from .models.denoiser import Denoiser
 from .models.diffusers import from_diffusers, to_scheduler
 from .models.exact import EmpiricalModel, MixtureModel
+from .models.facts import DataFacts
 from .models.parametrization import Parametrization
 from .models.prediction import Prediction
 from .noise.white import Noise
@@ -66,6 +67,7 @@ __all__ = [
     "CoefficientSDE",
     "CorruptCheckpointError",
     "CosineSDE",
+    "DataFacts",
     "Denoiser",
     "EDMSDE",
     "EmpiricalModel",
@@ -103,6 +105,7 @@ __all__ = [
     "TrigSDE",
     "VESDE",
     "VPSDE",
+    "Wrapped",
     "bits_per_dim",
     "compare",
     "data",

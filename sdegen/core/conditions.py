@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from .errors import InvalidInputError
+
 
 def rows_of(cond: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:
     """The conditions of the samples at positions `rows`."""
@@ -34,3 +36,18 @@ def tensors_of(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
     elif isinstance(value, tuple):
         for i, inner in enumerate(value):
             yield from tensors_of(inner, f"{name}[{i}]")
+
+
+def check_rows(name: str, value: Any, batch: int) -> None:
+    """Raise unless every tensor in a condition has a row for each sample, and lists hold nothing per sample."""
+    for words, tensor in tensors_of(value, repr(name)):
+        if tensor.ndim == 0 or tensor.shape[0] != batch:
+            raise InvalidInputError(
+                f"condition {words} has shape {tuple(tensor.shape)} for {batch} samples: tensors are per sample, "
+                f"({batch}, ...); pass a Python number for a value that all share"
+            )
+    if isinstance(value, list | range):
+        raise InvalidInputError(
+            f"condition {name!r} is a {type(value).__name__}: pass a tensor with a row for each sample, such as "
+            "torch.tensor(values), or a tuple for a value that all share"
+        )

@@ -16,7 +16,6 @@ from ..loop.run import run
 from ..loop.solution import ARRIVED, Solution
 from ..models.base import ScoreModel
 from ..models.coordinates import Coordinates
-from ..models.facts import prior, reference
 from ..noise.white import Noise
 from ..solvers import Solver
 from ..solvers.multistep.weights import lagrange_weights
@@ -86,7 +85,7 @@ class DensityColumn:
         self.event, self.begin, self.dim = tuple(x.shape[1:]), flat(x), math.prod(x.shape[1:])
         self.times = self.inside.times
         self.upward = bool(self.times[-1] > self.times[0])
-        self.q, self.prior = (g.shifted(view.centre).to(x) for g in (reference(model), prior(model)))
+        self.q, self.prior = (g.shifted(view.centre).to(x) for g in (model.data.reference, model.data.prior))
         self.power, self.scale = tail_power(model), model.sigma_data
         drawn = draw_probes(choose_divergence(divergence, self.dim, probes), x, probes, noise)
         self.columns = 1 if drawn is None else drawn.columns

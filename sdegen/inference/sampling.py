@@ -17,7 +17,6 @@ from ..loop.modes import bar, quiet
 from ..loop.run import run
 from ..loop.solution import Solution
 from ..models.base import ScoreModel
-from ..models.facts import prior
 from ..noise.white import PRIOR, Noise, check_seed
 from ..solvers import Solver, named
 from ..terms import ProbabilityFlow, ReverseSDE, Term
@@ -115,7 +114,7 @@ def sample(
             given, noise = rows_of(cond, rows), Noise(seed, index=numbers[rows])
             if x_init is None:
                 z = noise.normal((len(rows), *shape[1:]), PRIOR, dtype=dtype, device=device)
-                x = prior(model).noisy(z, float(model.sde.alpha(plan.start)), float(model.sde.sigma(plan.start)))
+                x = model.data.prior.noisy(z, float(model.sde.alpha(plan.start)), float(model.sde.sigma(plan.start)))
             else:
                 x = x_init[rows.to(x_init.device)].to(dtype)
             if return_log_prob:

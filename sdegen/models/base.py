@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,34 +11,41 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.cache import CachedFunction, LastAnswer
+from ..core.cache import CachedFunction
+from ..core.conditions import check_rows
 from ..core.errors import InvalidInputError
 from ..core.shapes import as_time, check_time, expand
 from ..processes import SDE, Level
+from .facts import DataFacts, statistic
 from .prediction import Prediction
+
+_STATISTICS = ("data_mean", "data_std", "data_covariance")
+_BUFFER = {name: name.replace("data_", "known_") for name in _STATISTICS}
+_FACTS = (*_STATISTICS, "event_shape", "smooth")
 
 
 class ScoreModel(nn.Module):
     """A belief about the data along a process: (x, t, **cond) -> Prediction.
 
-    Subclasses define `forward`; `sdegen.testing.check_model(model)` proves it.
+    Subclasses define `forward`; `sdegen.testing.check_model(model)` proves it. For a model made of another model
+    subclass `Wrapped`, which passes on what is known of the data.
 
     Attributes:
         sde: the process it lives on.
-        data_mean, data_std: the data's mean and standard deviation, scalar or event-shaped tensors, None where unknown.
-            Solvers choose their coordinates from them.
+        data: what is known of the data, one frozen value (see `DataFacts`). The attributes below are views of it, which
+            can be assigned.
+        data_mean, data_std: the data's mean and standard deviation, scalar or event-shaped float64 tensors, None where
+            unknown. They travel in `state_dict()` as `known_mean` and `known_std`, NaN where unknown, so that a model
+            has the same buffers before and after they are known and averages of weights made by others keep them.
         data_covariance: the data's covariance, (d, d) over the flattened event, None where unknown.
         event_shape: the shape of one sample, None where unknown.
         smooth: whether the belief is an analytic function of time, as exact scores are. What networks make of time is
-            rougher, and carries lower orders and other steps: solvers that choose these by themselves ask for it. Set
-            it where you know better.
+            rougher, and suits lower orders and other steps: with smooth=False solvers that choose for themselves take
+            these. Told wrongly, errors at few steps are some times larger.
     """
 
     smooth: bool = False
     sde: SDE
-    data_mean: Tensor | None
-    data_std: Tensor | None
-    data_covariance: Tensor | None
     event_shape: tuple[int, ...] | None
 
     def __init__(
@@ -49,15 +57,29 @@ class ScoreModel(nn.Module):
         event_shape: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self._size = LastAnswer()  # data_std as one number
         if not isinstance(sde, SDE):
             raise InvalidInputError(f"sde is {sde!r}: pass a process such as VPSDE()")
         self.sde = sde
+        self._data: tuple[Any, DataFacts] | None = None
         self.event_shape = None if event_shape is None else tuple(event_shape)
-        self.register_buffer("data_mean", None, persistent=False)
-        self.register_buffer("data_std", None, persistent=False)
-        self.register_buffer("data_covariance", None, persistent=False)
+        for name in _STATISTICS:
+            self.register_buffer(_BUFFER[name], None)
+        self.data_covariance = None
         self.set_statistics(data_mean, data_std)
+
+    @property
+    def data(self) -> DataFacts:
+        """What is known of the data."""
+        buffers = [vars(self)["_buffers"][_BUFFER[name]] for name in _STATISTICS]
+        state = (*((id(v), v._version) for v in buffers if v is not None), self.event_shape, self.smooth)
+        if self._data is None or self._data[0] != state:
+            mean, std, covariance = (None if v is None or bool(torch.isnan(v).any()) else v for v in buffers)
+            self._data = state, DataFacts(mean, std, covariance, self.event_shape, self.smooth)
+        return self._data[1]
+
+    data_mean: Any = property(lambda self: self.data.mean)
+    data_std: Any = property(lambda self: self.data.std)
+    data_covariance: Any = property(lambda self: self.data.covariance)
 
     @abstractmethod
     def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Prediction:
@@ -82,46 +104,46 @@ class ScoreModel(nn.Module):
 
     def set_statistics(self, mean: float | Tensor | None, std: float | Tensor | None) -> None:
         """Store the data's mean and standard deviation, scalars or event-shaped."""
-        for name, value in (("data_mean", mean), ("data_std", std)):
-            if value is None:
-                tensor = None
-            else:
-                try:
-                    tensor = torch.as_tensor(value, dtype=torch.float64).detach().clone()
-                except (TypeError, ValueError, RuntimeError) as error:
-                    raise InvalidInputError(f"{name} = {value!r}: wanted a number or a tensor") from error
-                if not bool(torch.isfinite(tensor).all()) or (
-                    name == "data_std" and not bool((tensor >= 0).all() and tensor.max() > 0)
-                ):
-                    raise InvalidInputError(
-                        f"{name} = {value}: wanted finite numbers{', not negative, not all 0' * (name == 'data_std')}"
-                    )
-                if tensor.ndim and self.event_shape is not None and tuple(tensor.shape) != self.event_shape:
-                    raise InvalidInputError(
-                        f"{name} has shape {tuple(tensor.shape)}, wanted a scalar or the event shape {self.event_shape}"
-                    )
-            setattr(self, name, tensor)
+        self.data_mean, self.data_std = mean, std
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in _STATISTICS:
+            super().__setattr__(name, value)
+            return
+        tensor = statistic(name.removeprefix("data_"), value, self.event_shape)
+        if tensor is not None:
+            tensor = tensor.clone()
+        elif name != "data_covariance":
+            tensor = torch.full(self.event_shape or (), math.nan, dtype=torch.float64)
+        buffers = vars(self)["_buffers"]
+        old = buffers[_BUFFER[name]]
+        buffers[_BUFFER[name]] = tensor if tensor is None or old is None else tensor.to(old.device)
 
     def _apply(self, fn: Any, recurse: bool = True) -> ScoreModel:
         """Move like any module, but keep what is known of the data in float64: half() changes no coefficient."""
-        known = {name: getattr(self, name) for name in vars(self)["_buffers"] if name.startswith("data_")}
+        buffers = vars(self)["_buffers"]
+        known = {name: buffers.get(name) for name in _BUFFER.values()}
         super()._apply(fn, recurse)
         for name, value in known.items():
-            if value is not None and value.dtype == torch.float64:
-                setattr(self, name, value.to(getattr(self, name).device))
+            if value is not None:
+                buffers[name] = value.to(buffers[name].device)
         return self
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        """Statistics come from the dict where it has them; those of dicts that have none stay as they are."""
+        buffers, missing = vars(self)["_buffers"], rest[2]
+        names = [name for name in _BUFFER.values() if name in buffers]
+        for name in names:
+            if prefix + name in state_dict:  # of another shape, or None, before it was known
+                new, old = state_dict[prefix + name], buffers[name]
+                buffers[name] = new.detach().to("cpu" if old is None else old.device, torch.float64, copy=True)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        missing[:] = [key for key in missing if key not in [prefix + name for name in names]]
 
     @property
     def sigma_data(self) -> float:
         """The data's standard deviation as one number: the root mean square of `data_std`, 1 where unknown."""
-        std = self.data_std
-        if std is None:
-            return 1.0
-        known = self._size.of(std)  # asked for at every call
-        if known is None:
-            known = float(std.double().square().mean().sqrt())
-            self._size.keep(std, known)
-        return known
+        return self.data.scale
 
     def warm(self, ts: Tensor) -> None:
         """Compute the coefficients at all of these times in one go, before a fixed grid is walked."""
@@ -129,7 +151,8 @@ class ScoreModel(nn.Module):
 
     def condition_names(self) -> set[str] | None:
         """The words this model takes as conditions; None: any."""
-        return _words(self.forward)
+        explicit, any_more = words_of(self.forward)
+        return None if any_more else explicit
 
     def check_conditions(self, cond: Mapping[str, Any], batch: int) -> None:
         """Raise on a word that the model does not take, and on a tensor whose first axis is not the batch."""
@@ -138,25 +161,80 @@ class ScoreModel(nn.Module):
             if known is not None and name not in known:
                 takes = f"it takes {', '.join(sorted(known))}" if known else "it takes none"
                 raise InvalidInputError(f"condition {name!r} is unknown to the model: {takes}")
-            if isinstance(value, Tensor) and (value.ndim == 0 or value.shape[0] != batch):
-                raise InvalidInputError(
-                    f"condition {name!r} has shape {tuple(value.shape)} for {batch} samples: tensors are per sample, "
-                    f"({batch}, ...); pass a Python number for a value that all share"
-                )
+            check_rows(name, value, batch)
 
 
-class Centred(ScoreModel):
+class Wrapped(ScoreModel):
+    """A belief made of another one: what is known of the data, and which conditions it takes, are passed on.
+
+    Subclass it and write `forward`; `self.model` is the one inside. Say in `super().__init__` what changes, and nothing
+    else: `super().__init__(model, smooth=False)`. `sdegen.testing.check_wrapper(outer, inner)` proves the rest.
+
+    Args:
+        model: the one inside.
+        sde: another process to live on; None: its own.
+        **facts: what the wrapper changes of `model.data`: mean, std, covariance, event_shape or smooth.
+
+    Raises:
+        InvalidInputError: a model that is no ScoreModel, facts that cannot be known.
+    """
+
+    def __init__(self, model: ScoreModel, *, sde: SDE | None = None, **facts: Any) -> None:
+        if not isinstance(model, ScoreModel):
+            raise InvalidInputError(f"model is {type(model).__name__}: wrap a ScoreModel, such as Denoiser(net, sde)")
+        nn.Module.__init__(self)
+        self.model = model
+        self._own_sde = sde
+        stated = {name: getattr(type(self), name) for name in _FACTS}  # by a subclass, as `smooth = True`
+        self._changed_facts = {**{n: v for n, v in stated.items() if not isinstance(v, property)}, **facts}
+        self._data = None
+        self.data  # noqa: B018 (checks the facts)
+
+    @property
+    def data(self) -> DataFacts:
+        inner = self.model.data
+        if not self._changed_facts:
+            return inner
+        if self._data is None or self._data[0] is not inner:
+            self._data = inner, inner.but(**self._changed_facts)
+        return self._data[1]
+
+    @property
+    def sde(self) -> SDE:  # type: ignore[override]
+        return self.model.sde if self._own_sde is None else self._own_sde
+
+    event_shape = property(lambda self: self.data.event_shape)  # type: ignore[assignment]
+    smooth = property(lambda self: self.data.smooth)  # type: ignore[assignment]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _FACTS:
+            self._changed_facts = {**self._changed_facts, name: value}
+            self._data = None
+        else:
+            nn.Module.__setattr__(self, "_own_sde" if name == "sde" else name, value)
+
+    def warm(self, ts: Tensor) -> None:
+        if self.sde is not self.model.sde:
+            super().warm(ts)
+        self.model.warm(ts)
+
+    def condition_names(self) -> set[str] | None:
+        """The words of the wrapper's own `forward`, and where that takes **cond those of the model inside."""
+        explicit, any_more = words_of(self.forward)
+        if not any_more:
+            return explicit
+        inner = self.model.condition_names()
+        return None if inner is None else explicit | inner
+
+
+class Centred(Wrapped):
     """A model's belief about x0 - mean: the state is x - alpha mean, the data's mean 0.
 
     Solvers that are exact for centred Gaussian data become exact for any.
     """
 
     def __init__(self, model: ScoreModel, mean: Tensor) -> None:
-        super().__init__(
-            model.sde, data_mean=torch.zeros_like(mean), data_std=model.data_std, event_shape=model.event_shape
-        )
-        self.data_covariance, self.smooth = model.data_covariance, model.smooth
-        self.model = model
+        super().__init__(model, mean=torch.zeros_like(mean))
         self.register_buffer("centre", mean, persistent=False)
 
     def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Prediction:
@@ -165,14 +243,8 @@ class Centred(ScoreModel):
         prediction = self.model(x + expand(self.sde.at(t).alpha, x) * centre, t, **cond)
         return Prediction(prediction.x0 - centre, prediction.noise, self.sde, t)
 
-    def warm(self, ts):
-        self.model.warm(ts)
 
-    def condition_names(self):
-        return self.model.condition_names()
-
-
-class _OnPath(ScoreModel):
+class _OnPath(Wrapped):
     """A model's belief along another process: see `ScoreModel.on`."""
 
     def __init__(self, model: ScoreModel, sde: SDE) -> None:
@@ -186,14 +258,7 @@ class _OnPath(ScoreModel):
             )
         t_min = sde.t_min if levels[0] >= own[0] else float(sde.time(levels[0]))
         t_max = sde.t_max if levels[1] <= own[1] else float(sde.time(levels[1]))
-        super().__init__(
-            sde.narrowed(t_min, t_max),
-            data_mean=model.data_mean,
-            data_std=model.data_std,
-            event_shape=model.event_shape,
-        )
-        self.data_covariance, self.smooth = model.data_covariance, model.smooth
-        self.model = model
+        super().__init__(model, sde=sde.narrowed(t_min, t_max))
         self._map = CachedFunction(self._evaluate_map)
 
     def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Prediction:
@@ -203,21 +268,14 @@ class _OnPath(ScoreModel):
         return self.model(x * expand(ratio, x), as_time(there), **cond).on(self.sde, t)
 
     def on(self, sde):
-        return self.model.on(sde.narrowed(*self._shared_range(sde))) if sde is not self.model.sde else self.model
-
-    def _shared_range(self, sde: SDE) -> tuple[float, float]:
-        ends = self.sde.half_log_snr(torch.tensor([self.sde.t_min, self.sde.t_max], dtype=torch.float64))
-        return float(sde.time(ends[0])), float(sde.time(ends[1]))
+        return self.model if sde is self.model.sde else super().on(sde)
 
     def warm(self, ts):
-        super().warm(ts)
+        ScoreModel.warm(self, ts)
         self._map.warm(ts)
         self.model.warm(
             torch.tensor([self._map(t)[0] for t in ts.detach().to("cpu", torch.float64)], dtype=torch.float64)
         )
-
-    def condition_names(self):
-        return self.model.condition_names()
 
     def _evaluate_map(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """The model's time of equal sigma/alpha, kept inside its range against rounding, and the factor on x."""
@@ -236,12 +294,11 @@ def _rescaling(here: Level, there: Level) -> Tensor:
     return (there.alpha + there.sigma) / (here.alpha + here.sigma)
 
 
-def _words(function: Any) -> set[str] | None:
-    """The keywords a forward function takes beyond (x, t); None where it takes any."""
+def words_of(function: Any) -> tuple[set[str], bool]:
+    """The keywords a forward function takes beyond (x, t), and whether it takes any others."""
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
-        return None
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return None
-    return {p.name for p in parameters[2:] if p.kind is not p.VAR_POSITIONAL}
+        return set(), True
+    named = {p.name for p in parameters[2:] if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    return named, any(p.kind is p.VAR_KEYWORD for p in parameters)

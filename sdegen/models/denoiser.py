@@ -12,7 +12,7 @@ from ..core.cache import CachedFunction
 from ..core.errors import InvalidInputError
 from ..core.shapes import as_time, check_time, expand
 from ..processes import SDE
-from .base import ScoreModel, _words
+from .base import ScoreModel, words_of
 from .networks import ComputingDtype, unwrapped
 from .parametrization import Parametrization, ones, parametrization
 from .prediction import Prediction
@@ -30,6 +30,8 @@ class Denoiser(ScoreModel):
         parametrization: "x0" | "noise" | "score" | "v" | "velocity" | "edm", or a Parametrization.
         data_mean, data_std: scalars or event-shaped; None: measured by the first fit. "edm" uses data_std (1 until it
             is known).
+        smooth: whether the network is an analytic function of time, as an exact score is; None: presumed rough, as
+            trained networks are (see `ScoreModel`).
 
     Attributes:
         about: whatever a checkpoint should tell besides, as JSON has it: where the data are, how they were scaled.
@@ -46,6 +48,7 @@ class Denoiser(ScoreModel):
         parametrization: str | Parametrization = "edm",
         data_mean: float | Tensor | None = None,
         data_std: float | Tensor | None = None,
+        smooth: bool | None = None,
     ) -> None:
         self._coefficients = CachedFunction(self._evaluate_coefficients)
         super().__init__(
@@ -54,6 +57,7 @@ class Denoiser(ScoreModel):
         if not callable(net):
             raise InvalidInputError(f"net is {net!r}: pass a torch.nn.Module called as net(x, t, **cond)")
         self.net = net
+        self.smooth = False if smooth is None else bool(smooth)
         self.parametrization = parametrization
         self.about: dict[str, Any] = {}
         self._computes_in = ComputingDtype()
@@ -63,9 +67,10 @@ class Denoiser(ScoreModel):
         """The four functions in force."""
         return parametrization(self.parametrization, self.sigma_data)
 
-    def set_statistics(self, mean, std):
-        super().set_statistics(mean, std)
-        self._coefficients.clear()
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in ("data_std", "sde", "parametrization"):  # what the coefficients are made of
+            self._coefficients.clear()
 
     def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Prediction:
         t = as_time(t)
@@ -106,7 +111,8 @@ class Denoiser(ScoreModel):
 
     def condition_names(self):
         net = unwrapped(self.net)
-        return _words(getattr(net, "forward", net))
+        explicit, any_more = words_of(getattr(net, "forward", net))
+        return None if any_more else explicit
 
     def _evaluate_coefficients(self, t: Tensor) -> tuple[Any, ...]:
         t = t.to(torch.float64)

@@ -62,7 +62,7 @@ class EmpiricalModel(ScoreModel):
     Source: Karras et al. 2022 (arXiv 2206.00364) appendix B.3.
     """
 
-    data: Tensor
+    samples: Tensor
 
     smooth = True
 
@@ -73,14 +73,14 @@ class EmpiricalModel(ScoreModel):
         mean = data.double().mean(0)
         spread = (data.double() - mean).square().mean().sqrt()
         super().__init__(sde, data_mean=mean, data_std=spread if spread > 0 else None, event_shape=data.shape[1:])
-        self.register_buffer("data", data, persistent=False)
+        self.register_buffer("samples", data, persistent=False)
 
     def forward(self, x: Tensor, t: float | Tensor) -> Prediction:
         check_state(x, event_shape=self.event_shape, finite=False)
         t = as_time(t)
         check_time(t, x)
         level = self.sde.at(t)
-        state, data = flat(x).double(), flat(self.data).double()
+        state, data = flat(x).double(), flat(self.samples).double()
         centre = data.mean(0)
         data = data - centre  # small numbers: the squares below are multiplied out
         alpha, sigma = expand(level.alpha, state), expand(level.sigma, state)

@@ -1,45 +1,104 @@
-"""The Gaussians that a model's statistics describe."""
+"""What is known of the data: one value that travels with a model."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..distributions.gaussian import Gaussian, _flat_mean
-from .base import ScoreModel
-
-
-def reference(model: ScoreModel) -> Gaussian:
-    """The data's mean with its covariance or, where that is unknown, its standard deviation (1 at worst)."""
-    if model.data_covariance is not None:
-        return replace(_decomposed(model.data_covariance), mean=_flat_mean(model.data_mean))
-    return Gaussian.of_variances(torch.tensor(model.sigma_data**2, dtype=torch.float64), model.data_mean)
+from ..core.errors import InvalidInputError
+from ..distributions.gaussian import Gaussian
 
 
-def known(model: ScoreModel) -> Gaussian:
-    """The data's mean with its covariance or, where that is unknown, the variance of each coordinate (1 at worst)."""
-    if model.data_covariance is not None or model.data_std is None:
-        return reference(model)
-    return Gaussian.of_variances(model.data_std.double() ** 2, model.data_mean)
+@dataclass(frozen=True, eq=False)
+class DataFacts:
+    """What is known of the data that a model believes in; `model.data` is one.
+
+    Solvers choose their coordinates, grids and orders from it, samples start from it, and log-densities are measured
+    from it. Make another one with `facts.but(mean=..., smooth=...)`.
+
+    Attributes:
+        mean, std: scalar or event-shaped, float64; None where unknown.
+        covariance: (d, d) over the flattened event, None where unknown.
+        event_shape: the shape of one sample, None where unknown.
+        smooth: whether the belief is an analytic function of time, as exact scores are. Networks are presumed rough.
+
+    Raises:
+        InvalidInputError: numbers that are not finite, a negative or vanishing standard deviation, other shapes than
+            the event's.
+    """
+
+    mean: Tensor | None = None
+    std: Tensor | None = None
+    covariance: Tensor | None = None
+    event_shape: tuple[int, ...] | None = None
+    smooth: bool = False
+
+    def __post_init__(self) -> None:
+        shape = None if self.event_shape is None else tuple(self.event_shape)
+        object.__setattr__(self, "event_shape", shape)
+        for name in ("mean", "std", "covariance"):
+            object.__setattr__(self, name, statistic(name, getattr(self, name), shape))
+
+    def but(self, **changed: Any) -> DataFacts:
+        """The same facts but for these, by the names above or by those that a model gives them (`data_mean` ...)."""
+        named = {name.removeprefix("data_"): value for name, value in changed.items()}
+        known = [f.name for f in fields(self)]
+        for name in named:
+            if name not in known:
+                raise InvalidInputError(f"got {name!r}, expected what can be known of data: {', '.join(known)}")
+        return replace(self, **named)
+
+    @cached_property
+    def scale(self) -> float:
+        """The data's standard deviation as one number: the root mean square of `std`, 1 where unknown."""
+        return 1.0 if self.std is None else float(self.std.double().square().mean().sqrt())
+
+    @cached_property
+    def reference(self) -> Gaussian:
+        """The data's mean with its covariance or, where that is unknown, its standard deviation (1 at worst)."""
+        if self.covariance is not None:
+            return Gaussian.of_covariance(self.covariance, self.mean)
+        return Gaussian.of_variances(torch.tensor(self.scale**2, dtype=torch.float64), self.mean)
+
+    @cached_property
+    def law(self) -> Gaussian:
+        """The data's mean with its covariance or, where that is unknown, each coordinate's variance (1 at worst)."""
+        if self.covariance is not None or self.std is None:
+            return self.reference
+        return Gaussian.of_variances(self.std.double() ** 2, self.mean)
+
+    @cached_property
+    def prior(self) -> Gaussian:
+        """The data's law as samples and log-densities take it at t_max: `law`, or a point where no spread is known."""
+        if self.std is None:
+            return Gaussian.of_variances(torch.zeros((), dtype=torch.float64), self.mean)
+        return self.law
 
 
-_KNOWN = WeakTensorKeyDictionary()  # covariance -> (its version, its Gaussian), for as long as the tensor lives
-
-
-def prior(model: ScoreModel) -> Gaussian:
-    """The data's law as it is taken at t_max: N(mean, C) as far as the model knows them, else a point (at worst 0)."""
-    if model.data_std is None:
-        mean = torch.zeros((), dtype=torch.float64) if model.data_mean is None else model.data_mean
-        return Gaussian.of_variances(torch.zeros((), dtype=torch.float64), mean)
-    return known(model)
-
-
-def _decomposed(covariance: Tensor) -> Gaussian:
-    """Gaussian.of_covariance, computed once for each tensor: models and their views share it."""
-    found = _KNOWN.get(covariance)
-    if found is None or found[0] != covariance._version:
-        found = _KNOWN[covariance] = (covariance._version, Gaussian.of_covariance(covariance))
-    return found[1]
+def statistic(name: str, value: Any, event_shape: Sequence[int] | None) -> Tensor | None:
+    """A mean, standard deviation or covariance, checked, in float64."""
+    if value is None:
+        return None
+    try:
+        tensor = torch.as_tensor(value, dtype=torch.float64)
+        tensor = tensor.detach() if tensor.requires_grad else tensor
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidInputError(f"data_{name} = {value!r}: wanted a number or a tensor") from error
+    good = bool(torch.isfinite(tensor).all())
+    if name == "std":
+        good = good and bool((tensor >= 0).all() and tensor.max() > 0)
+    if not good:
+        raise InvalidInputError(
+            f"data_{name} = {value}: wanted finite numbers{', not negative, not all 0' * (name == 'std')}"
+        )
+    wanted = None if event_shape is None or name == "covariance" else tuple(event_shape)
+    if tensor.ndim and wanted is not None and tuple(tensor.shape) != wanted:
+        raise InvalidInputError(
+            f"data_{name} has shape {tuple(tensor.shape)}, wanted a scalar or the event shape {wanted}"
+        )
+    return tensor

@@ -220,7 +220,7 @@ def _rebuilt(state: Any, tensors: Mapping[str, Tensor], net: nn.Module | None, s
         set_weights(net, tensors)
         statistics = {name: tensors.get(name) for name in ("data_mean", "data_std")}
         make = _MODELS[state.get("class", Denoiser.__name__)]
-        model = make(net, sde, parametrization=state["parametrization"], **statistics)
+        model = make(net, sde, parametrization=state["parametrization"], smooth=state.get("smooth"), **statistics)  # type: ignore[arg-type]
         model.event_shape = None if state["event_shape"] is None else tuple(int(n) for n in state["event_shape"])
         model.about = dict(state.get("about", {}))
         return model

@@ -13,6 +13,7 @@ from .checks import LawError
 from .models import check_model, model_laws
 from .processes import check_sde, sde_laws
 from .solvers import check_solver, solver_laws
+from .wrappers import check_wrapper
 
 __all__ = [
     "LawError",
@@ -20,6 +21,7 @@ __all__ = [
     "check_model",
     "check_sde",
     "check_solver",
+    "check_wrapper",
     "model_laws",
     "sde_laws",
     "solver_laws",

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from ..core.shapes import expand
-from ..models.base import ScoreModel
+from ..models.base import ScoreModel, Wrapped
 from ..models.prediction import Prediction
 from ..noise.white import Noise
 from ..processes import SDE
 
 
-class WatchedModel(ScoreModel):
+class WatchedModel(Wrapped):
     """A model that counts what it is asked, and answers NaN to spoiled samples below a time.
 
     Args:
@@ -28,9 +28,8 @@ class WatchedModel(ScoreModel):
     """
 
     def __init__(self, model: ScoreModel, *, below: float = 0.0) -> None:
-        super().__init__(model.sde, data_mean=model.data_mean, data_std=model.data_std, event_shape=model.event_shape)
-        self.model, self.below = model, below
-        self.data_covariance, self.smooth = model.data_covariance, model.smooth
+        super().__init__(model)
+        self.below = below
         self.calls = self.rows = 0
         self.first, self.last = math.inf, -math.inf
 

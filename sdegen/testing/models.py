@@ -15,6 +15,7 @@ from ..models.base import ScoreModel
 from ..models.prediction import Prediction
 from ..processes import EDMSDE, SDE, VESDE, VPSDE, LinearPathSDE, TrigSDE
 from .checks import EXACT, NOISE, STATES, LawError, check_close, check_finite, check_kind, inner_times, label, normals
+from .wrappers import wrapping
 
 
 def check_model(model: ScoreModel, *, event_shape: Sequence[int] | None = None, seed: int = 0, **cond: Any) -> None:
@@ -28,7 +29,8 @@ def check_model(model: ScoreModel, *, event_shape: Sequence[int] | None = None, 
     - float64 in, float64 out; float32 in, float32 out, and close to it;
     - x0 can be differentiated in x;
     - along `on(other)` the belief is the same function of x/alpha and sigma/alpha, and there is a way back;
-    - the score is the gradient of `log_prob(x, t)`, where the model has one.
+    - the score is the gradient of `log_prob(x, t)`, where the model has one;
+    - wrapped in a model that changes nothing it gives the same samples, log-densities and counts to the bit.
 
     Args:
         model: a ScoreModel; it is put in eval mode for the check.
@@ -255,6 +257,11 @@ def density(case: ModelCase) -> None:
     )
 
 
+def wrapped(case: ModelCase) -> None:
+    """A pass-through of the model, and one of that, are the model to the bit (see `check_wrapper`)."""
+    wrapping(case.model, event_shape=case.event, seed=case.seed, **case.cond)
+
+
 LAWS: dict[str, Callable[[ModelCase], None]] = {
     "views": views,
     "batch-mates": batch_mates,
@@ -263,4 +270,5 @@ LAWS: dict[str, Callable[[ModelCase], None]] = {
     "gradient": gradient,
     "other-processes": other_processes,
     "density": density,
+    "wrapped": wrapped,
 }

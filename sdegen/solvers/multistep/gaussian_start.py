@@ -33,7 +33,6 @@ from torch import Tensor
 from ...core.errors import InvalidInputError
 from ...core.shapes import flat
 from ...distributions.gaussian import Gaussian
-from ...models.facts import known
 from ...noise.white import STEP, Noise
 from ...terms import Term
 from ..tolerance import Tolerance
@@ -83,15 +82,15 @@ class GaussianStart:
         s = scale_of_circle(term)
         if stop > start:
             raise InvalidInputError("start='gaussian' is for sampling, t falling: use start='point' upward")
-        law = known(term.model) if law is None else law
+        given: Gaussian = term.model.data.law if law is None else law
         d = math.prod(x.shape[1:])
-        size = law.variances.shape[:1] if law.axes is None else law.axes.shape[:1]
+        size = given.variances.shape[:1] if given.axes is None else given.axes.shape[:1]
         if size not in ((), (d,)):
             raise InvalidInputError(
                 f"got a covariance of {size[0]} numbers, but an event of shape {tuple(x.shape[1:])} has {d}; "
                 f"expected ({d}, {d}), or variances of the event's shape"
             )
-        return cls(law.to(x), s, start, stop, 2 if law.complete else 1)
+        return cls(given.to(x), s, start, stop, 2 if given.complete else 1)
 
     @property
     def past(self) -> list[float]:
@@ -201,7 +200,7 @@ def gaussian_step(term: Term, x: Tensor, t: Tensor, t_next: Tensor, noise: Noise
     """
     e = term.eta**2
     start, stop = term.sde.at(t), term.sde.at(t_next)
-    q = known(term.model).to(x.double())
+    q = term.model.data.law.to(x.double())
     after = q.variances + (stop.sigma / stop.alpha) ** 2
     total = q.total(start.alpha, start.sigma)  # alpha^2 P, which alpha = 0 leaves finite
     kept = start.alpha**e * (after / total) ** ((1 + e) / 2)

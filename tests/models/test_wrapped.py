@@ -1,0 +1,245 @@
+"""Models made of models: what is known of the data and which conditions are taken is passed on, and nothing else changes."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from cases import MIXTURES, SOME_SDES, points, small
+from torch import nn
+
+import sdegen as sg
+from sdegen.testing import LawError, check_wrapper
+
+F64 = torch.float64
+
+
+class Same(sg.Wrapped):
+    def forward(self, x, t, **cond):
+        return self.model(x, t, **cond)
+
+
+class Net(nn.Module):
+    """A smooth function of x, time and conditions."""
+
+    event_shape = (2,)
+
+    def forward(self, x, t, label, strength=1.0):
+        return torch.tanh(x + label[:, None] + t[:, None]) * strength
+
+
+def labelled() -> sg.Denoiser:
+    return sg.Denoiser(Net(), sg.VPSDE(), data_mean=[0.5, -1.0], data_std=[1.0, 2.0])
+
+
+MODELS = {
+    **{f"exact-{name}": sg.MixtureModel(MIXTURES["plane"], sde) for name, sde in SOME_SDES.items()},
+    "network": small(),
+    "empirical": sg.EmpiricalModel(points(20), sg.VPSDE()),
+    "elsewhere": sg.MixtureModel(MIXTURES["plane"], sg.VPSDE()).on(sg.EDMSDE()),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_pass_through_is_the_model_inside(name):
+    model = MODELS[name]
+    check_wrapper(Same(model), model)
+    check_wrapper(Same(Same(model)), model)
+
+
+def test_so_it_is_with_conditions():
+    model = labelled()
+    cond = {"label": torch.tensor([0.0, 1.0, 2.0]), "strength": 0.5}
+    check_wrapper(Same(Same(model)), model, **cond)
+    for word in ("lable", "guidance"):
+        with pytest.raises(sg.InvalidInputError, match=f"'{word}' is unknown"):
+            sg.sample(Same(Same(model)), 3, steps=4, label=cond["label"], **{word: 1})
+
+
+def test_the_words_of_the_wrapper_are_added():
+    class Scaled(sg.Wrapped):
+        def forward(self, x, t, *, scale=1.0, **cond):
+            p = self.model(x, t, **cond)
+            return sg.Prediction.from_x0(x, p.x0 * scale, self.sde, t)
+
+    assert Scaled(labelled()).condition_names() == {"label", "strength", "scale"}
+
+    class Closed(sg.Wrapped):
+        def forward(self, x, t, scale=1.0):
+            return self.model(x, t)
+
+    assert Closed(small()).condition_names() == {"scale"}
+
+
+def test_a_wrapper_that_forgets_is_found():
+    model = MODELS["exact-vp"]
+
+    class Forgets(sg.ScoreModel):
+        def __init__(self):
+            super().__init__(model.sde, data_mean=model.data_mean, data_std=model.data_std, event_shape=(2,))
+            self.model = model
+
+        def forward(self, x, t, **cond):
+            return self.model(x, t, **cond)
+
+    with pytest.raises(LawError, match="of the data is passed on, fails"):
+        check_wrapper(Forgets(), model)
+
+    class Guesses(Same):
+        def __init__(self, model):
+            super().__init__(model)
+            self._changed_facts = {"smooth": False}
+
+    with pytest.raises(LawError, match="to the bit, fails"):
+        check_wrapper(Guesses(model), model)
+
+
+def test_what_changes_is_said_and_nothing_else():
+    model = MODELS["exact-vp"]
+    rough = Same(model, smooth=False)
+    assert model.data.smooth and not rough.data.smooth and rough.data.mean is model.data.mean
+    moved = Same(model, data_mean=torch.tensor([3.0, 4.0]))
+    assert moved.data_mean.tolist() == [3, 4] and moved.data.std is model.data.std
+    with pytest.raises(sg.InvalidInputError, match="got 'colour', expected what can be known of data"):
+        Same(model, colour=1)
+    with pytest.raises(sg.InvalidInputError, match="wrap a ScoreModel"):
+        Same(Net())
+
+
+def test_what_is_known_is_known_at_once_through_any_number_of_wrappers():
+    """A fit of the model inside, and an assignment, are seen outside."""
+    inner = small()
+    outer = Same(Same(inner))
+    assert outer.data_std is None
+    sg.fit(inner, points(), steps=1, batch_size=8, seed=0)
+    torch.testing.assert_close(outer.data_mean, points().double().mean(0))
+    inner.data_std = 3.0
+    assert outer.sigma_data == 3.0
+    outer.data_std = 5.0
+    assert outer.sigma_data == 5.0 and inner.sigma_data == 3.0
+
+
+@pytest.mark.parametrize("way", ["state_dict", "pickle", "deepcopy", "wrapped by DataParallel", "double wrapped"])
+def test_statistics_travel(way, tmp_path):
+    """What is loaded samples what was saved."""
+    model = small()
+    sg.fit(model, points() * 3 + 7, steps=2, batch_size=8, seed=0)
+    other = small(seed=1)
+    if way == "state_dict":
+        other.load_state_dict(model.state_dict())
+    elif way == "pickle":
+        other = pickle.loads(pickle.dumps(model))
+    elif way == "deepcopy":
+        other = copy.deepcopy(model)
+    elif way == "wrapped by DataParallel":
+        nn.DataParallel(other).load_state_dict(nn.DataParallel(model).state_dict())
+    else:
+        Same(other).load_state_dict(Same(model).state_dict())
+    other.eval()
+    for name in ("data_mean", "data_std"):
+        assert torch.equal(getattr(other, name), getattr(model, name))
+    assert torch.equal(sg.sample(other, (5, 2), steps=6, seed=1).x, sg.sample(model, (5, 2), steps=6, seed=1).x)
+
+
+def test_dicts_without_statistics_still_load():
+    model, other = small(), small(seed=1)
+    other.data_mean, other.data_std = 1.0, 2.0
+    plain = {k: v for k, v in model.state_dict().items() if not k.startswith("known_")}
+    other.load_state_dict(plain)
+    assert other.sigma_data == 2.0 and float(other.data_mean) == 1.0
+
+
+@pytest.mark.parametrize("use_buffers", [False, True])
+def test_an_average_of_the_weights_keeps_them(use_buffers):
+    """torch's own averaging, begun before and after the statistics are known."""
+    model = small()
+    model.data_mean, model.data_std = torch.tensor([7.0, 6.0]), 1.5
+    average = torch.optim.swa_utils.AveragedModel(model, use_buffers=use_buffers)
+    for _ in range(3):
+        average.update_parameters(model)
+    assert average.module.data_mean.tolist() == [7, 6] and average.module.sigma_data == 1.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_keeps_what_is_known(dtype):
+    model = small()
+    model.data_mean, model.data_std = torch.tensor([0.1, 300.03], dtype=F64), 1.0003
+    model.to(dtype)
+    assert model.data_mean.dtype == F64 and float(model.data_mean[1]) == 300.03 and model.sigma_data == 1.0003
+
+
+def test_facts_are_one_frozen_value():
+    model = MODELS["exact-vp"]
+    assert model.data is model.data
+    with pytest.raises(AttributeError):
+        model.data.smooth = False  # type: ignore[misc]
+    for wrong in ({"std": -1.0}, {"std": 0.0}, {"mean": float("nan")}, {"std": "wide"}):
+        with pytest.raises(sg.InvalidInputError, match="data_"):
+            sg.DataFacts(**wrong)
+    with pytest.raises(sg.InvalidInputError, match="event shape"):
+        sg.DataFacts(mean=torch.zeros(3), event_shape=(2,))
+
+
+def test_a_smooth_network_is_told():
+    """smooth=True changes the grid and the orders that are chosen, as for exact scores, and is kept by a checkpoint."""
+    rough, smooth = small(), small()
+    smooth.smooth = True
+    one, other = (sg.sample(m, (4, 2), steps=20, seed=0).solver for m in (rough, smooth))
+    assert one != other and other == sg.sample(MODELS["exact-vp"], 4, steps=20, seed=0).solver
+    assert sg.Denoiser(Net(), sg.VPSDE(), smooth=True).data.smooth
+
+
+@pytest.mark.parametrize("name", ["data_std", "parametrization", "sde"])
+def test_what_is_assigned_later_is_used(name):
+    """As if the model had been made with it."""
+    values = {"data_std": 4.0, "parametrization": "v", "sde": sg.CosineSDE()}
+    model = small()
+    model.data_mean, model.data_std = 0.0, 1.0
+    x = points(6)
+    model(x, 0.4)  # what is remembered now must not be used below
+    setattr(model, name, values[name])
+    fresh = sg.Denoiser(
+        model.net, model.sde, parametrization=model.parametrization, data_mean=0.0, data_std=model.data_std
+    )
+    assert torch.equal(model(x, 0.4).x0, fresh(x, 0.4).x0)
+    assert torch.equal(model(x, torch.full((6,), 0.4, dtype=F64)).x0, fresh(x, torch.full((6,), 0.4, dtype=F64)).x0)
+
+
+class WithBuffers(nn.Module):
+    """A network with a running mean, as batch normalisation has."""
+
+    event_shape = (2,)
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2)
+        self.register_buffer("frequencies", torch.tensor(3.0))
+
+    def forward(self, x, t):
+        return self.norm(x) * self.frequencies
+
+
+@pytest.mark.parametrize("use_buffers", [False, True])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_average_made_before_the_data_are_known_mixes_nothing_up(use_buffers, when):
+    """Buffers are paired by their order: a model has the same ones before and after its statistics are known."""
+    model = sg.Denoiser(WithBuffers(), sg.VPSDE())
+    if when == "before":
+        average = torch.optim.swa_utils.AveragedModel(model, use_buffers=use_buffers)
+    model.set_statistics(points().mean(0) + 7, 1.5)
+    if when == "after":
+        average = torch.optim.swa_utils.AveragedModel(model, use_buffers=use_buffers)
+    average.update_parameters(model)
+    for name, value in model.named_buffers():
+        assert bool((dict(average.module.named_buffers())[name] == value).all()), name
+    for ours, theirs in zip(average.module.state_dict().values(), model.state_dict().values(), strict=True):
+        assert bool((ours == theirs).all())
+
+
+def test_what_was_saved_with_nothing_known_is_loaded_so():
+    model, other = small(), small(seed=1)
+    other.set_statistics(1.0, 2.0)
+    other.load_state_dict(model.state_dict())
+    assert other.data.mean is None and other.data.std is None
