@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from itertools import islice
@@ -249,6 +249,7 @@ class _Run:
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.model, self.options, self.seed, self.team = model, options, seed, crew
         _start_alike(model, crew)
+        _fill_memory(named.values())
         self.names, self.parameters = list(named), list(named.values())
         self.device = self.parameters[0].device
         self.optimiser = torch.optim.AdamW(
@@ -428,9 +429,10 @@ class _Run:
                 average.copy_(p)
                 p.copy_(own[f"weight.{name}"])
                 moments = {key: own.get(f"{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
-                self.optimiser.state[p] = {k: v.to(self.device, copy=True) for k, v in moments.items() if v is not None}
+                self.optimiser.state[p] = {k: _laid_out_as(p, v) for k, v in moments.items() if v is not None}
             for k, average in enumerate(self.averages[1:], 1):
-                torch._foreach_copy_(average.values, [own[f"average{k}.{name}"].to(self.device) for name in self.names])
+                for name, value in zip(self.names, average.values, strict=True):
+                    value.copy_(own[f"average{k}.{name}"])
             if scaler := progress.get("scaler"):
                 self.scaler.load_state_dict(scaler)
             self.recorder.restore(own, progress["failures"])
@@ -496,6 +498,23 @@ def _start_alike(model: ScoreModel, crew: Team) -> None:
     """Weights and buffers are those of the first process."""
     if crew.size > 1:
         model.load_state_dict(crew.from_leader(lambda: {k: v.cpu() for k, v in model.state_dict().items()}))
+
+
+def _fill_memory(parameters: Iterable[Tensor]) -> None:
+    """Give parameters whose memory has gaps, or is shared by their elements, memory of their own.
+
+    The fused optimiser walks memory, not elements.
+    """
+    for p in parameters:
+        if p.stride() != torch.empty_like(p).stride():
+            p.data = p.detach().clone()
+
+
+def _laid_out_as(p: Tensor, moment: Tensor) -> Tensor:
+    """A copy beside a parameter and, but for numbers, in its memory layout: the fused optimiser walks both as one."""
+    if moment.shape != p.shape:
+        return moment.to(p.device, copy=True)
+    return torch.empty_like(p, dtype=moment.dtype).copy_(moment)
 
 
 def _learn_about_data(model: ScoreModel, source: Batches, found: Found | None, crew: Team) -> None:
