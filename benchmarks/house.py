@@ -49,7 +49,7 @@ TWICE = [
     ("final denoising", r"def _denoised?\(", 1),
     ("which samples are finite", r"isfinite\(torch\.stack\(", 1),
     ("eval mode without gradients", r"def _?quiet\(", 1),
-    ("drawing the prior", r"normal\([^\n]*\bPRIOR\b", 1),
+    ("drawing the prior", r"normal\([^\n]*\bPurpose\.PRIOR\b", 1),
     ("a step of Gaussian data", r"\) \*\* \(\(1 \+ e\) / 2\)|/ self\._total\(v, self\.start\)\) \*\* 0\.5", 1),
     ("changing the frame of a model", r"class (?:Centred|_OnPath|OnPath)\b", 1),
     ("is this the circular path", r"isinstance\([^)]*TrigSDE\)|- math\.cos\(t\)\) >", 1),

@@ -18,6 +18,7 @@ from ..distributions.mixture import GaussianMixture
 from ..inference.sampling import sample
 from ..models.denoiser import Denoiser
 from ..models.exact import MixtureModel
+from ..noise.purposes import Purpose
 from ..noise.white import Noise
 from ..plot.style import figure_of, panels
 from ..processes import VPSDE
@@ -136,7 +137,7 @@ def digits(folder: Path, seed: int, scale: float, progress: bool | None) -> dict
         model, shape, solver="ancestral", steps=some(SDE_STEPS, scale), seed=seed, label=label, progress=progress
     )
     draw_digits(folder, model, train, seed, scale)
-    order = Noise(seed).normal((len(train), 1), 7, dtype=torch.float64, device="cpu")[:, 0].argsort()
+    order = Noise(seed).normal((len(train), 1), Purpose.ORDER, dtype=torch.float64, device="cpu")[:, 0].argsort()
     real = train.images[order[:n]]
     frechet = distances_to(held_out.images, metrics.frechet_distance)
     sliced = distances_to(held_out.images, lambda x, y: metrics.sliced_wasserstein(x, y, seed=seed))

@@ -14,12 +14,12 @@ from ..core.shapes import check_state, event_mean, expand
 from ..loop.modes import quiet
 from ..models.base import ScoreModel
 from ..models.prediction import Prediction
+from ..noise.purposes import Purpose
 from ..noise.white import Noise, check_seed
 from ..processes import SDE
 from .objectives import Seed, node_times, noise_of
 from .tables import nodes
 
-_CHAIN = 32  # what a draw is for
 _VARIANCES = ("small", "large", "learned")
 _FIRST = ("beta_tilde_2", "beta_1")
 
@@ -73,7 +73,7 @@ def vlb(
     columns = []
     with quiet(model):
         for i in range(1, n + 1):
-            noise = draws.normal(x0.shape, _CHAIN, i, dtype=x0.dtype, device=x0.device)
+            noise = draws.normal(x0.shape, Purpose.CHAIN, i, dtype=x0.dtype, device=x0.device)
             t = torch.full((len(x0),), i / n, dtype=torch.float64, device=x0.device)
             prediction = model(model.sde.perturb(x0, t, noise), t, **cond)
             columns.append(_term(model.sde, t, prediction, x0, variance, first, levels))
@@ -272,7 +272,7 @@ def _believed(
         noise = (
             torch.randn_like(x0)
             if seed is None
-            else noise_of(seed).normal(x0.shape, _CHAIN, dtype=x0.dtype, device=x0.device)
+            else noise_of(seed).normal(x0.shape, Purpose.CHAIN_LOSS, dtype=x0.dtype, device=x0.device)
         )
     return model(model.sde.perturb(x0, t, noise), t, **cond), noise
 

@@ -11,13 +11,12 @@ from torch import Tensor
 from ..core.errors import InvalidInputError
 from ..core.shapes import as_time
 from ..models.base import ScoreModel
+from ..noise.purposes import Purpose
 from ..noise.white import Noise
 from ..training.losses import dsm_loss
 from .tables import nodes
 
 Seed = int | Noise | None
-
-NODE = 31  # what a draw is for
 
 
 def ddpm_loss(
@@ -88,7 +87,7 @@ def node_times(model: ScoreModel, x0: Tensor, t: Tensor | None, seed: Seed) -> T
         if seed is None:
             u = torch.rand(len(x0), dtype=torch.float64, device=x0.device)
         else:
-            z = noise_of(seed).normal((len(x0), 1), NODE, dtype=torch.float64, device=x0.device)
+            z = noise_of(seed).normal((len(x0), 1), Purpose.NODE, dtype=torch.float64, device=x0.device)
             u = torch.special.ndtr(z[:, 0])
         return (1 + torch.floor(n * u).clamp_max(n - 1)) / n
     if isinstance(t, bool | str) or not isinstance(t, Tensor | Real) or getattr(t, "dtype", None) == torch.bool:

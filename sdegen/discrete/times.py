@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..core.errors import InvalidInputError
 from ..models.base import ScoreModel
-from .objectives import NODE, Seed, noise_of
+from ..noise.purposes import Purpose
+from .objectives import Seed, noise_of
 from .tables import nodes
 
 
@@ -86,7 +87,9 @@ class LossAware:
         if seed is None:
             u = torch.rand(batch, dtype=torch.float64)
         else:
-            u = torch.special.ndtr(noise_of(seed).normal((batch, 1), NODE, dtype=torch.float64, device="cpu")[:, 0])
+            u = torch.special.ndtr(
+                noise_of(seed).normal((batch, 1), Purpose.NODE, dtype=torch.float64, device="cpu")[:, 0]
+            )
         return 1 + torch.searchsorted(self.probabilities.cumsum(0), u, right=True).clamp_max(self.n - 1)
 
     def update(self, at: Tensor, losses: Tensor) -> None:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
+from ..noise.purposes import Purpose
 from ..noise.white import Noise, check_seed
 
-_COMPONENT, _VALUE = 11, 12  # what a draw is for
 _LOG_2PI = math.log(2 * math.pi)
 
 
@@ -110,9 +110,12 @@ class GaussianMixture:
     def sample_labelled(self, n: int, *, seed: int | None = None) -> tuple[Tensor, Tensor]:
         """n draws in float64 and the component of each, (n, d) and (n,)."""
         noise = Noise(check_seed(seed))
-        u = torch.special.ndtr(noise.normal((n, 1), _COMPONENT, dtype=torch.float64, device="cpu"))[:, 0]
+        u = torch.special.ndtr(noise.normal((n, 1), Purpose.COMPONENT, dtype=torch.float64, device="cpu"))[:, 0]
         label = torch.searchsorted(self.weights.cumsum(0), u).clamp_max(len(self.weights) - 1)
-        z = noise.normal((n, self.dim), _VALUE, dtype=torch.float64, device="cpu") * self.variances[label].sqrt()
+        z = (
+            noise.normal((n, self.dim), Purpose.COMPONENT_NOISE, dtype=torch.float64, device="cpu")
+            * self.variances[label].sqrt()
+        )
         if self.axes is not None:
             z = torch.einsum("nij,nj->ni", self.axes[label], z)
         return self.means[label] + z, label

@@ -13,7 +13,8 @@ from torch import Tensor
 from ..core.errors import InvalidInputError
 from ..core.shapes import check_state, event_sum, flat
 from ..models.base import ScoreModel
-from ..noise.white import DEQUANTISE, Noise, check_seed
+from ..noise.purposes import Purpose
+from ..noise.white import Noise, check_seed
 from .checks import check_model, sample_numbers
 from .divergence import choose_divergence
 from .likelihood import LogProb, check_levels, log_prob
@@ -96,7 +97,7 @@ def bits_per_dim(
     dim = max(flat(x).shape[1], 1)
     logs, found = [], []
     for k in range(draws):
-        z = noise.normal(x.shape, DEQUANTISE, k, dtype=torch.float64, device=x.device)
+        z = noise.normal(x.shape, Purpose.DEQUANTISE, k, dtype=torch.float64, device=x.device)
         v, log_q = _inside(z, half, sigma / alpha if dequantisation == "truncated-normal" else None)
         one = log_prob(model, (x.double() + v).to(x.dtype) * alpha, seed=seed + k, index=numbers, **how)
         logs.append(one.nats + dim * math.log(alpha) - log_q)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..core.errors import InvalidInputError
 from ..core.shapes import flat
-from ..noise.white import PROBE, Noise
+from ..noise.purposes import Purpose
+from ..noise.white import Noise
 
 DIVERGENCES = ("auto", "exact", "rademacher", "gaussian", "hutch++")
 EXACT_UP_TO = 64  # dimensions: "auto" is exact up to here
@@ -69,7 +70,7 @@ def draw_probes(kind: str, x: Tensor, probes: int, noise: Noise) -> Probes | Non
         return None
     sketch = probes // 3 if kind == "hutch++" else 0
     drawn = torch.stack(
-        [noise.normal(x.shape, PROBE, k, dtype=x.dtype, device=x.device) for k in range(probes - sketch)], 1
+        [noise.normal(x.shape, Purpose.PROBE, k, dtype=x.dtype, device=x.device) for k in range(probes - sketch)], 1
     )
     return Probes(drawn if kind == "gaussian" else torch.where(drawn < 0, -1.0, 1.0).to(x), sketch)
 

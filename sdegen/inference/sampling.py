@@ -17,7 +17,8 @@ from ..loop.modes import bar, quiet
 from ..loop.run import run
 from ..loop.solution import Solution
 from ..models.base import ScoreModel
-from ..noise.white import PRIOR, Noise, check_seed
+from ..noise.purposes import Purpose
+from ..noise.white import Noise, check_seed
 from ..solvers import Solver, named
 from ..terms import ProbabilityFlow, ReverseSDE, Term
 from .checks import check_model, full_shape, noise_level, placed, sample_numbers
@@ -113,7 +114,7 @@ def sample(
         for rows, tell in chunks(shape[0], batch_size, report):
             given, noise = rows_of(cond, rows), Noise(seed, index=numbers[rows])
             if x_init is None:
-                z = noise.normal((len(rows), *shape[1:]), PRIOR, dtype=dtype, device=device)
+                z = noise.normal((len(rows), *shape[1:]), Purpose.PRIOR, dtype=dtype, device=device)
                 x = model.data.prior.noisy(z, float(model.sde.alpha(plan.start)), float(model.sde.sigma(plan.start)))
             else:
                 x = x_init[rows.to(x_init.device)].to(dtype)

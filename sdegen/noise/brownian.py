@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ..core.errors import InvalidInputError
 from ..core.shapes import as_time, expand, factor, flat, plus
-from .white import STEP, Noise
+from .purposes import Purpose
+from .white import Noise
 
-_ROOT, _SPLIT, _AREA, _NEW, _PIECE = 21, 22, 23, 24, 25  # what a draw is for
 _SNAP = 2.0**-20  # of a finest interval: times this close to a dyadic one are that one
 _AT_ONCE = 2**16  # so many normals are drawn in one call
 
@@ -30,7 +30,7 @@ def path_and_mean(noise: Noise, t: Tensor, t_next: Tensor, x: Tensor) -> tuple[T
         dw, dz = noise.space_time(t, t_next, x)
         return dw, dz / expand(h, x)
     dw = noise.increment(t, t_next, x)
-    area = noise.normal(x.shape, _AREA, t, t_next, dtype=x.dtype, device=x.device)
+    area = noise.normal(x.shape, Purpose.AREA, t, t_next, dtype=x.dtype, device=x.device)
     return dw, plus(dw / 2, factor((h / 12) ** 0.5, x), area)
 
 
@@ -143,16 +143,16 @@ class BrownianTree(Noise):
         index = super().select(keep).index
         return BrownianTree(self.seed, self.low, self.high, index=index, depth=self.depth)
 
-    def increment(self, t: Tensor, t_next: Tensor, x: Tensor, *, purpose: int = STEP) -> Tensor:
+    def increment(self, t: Tensor, t_next: Tensor, x: Tensor, *, purpose: int = Purpose.STEP) -> Tensor:
         """W(t_next) - W(t), like x; t and t_next are scalars or (B,). Other purposes draw as `Noise` does."""
-        if purpose != STEP:
+        if purpose != Purpose.STEP:
             return super().increment(t, t_next, x, purpose=purpose)
         before, after = self._at(t, x)[0], self._at(t_next, x)[0]
         return ((after - before) * math.sqrt(self.high - self.low)).reshape(x.shape).to(x.dtype)
 
-    def standard(self, t: Tensor, t_next: Tensor, x: Tensor, *, purpose: int = STEP) -> Tensor:
+    def standard(self, t: Tensor, t_next: Tensor, x: Tensor, *, purpose: int = Purpose.STEP) -> Tensor:
         """The increment over the root of the interval's length."""
-        if purpose != STEP:
+        if purpose != Purpose.STEP:
             return super().standard(t, t_next, x, purpose=purpose)
         return self.increment(t, t_next, x) / expand((as_time(t_next) - as_time(t)).abs().sqrt(), x)
 
@@ -220,12 +220,14 @@ class BrownianTree(Noise):
             kept += 1
         del self._bracket[kept:]
         if not kept:
-            ((increment, area),) = self._draw(_ROOT, [0])
+            ((increment, area),) = self._draw(Purpose.TREE_ENDS, [0])
             start = torch.zeros_like(increment)
             self._bracket.append((number >> level, _Interval(start, start, increment, area * math.sqrt(1 / 12))))
         first = len(self._bracket)
         parents = [number >> (level + 1 - below) for below in range(first, level + 1)]
-        normals = self._draw(_SPLIT, [(1 << below - 1) + parent for below, parent in enumerate(parents, first)])
+        normals = self._draw(
+            Purpose.TREE_HALVES, [(1 << below - 1) + parent for below, parent in enumerate(parents, first)]
+        )
         for below, (z, n) in enumerate(normals, first):
             here = number >> (level - below)
             half = self._bracket[-1][1].half(here % 2 == 1, 2.0 ** (1 - below), z, n)
@@ -300,15 +302,15 @@ class Remembered(Noise):
             chosen._ends, chosen._pieces, chosen._drawn = self._ends[keep], self._pieces[keep], self._drawn[keep]
         return chosen
 
-    def increment(self, t: Tensor, t_next: Tensor, x: Tensor, *, purpose: int = STEP) -> Tensor:
+    def increment(self, t: Tensor, t_next: Tensor, x: Tensor, *, purpose: int = Purpose.STEP) -> Tensor:
         """W(t_next) - W(t), like x; t is where the sample stands. Other purposes draw as `Noise` does."""
-        if purpose != STEP:
+        if purpose != Purpose.STEP:
             return super().increment(t, t_next, x, purpose=purpose)
         return self._ahead(t, t_next, x, 1)[0]
 
-    def standard(self, t: Tensor, t_next: Tensor, x: Tensor, *, purpose: int = STEP) -> Tensor:
+    def standard(self, t: Tensor, t_next: Tensor, x: Tensor, *, purpose: int = Purpose.STEP) -> Tensor:
         """The increment over the root of the interval's length."""
-        if purpose != STEP:
+        if purpose != Purpose.STEP:
             return super().standard(t, t_next, x, purpose=purpose)
         return self.increment(t, t_next, x) / expand((as_time(t_next) - as_time(t)).abs().sqrt(), x)
 
@@ -352,7 +354,7 @@ class Remembered(Noise):
         wide = flat(x).to(torch.float64)
         h = (t_next - t).abs()
         shape = (len(wide), parts, wide.shape[1])
-        z = self.normal(shape, _NEW, self._drawn, dtype=torch.float64, device=x.device)  # type: ignore[arg-type]
+        z = self.normal(shape, Purpose.PATH_AHEAD, self._drawn, dtype=torch.float64, device=x.device)  # type: ignore[arg-type]
         drawn = [expand(h.sqrt(), wide) * z[:, 0]]
         if parts == 2:
             drawn.append(expand(h, wide) * (drawn[0] / 2 + expand((h / 12).sqrt(), wide) * z[:, 1]))
@@ -369,7 +371,7 @@ class Remembered(Noise):
         close = torch.where(beyond, reach, ends.gather(1, at)[:, 0])
         whole = self._pieces.gather(1, _like(at, self._pieces).expand(-1, -1, *self._pieces.shape[2:]))[:, 0]
         sign = (t_next - t).sign()
-        z = self.normal(whole.shape, _PIECE, self._drawn, dtype=torch.float64, device=x.device)  # type: ignore[arg-type]
+        z = self.normal(whole.shape, Purpose.PATH_PIECE, self._drawn, dtype=torch.float64, device=x.device)  # type: ignore[arg-type]
         left, right = _bridge(whole, reach - begin, close - reach, z)
         inside = ~beyond & (reach < close)
         left = torch.where(_like(inside, left), left, whole)

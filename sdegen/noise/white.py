@@ -22,13 +22,12 @@ from torch import Tensor
 
 from ..core.errors import InvalidInputError
 from ..core.shapes import as_time, factor
+from .purposes import Purpose
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _FIRST = 0xBF58476D1CE4E5B9
 _SECOND = 0x94D049BB133111EB
-
-PRIOR, STEP, CORRECTOR, PROBE, DEQUANTISE = 1, 2, 3, 4, 5  # what a draw is for: the first word of its address
 
 
 def _signed(word: int) -> int:
@@ -126,12 +125,12 @@ class Noise:
         u = z.view(torch.int32).to(torch.float64).add_(0.5).mul_(2.0**-31)  # (-1, 1), the middles of 2^32 cells
         return u[:, :size] if size % 2 else u
 
-    def increment(self, t: float | Tensor, t_next: float | Tensor, x: Tensor, *, purpose: int = STEP) -> Tensor:
+    def increment(self, t: float | Tensor, t_next: float | Tensor, x: Tensor, *, purpose: int = Purpose.STEP) -> Tensor:
         """W(t_next) - W(t), like x: variance |t_next - t|; t and t_next are scalars or (B,)."""
         t, t_next = as_time(t), as_time(t_next)
         return self.standard(t, t_next, x, purpose=purpose) * factor((t_next - t).abs() ** 0.5, x)
 
-    def standard(self, t: float | Tensor, t_next: float | Tensor, x: Tensor, *, purpose: int = STEP) -> Tensor:
+    def standard(self, t: float | Tensor, t_next: float | Tensor, x: Tensor, *, purpose: int = Purpose.STEP) -> Tensor:
         """The increment over [t, t_next] divided by the root of its length: standard normals, like x."""
         return self.normal(x.shape, purpose, as_time(t), as_time(t_next), dtype=x.dtype, device=x.device)
 

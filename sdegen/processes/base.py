@@ -24,7 +24,8 @@ from ..core.cache import CachedFunction, carries_derivatives
 from ..core.errors import InvalidInputError
 from ..core.roots import find_root
 from ..core.shapes import as_number, as_time, check_time, event_sum, expand
-from ..noise.white import PRIOR, Noise, check_seed
+from ..noise.purposes import Purpose
+from ..noise.white import Noise, check_seed
 from .functions import NAMES as FUNCTIONS
 from .functions import Time, check_elementwise, derivative, function_of_time, process_time
 from .level import Level, levels_of_numbers
@@ -233,7 +234,7 @@ class SDE(metaclass=_Immutable):
     ) -> Tensor:
         """A draw from N(0, sigma(t_max)^2 I) of `shape` (B, *event); sample i depends on (seed, its number) alone."""
         noise = Noise(check_seed(seed), index=index)
-        z = noise.normal(shape, PRIOR, dtype=dtype or torch.get_default_dtype(), device=device or "cpu")
+        z = noise.normal(shape, Purpose.PRIOR, dtype=dtype or torch.get_default_dtype(), device=device or "cpu")
         return z * self.sigma(self.t_max)
 
     def prior_log_prob(self, x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..core.errors import SdegenError
 from ..models.base import ScoreModel
+from ..noise.purposes import Purpose
 from ..noise.white import Noise
 from ..processes import SDE
 from ..solvers import Solver
@@ -22,7 +23,7 @@ from ..solvers import Solver
 EXACT = 1e-8  # identities between closed forms, float64
 DERIVATIVE = 1e-7  # the same through a derivative of something interpolated
 FRACTIONS = torch.arange(1, 12, dtype=torch.float64) / 12 + 0.0137  # fractions of a range, none a round number
-STATES, NOISE = 101, 102  # what a draw is for
+STATES, NOISE = Purpose.TEST_STATES, Purpose.TEST_NOISE
 
 
 class LawError(SdegenError, AssertionError):

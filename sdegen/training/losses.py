@@ -19,14 +19,14 @@ from ..core.errors import InvalidInputError
 from ..core.shapes import as_time, check_state, check_time, event_mean, expand, flat, plus
 from ..models.base import ScoreModel
 from ..models.parametrization import COUNTING
-from ..noise.white import PROBE, Noise
+from ..noise.purposes import Purpose
+from ..noise.white import Noise
 from ..processes import SDE
 
 Times = str | float | Tensor  # the name of a law, or times
 Weight = str | Callable[[SDE, Tensor], Any]  # the name of a weight, or a function of (sde, t)
 Seed = int | Noise | None
 
-_TIME, _PERTURBATION = 21, 22  # what a draw is for
 _NEAR = 1e-6  # times are checked up to this, relative to t_max
 _P_MEAN, _P_STD = -1.2 - math.log(0.5), 1.2  # of log sigma for data of std 1: Karras' -1.2 belongs to his std 0.5
 
@@ -168,7 +168,7 @@ def sliced_loss(
     Source: Song et al. 2019 (arXiv 1905.07088) eq. 7 and 8.
     """
     at = _draw(model, x0, t, noise, weight, seed, cond)
-    v = flat(_normal(seed, x0, PROBE))
+    v = flat(_normal(seed, x0, Purpose.LOSS_PROBE))
     keep = torch.is_grad_enabled()
     with torch.enable_grad():
         x, score = _score(model, at, cond)
@@ -212,7 +212,7 @@ def _draw(
     sde, std = model.sde, model.sigma_data
     law, weight = _chosen(model, t, weight)
     times, correction = _times(law, sde, std, x0, seed)
-    noise = _normal(seed, x0, _PERTURBATION) if noise is None else noise
+    noise = _normal(seed, x0, Purpose.LOSS_NOISE) if noise is None else noise
     alpha, sigma = sde.at(times).alpha, sde.at(times).sigma
     signal = std * alpha
     m = torch.hypot(sigma, signal)
@@ -293,7 +293,7 @@ def _uniform(seed: Seed, x0: Tensor) -> Tensor:
     """(B,) numbers in [0, 1), float64."""
     if seed is None:
         return torch.rand(len(x0), dtype=torch.float64, device=x0.device)
-    return _noise(seed).uniform((len(x0),), _TIME, dtype=torch.float64, device=x0.device)
+    return _noise(seed).uniform((len(x0),), Purpose.LOSS_TIME, dtype=torch.float64, device=x0.device)
 
 
 def _normal(seed: Seed, x0: Tensor, purpose: int) -> Tensor:

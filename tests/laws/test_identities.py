@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 import sdegen as sg
 from sdegen import discrete
-from sdegen.noise.white import CORRECTOR, Noise
+from sdegen.noise.purposes import Purpose
+from sdegen.noise.white import Noise
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers"),
@@ -208,7 +209,7 @@ def test_annealed_langevin_is_ncsns_algorithm_1(denoise):
         alpha = e * sigma**2 / falling[-1] ** 2
         t = torch.tensor((12 - label) / 12, dtype=F64)
         for k in range(3):
-            noise = Noise(SEED).normal(SHAPE, CORRECTOR, t, k, dtype=F64, device="cpu")
+            noise = Noise(SEED).normal(SHAPE, Purpose.CORRECTOR, t, k, dtype=F64, device="cpu")
             with torch.no_grad():
                 x = x + alpha / 2 * model.net(x, torch.full((3,), float(label))) + torch.sqrt(alpha) * noise
     if denoise:  # Song & Ermon 2020
@@ -224,7 +225,7 @@ def test_langevin_is_langevin_dynamics_at_one_level(sde):
     x, t, a = latent((5, 2)), torch.tensor(0.5, dtype=F64), 0.02
     solution = discrete.langevin(model, (5, 2), t=0.5, step=a, n=20, x_init=x, seed=SEED)
     for k in range(20):
-        noise = Noise(SEED).normal((5, 2), CORRECTOR, t, k, dtype=F64, device="cpu")
+        noise = Noise(SEED).normal((5, 2), Purpose.CORRECTOR, t, k, dtype=F64, device="cpu")
         x = x + a * model.score(x, t) + (2 * a) ** 0.5 * noise
     close(solution.x, x, 1e-12)
     assert solution.nfe.tolist() == [20] * 5
@@ -248,7 +249,7 @@ def test_predictor_corrector_is_song_et_al_2021(kind):
             return said(model.net, x, i if kind == "vp" else 12 - i + 1)
 
         c = 1 - betas()[i - 1] if kind == "vp" else 1.0
-        noise = Noise(SEED).normal(SHAPE, CORRECTOR, t, 0, dtype=F64, device="cpu")
+        noise = Noise(SEED).normal(SHAPE, Purpose.CORRECTOR, t, 0, dtype=F64, device="cpu")
         ratio = (noise.flatten(1).norm(dim=1) / score(x).flatten(1).norm(dim=1)).reshape(-1, 1, 1, 1)
         step = 2 * c * (snr * ratio) ** 2
         x = x + step * score(x) + torch.sqrt(2 * step) * noise
@@ -400,7 +401,7 @@ def test_reverse_diffusion_and_its_corrector_are_diffusers_score_sde_ve(diffuser
         i = 12 - k
         if i > 1:  # ours ends with the denoising alone
             given_noise(monkeypatch, "scheduling_sde_ve",
-                        iter([Noise(SEED).normal(x.shape, CORRECTOR, t, 0, dtype=F64, device="cpu")]))  # fmt: skip
+                        iter([Noise(SEED).normal(x.shape, Purpose.CORRECTOR, t, 0, dtype=F64, device="cpu")]))  # fmt: skip
             x = scheduler.step_correct(said(model.net, x, 13 - i), x).prev_sample
         noise = z(t, ts[k + 1], x) if i > 1 else torch.zeros_like(x)
         given_noise(monkeypatch, "scheduling_sde_ve", iter([noise]))

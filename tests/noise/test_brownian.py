@@ -9,7 +9,7 @@ import torch
 
 from sdegen import InvalidInputError, Noise
 from sdegen.noise.brownian import BrownianTree, space_time_increment
-from sdegen.noise.white import CORRECTOR
+from sdegen.noise.purposes import Purpose
 
 D = torch.float64
 SPAN = (0.1, 2.3)
@@ -157,8 +157,12 @@ def test_it_is_a_noise():
     x, a, b = x_of(4, 2), time(0.2), time(0.7)
     noise = tree()
     torch.testing.assert_close(noise.standard(a, b, x), noise.increment(a, b, x) / math.sqrt(0.5))
-    assert torch.equal(noise.increment(a, b, x, purpose=CORRECTOR), Noise(0).increment(a, b, x, purpose=CORRECTOR))
-    assert torch.equal(noise.standard(a, b, x, purpose=CORRECTOR), Noise(0).standard(a, b, x, purpose=CORRECTOR))
+    assert torch.equal(
+        noise.increment(a, b, x, purpose=Purpose.CORRECTOR), Noise(0).increment(a, b, x, purpose=Purpose.CORRECTOR)
+    )
+    assert torch.equal(
+        noise.standard(a, b, x, purpose=Purpose.CORRECTOR), Noise(0).standard(a, b, x, purpose=Purpose.CORRECTOR)
+    )
 
 
 def test_impossible_questions_are_refused():

@@ -15,14 +15,15 @@ from scipy.stats import kstest
 from torch import Tensor
 
 from sdegen.core.errors import InvalidInputError
-from sdegen.noise.white import CORRECTOR, DEQUANTISE, PRIOR, PROBE, STEP, Noise, check_seed
+from sdegen.noise.purposes import Purpose
+from sdegen.noise.white import Noise, check_seed
 
 F64 = torch.float64
-PURPOSES = (PRIOR, STEP, CORRECTOR, PROBE, DEQUANTISE)
+PURPOSES = (Purpose.PRIOR, Purpose.STEP, Purpose.CORRECTOR, Purpose.PROBE, Purpose.DEQUANTISE)
 
 
 def normals(seed: int, n: int, *address, index=None, event=(1,)) -> Tensor:
-    return Noise(seed, index=index).normal((n, *event), *(address or (STEP,)), dtype=F64, device="cpu")
+    return Noise(seed, index=index).normal((n, *event), *(address or (Purpose.STEP,)), dtype=F64, device="cpu")
 
 
 def assert_normal(z: Tensor) -> None:
@@ -81,9 +82,9 @@ def test_a_time_of_all_is_the_same_address_as_that_time_for_each():
         came = Noise(1).increment(t, t_next, x)
         assert torch.equal(came, wanted) == bool(same)
     one = torch.tensor([1, 2, 1, 2])
-    mixed = Noise(1).normal((4, 3), STEP, one, dtype=F64, device="cpu")
-    assert torch.equal(mixed[0], Noise(1).normal((4, 3), STEP, 1, dtype=F64, device="cpu")[0])
-    assert torch.equal(mixed[1], Noise(1).normal((4, 3), STEP, 2, dtype=F64, device="cpu")[1])
+    mixed = Noise(1).normal((4, 3), Purpose.STEP, one, dtype=F64, device="cpu")
+    assert torch.equal(mixed[0], Noise(1).normal((4, 3), Purpose.STEP, 1, dtype=F64, device="cpu")[0])
+    assert torch.equal(mixed[1], Noise(1).normal((4, 3), Purpose.STEP, 2, dtype=F64, device="cpu")[1])
     zero, minus = (Noise(1).increment(z, 1.0, x) for z in (0.0, -0.0))
     assert torch.equal(zero, minus)
 
@@ -91,15 +92,15 @@ def test_a_time_of_all_is_the_same_address_as_that_time_for_each():
 def test_asking_again_in_any_order_changes_nothing():
     x, noise = torch.zeros(3, 2, dtype=F64), Noise(3)
     first = [noise.increment(t, t + 0.1, x) for t in (0.1, 0.2, 0.3)]
-    noise.normal((3, 5), PRIOR, dtype=F64, device="cpu")  # another shape in between
+    noise.normal((3, 5), Purpose.PRIOR, dtype=F64, device="cpu")  # another shape in between
     again = [noise.increment(t, t + 0.1, x) for t in (0.3, 0.2, 0.1)][::-1]
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_lower_precision_is_the_rounded_float64(dtype):
-    wanted = Noise(2).normal((50, 7), STEP, 0.5, dtype=F64, device="cpu")
-    came = Noise(2).normal((50, 7), STEP, 0.5, dtype=dtype, device="cpu")
+    wanted = Noise(2).normal((50, 7), Purpose.STEP, 0.5, dtype=F64, device="cpu")
+    came = Noise(2).normal((50, 7), Purpose.STEP, 0.5, dtype=dtype, device="cpu")
     assert came.dtype == dtype and torch.equal(came, wanted.to(dtype))
 
 
@@ -123,7 +124,7 @@ def test_the_layout_of_x_does_not_matter():
 
 @pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0), (0, 2, 2), (2, 0, 3)])
 def test_nothing_to_draw(shape):
-    assert Noise(0).normal(shape, STEP, dtype=F64, device="cpu").shape == shape
+    assert Noise(0).normal(shape, Purpose.STEP, dtype=F64, device="cpu").shape == shape
     assert Noise(0).increment(0.1, 0.2, torch.zeros(shape)).shape == shape
 
 
@@ -165,22 +166,22 @@ def test_the_two_of_a_pair_are_unrelated():
 
 def test_different_addresses_are_unrelated():
     n, t = 40_000, torch.tensor(0.5, dtype=F64)
-    base = normals(1, n, STEP, 0.5, 0.4)
+    base = normals(1, n, Purpose.STEP, 0.5, 0.4)
     for other in (
-        normals(2, n, STEP, 0.5, 0.4),
-        normals(-1, n, STEP, 0.5, 0.4),
-        normals(1 + 2**64, n, STEP, 0.5, 0.4),
-        normals(1, n, CORRECTOR, 0.5, 0.4),
-        normals(1, n, STEP, 0.4, 0.5),
-        normals(1, n, STEP, 0.5, 0.3),
-        normals(1, n, STEP, float(torch.nextafter(t, 2 * t)), 0.4),
-        normals(1, n, STEP, 0.5),
-        normals(1, n, STEP, 0.5, 0.4, 0),
-        normals(1, n, STEP, -0.5, 0.4),
+        normals(2, n, Purpose.STEP, 0.5, 0.4),
+        normals(-1, n, Purpose.STEP, 0.5, 0.4),
+        normals(1 + 2**64, n, Purpose.STEP, 0.5, 0.4),
+        normals(1, n, Purpose.CORRECTOR, 0.5, 0.4),
+        normals(1, n, Purpose.STEP, 0.4, 0.5),
+        normals(1, n, Purpose.STEP, 0.5, 0.3),
+        normals(1, n, Purpose.STEP, float(torch.nextafter(t, 2 * t)), 0.4),
+        normals(1, n, Purpose.STEP, 0.5),
+        normals(1, n, Purpose.STEP, 0.5, 0.4, 0),
+        normals(1, n, Purpose.STEP, -0.5, 0.4),
         base.roll(1),
         base.roll(2),
-        normals(1, n, STEP, 0.5, 0.4, index=torch.arange(n) + 2**32),
-        normals(1, n, STEP, 0.5, 0.4, index=torch.arange(n) ^ 1),
+        normals(1, n, Purpose.STEP, 0.5, 0.4, index=torch.arange(n) + 2**32),
+        normals(1, n, Purpose.STEP, 0.5, 0.4, index=torch.arange(n) ^ 1),
     ):
         assert not torch.equal(other, base)
         if other.shape == base.shape and float((other - base).abs().max()) > 0:
@@ -265,12 +266,12 @@ def test_no_seed_takes_one_from_torch():
         (lambda: Noise(0, index=[[1, 2]]), r"index has shape \(1, 2\)"),
         (lambda: Noise(0, index="ab"), "could not be read"),
         (
-            lambda: Noise(0, index=[1, 2]).normal((3, 2), STEP, dtype=F64, device="cpu"),
+            lambda: Noise(0, index=[1, 2]).normal((3, 2), Purpose.STEP, dtype=F64, device="cpu"),
             "index names 2 samples, but the batch has 3",
         ),
-        (lambda: Noise(0).normal((), STEP, dtype=F64, device="cpu"), r"shape is \(\): expected \(B, \*event\)"),
-        (lambda: Noise(0).normal((2.5,), STEP, dtype=F64, device="cpu"), "integers of at least 0"),
-        (lambda: Noise(0).normal((-1, 2), STEP, dtype=F64, device="cpu"), "integers of at least 0"),
+        (lambda: Noise(0).normal((), Purpose.STEP, dtype=F64, device="cpu"), r"shape is \(\): expected \(B, \*event\)"),
+        (lambda: Noise(0).normal((2.5,), Purpose.STEP, dtype=F64, device="cpu"), "integers of at least 0"),
+        (lambda: Noise(0).normal((-1, 2), Purpose.STEP, dtype=F64, device="cpu"), "integers of at least 0"),
     ],
 )
 def test_wrong_input(call, words):

@@ -14,7 +14,8 @@ from sdegen.models.base import ScoreModel
 from sdegen.models.denoiser import Denoiser
 from sdegen.models.exact import MixtureModel
 from sdegen.models.prediction import Prediction
-from sdegen.noise.white import PROBE, Noise
+from sdegen.noise.purposes import Purpose
+from sdegen.noise.white import Noise
 from sdegen.processes import (
     EDMSDE,
     VESDE,
@@ -193,7 +194,7 @@ def test_both_sliced_losses_have_the_mean_of_the_implicit_one():
         plain = sliced_loss(model, x0, t=0.4, noise=noise, seed=5, variance_reduced=False)
     assert z_score(reduced, exact) < 4 and z_score(plain, exact) < 4
     # their difference is that of (v's)^2 and its mean
-    v, sde = Noise(5).normal(x0.shape, PROBE, dtype=x0.dtype, device="cpu"), model.sde
+    v, sde = Noise(5).normal(x0.shape, Purpose.LOSS_PROBE, dtype=x0.dtype, device="cpu"), model.sde
     score = model(sde.perturb(x0, 0.4, noise), 0.4).score
     wanted = float(sde.sigma(0.4)) ** 2 * ((v * score).sum(1) ** 2 - (score**2).sum(1)) / 2
     torch.testing.assert_close(plain - reduced, wanted, rtol=1e-9, atol=1e-9)

@@ -33,7 +33,8 @@ from torch import Tensor
 from ...core.errors import InvalidInputError
 from ...core.shapes import flat
 from ...distributions.gaussian import Gaussian
-from ...noise.white import STEP, Noise
+from ...noise.purposes import Purpose
+from ...noise.white import Noise
 from ...terms import Term
 from ..tolerance import Tolerance
 
@@ -205,7 +206,7 @@ def gaussian_step(term: Term, x: Tensor, t: Tensor, t_next: Tensor, noise: Noise
     total = q.total(start.alpha, start.sigma)  # alpha^2 P, which alpha = 0 leaves finite
     kept = start.alpha**e * (after / total) ** ((1 + e) / 2)
     std = (after * -torch.expm1(e * torch.log(start.alpha**2 * after / total))).sqrt()
-    z = noise.normal(x.shape, STEP, t, t_next, dtype=x.dtype, device=x.device)
+    z = noise.normal(x.shape, Purpose.STEP, t, t_next, dtype=x.dtype, device=x.device)
     q = q.to(x)
     inner = kept.to(x) * q.offset(flat(x), start.alpha) + std.to(x) * flat(z)
     if q.axes is not None:

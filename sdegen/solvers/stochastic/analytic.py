@@ -22,9 +22,8 @@ from torch import Tensor
 from ...core.errors import InvalidInputError
 from ...core.shapes import check_state, event_mean
 from ...models.base import ScoreModel
+from ...noise.purposes import Purpose
 from ...noise.white import Noise, check_seed
-
-_DRAW = 51  # what a draw is for
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,9 @@ def measure_noise(
         some = data[rows.to(data.device)]
         words = {k: v[rows.to(v.device)] if isinstance(v, Tensor) else v for k, v in cond.items()}
         for k, t in enumerate(ts):
-            drawn = Noise(noise.seed, index=rows).normal(some.shape, _DRAW, k, dtype=some.dtype, device=some.device)
+            drawn = Noise(noise.seed, index=rows).normal(
+                some.shape, Purpose.MEASURED_NOISE, k, dtype=some.dtype, device=some.device
+            )
             eps = model(sde.perturb(some, t, drawn), t, **words).noise
             totals[k] += float(event_mean(eps.double().square()).sum())
     return NoiseLevel(l, (totals / len(data)).clamp(0.0, 1.0))

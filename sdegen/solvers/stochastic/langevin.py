@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ...core.errors import InvalidInputError
 from ...core.shapes import event_sum, expand
-from ...noise.white import CORRECTOR, Noise
+from ...noise.purposes import Purpose
+from ...noise.white import Noise
 from ...terms import Term
 from ..base import State, Step
 from .euler import ReverseDiffusion, forward_kernel
@@ -64,7 +65,7 @@ class PredictorCorrector(ExplicitScheme):
     def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: State, noise: Noise) -> Step:
         a, _ = forward_kernel(term, t, t_next)
         for k in range(self.corrections):
-            z = noise.normal(x.shape, CORRECTOR, t, k, dtype=x.dtype, device=x.device)
+            z = noise.normal(x.shape, Purpose.CORRECTOR, t, k, dtype=x.dtype, device=x.device)
             score = term.predict(x, t).score
             ratio = term.sde.at(t).sigma ** 2
             if self.rule == "norm":
@@ -134,7 +135,7 @@ class Langevin(ExplicitScheme):
         sh_min = lowest.sigma / lowest.alpha
         epsilon = 0.1 if self.epsilon is None else self.epsilon / sh_min**2  # a/sh^2
         for k in range(self.corrections):
-            z = noise.normal(x.shape, CORRECTOR, t, k, dtype=x.dtype, device=x.device)
+            z = noise.normal(x.shape, Purpose.CORRECTOR, t, k, dtype=x.dtype, device=x.device)
             belief = term.predict(x, t).noise  # the score of x/alpha is -noise/sh
             x = x + expand(level.sigma * (2 * epsilon) ** 0.5, x) * z - expand(level.sigma * epsilon, x) * belief
         return x
