@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -12,7 +11,6 @@ from torch import Tensor
 from ..core.errors import InvalidInputError
 from ..core.shapes import flat
 from ..loop.plan import Plan
-from ..loop.run import run
 from ..loop.solution import ARRIVED, Solution
 from ..models.base import ScoreModel
 from ..models.coordinates import Coordinates
@@ -62,8 +60,9 @@ class DensityColumn:
         errors: whether errors are estimated, at the cost of one more evaluation, at t_max.
 
     Attributes:
-        stderr: (B,) after `solve`, the standard error of the log-density from its probes.
-        errors: after `solve`, (B,) each, where asked for.
+        inside, term, x, noise: what `run` is to be given.
+        stderr: (B,) after `read`, the standard error of the log-density from its probes.
+        errors: after `read`, (B,) each, where asked for.
     """
 
     def __init__(
@@ -104,13 +103,8 @@ class DensityColumn:
         self.stderr = self.begin.new_zeros(0)
         self.errors: dict[str, Tensor] = {}
 
-    def solve(self, report: Callable[[float], None]) -> Solution:
-        """The Solution of the state alone, with `.log_prob`."""
-        solution = self._read(run(self.inside, self.term, self.x, noise=self.noise, report=report))
-        return self.plan.back(solution)
-
-    def _read(self, solution: Solution) -> Solution:
-        """The state and the log-density from the state of both."""
+    def read(self, solution: Solution) -> Solution:
+        """The Solution of the user's state alone, with `.log_prob`, from that of `run(inside, term, x)`."""
         x = solution.x[:, : self.dim]
         numbers, constant = self._numbers(solution), self._constant(x)
         values = numbers / self.unit + constant[:, None]  # (B, m), one for each probe
@@ -124,7 +118,7 @@ class DensityColumn:
             xs=solution.xs[..., : self.dim].reshape(*solution.xs.shape[:2], *self.event),
             log_prob=values.mean(1),
         )
-        return self._with_errors(solution) if self.audited else solution
+        return self.plan.back(self._with_errors(solution) if self.audited else solution)
 
     def _numbers(self, solution: Solution) -> Tensor:
         """What the columns hold at the end, (B, m): unit l going up, unit (log q - l) at the end going down."""

@@ -15,6 +15,7 @@ from ..core.errors import InvalidInputError, SolverError
 from ..core.shapes import check_state, flat
 from ..loop.how import How
 from ..loop.modes import bar, quiet
+from ..loop.run import run
 from ..loop.solution import Solution
 from ..models.base import ScoreModel
 from ..noise.white import Noise, check_seed
@@ -168,7 +169,7 @@ def log_prob(
                 plan, term, start, noise, divergence=divergence, probes=probes, differentiable=grad, errors=True
             )
             columns.append(column)
-            parts.append(column.solve(tell))
+            parts.append(column.read(run(column.inside, column.term, column.x, noise=noise, report=tell)))
     solution = joined(parts)
     found = _collected(solution, columns, seed)
     try:

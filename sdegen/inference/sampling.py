@@ -119,7 +119,8 @@ def sample(
             else:
                 x = x_init[rows.to(x_init.device)].to(dtype)
             if return_log_prob:
-                parts.append(DensityColumn(plan, ProbabilityFlow(model, **given), x, noise).solve(tell))
+                column = DensityColumn(plan, ProbabilityFlow(model, **given), x, noise)
+                parts.append(column.read(run(column.inside, column.term, column.x, noise=noise, report=tell)))
             else:
                 parts.append(run(plan, _equation(model, level, given), x, noise=noise, report=tell))
     solution = joined(parts).or_raise(on_failure)

@@ -100,7 +100,7 @@ class ScoreModel(nn.Module):
         """
         if not isinstance(sde, SDE):
             raise InvalidInputError(f"on() takes a process such as EDMSDE(), not {sde!r}")
-        return self if sde is self.sde else _OnPath(self, sde)
+        return self if sde is self.sde else OnPath(self, sde)
 
     def set_statistics(self, mean: float | Tensor | None, std: float | Tensor | None) -> None:
         """Store the data's mean and standard deviation, scalars or event-shaped."""
@@ -227,27 +227,23 @@ class Wrapped(ScoreModel):
         return None if inner is None else explicit | inner
 
 
-class Centred(Wrapped):
-    """A model's belief about x0 - mean: the state is x - alpha mean, the data's mean 0.
+class OnPath(Wrapped):
+    """A model's belief along another process, about x0 - centre: see `ScoreModel.on`.
 
-    Solvers that are exact for centred Gaussian data become exact for any.
+    At (x', t') the model is asked at the time t of equal sigma/alpha and at x = r x' + alpha centre,
+    r = alpha(t)/alpha'(t'). With the data's mean for a centre, solvers that are exact for centred Gaussian data become
+    exact for any.
+
+    Args:
+        model: whose belief.
+        sde: the other process; it is narrowed to the noise levels that the model knows.
+        centre: event-shaped or a scalar; None: 0.
+
+    Raises:
+        InvalidInputError: the two processes share no noise level.
     """
 
-    def __init__(self, model: ScoreModel, mean: Tensor) -> None:
-        super().__init__(model, mean=torch.zeros_like(mean))
-        self.register_buffer("centre", mean, persistent=False)
-
-    def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Prediction:
-        t = as_time(t)
-        centre = self.centre.to(x)
-        prediction = self.model(x + expand(self.sde.at(t).alpha, x) * centre, t, **cond)
-        return Prediction(prediction.x0 - centre, prediction.noise, self.sde, t)
-
-
-class _OnPath(Wrapped):
-    """A model's belief along another process: see `ScoreModel.on`."""
-
-    def __init__(self, model: ScoreModel, sde: SDE) -> None:
+    def __init__(self, model: ScoreModel, sde: SDE, centre: Tensor | None = None) -> None:
         known = model.sde
         levels = known.half_log_snr(torch.tensor([known.t_min, known.t_max], dtype=torch.float64))
         own = sde.half_log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64))
@@ -258,17 +254,24 @@ class _OnPath(Wrapped):
             )
         t_min = sde.t_min if levels[0] >= own[0] else float(sde.time(levels[0]))
         t_max = sde.t_max if levels[1] <= own[1] else float(sde.time(levels[1]))
-        super().__init__(model, sde=sde.narrowed(t_min, t_max))
+        facts = {} if centre is None else {"mean": torch.zeros_like(centre)}
+        super().__init__(model, sde=sde.narrowed(t_min, t_max), **facts)
+        self.register_buffer("centre", centre, persistent=False)
         self._map = CachedFunction(self._evaluate_map)
 
     def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Prediction:
         t = as_time(t)
         check_time(t, x)
-        there, ratio = self._map(t)
-        return self.model(x * expand(ratio, x), as_time(there), **cond).on(self.sde, t)
+        there, ratio, alpha = self._map(t)
+        x, sde = x * expand(ratio, x), self.sde
+        if self.centre is None:
+            return self.model(x, as_time(there), **cond).on(sde, t)
+        centre = self.centre.to(x)
+        belief = self.model(x + expand(alpha, x) * centre, as_time(there), **cond)
+        return Prediction(belief.x0 - centre, belief.noise, sde, t)
 
     def on(self, sde):
-        return self.model if sde is self.model.sde else super().on(sde)
+        return self.model if sde is self.model.sde and self.centre is None else super().on(sde)
 
     def warm(self, ts):
         ScoreModel.warm(self, ts)
@@ -277,11 +280,11 @@ class _OnPath(Wrapped):
             torch.tensor([self._map(t)[0] for t in ts.detach().to("cpu", torch.float64)], dtype=torch.float64)
         )
 
-    def _evaluate_map(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The model's time of equal sigma/alpha, kept inside its range against rounding, and the factor on x."""
+    def _evaluate_map(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The model's time of equal sigma/alpha, kept inside its range against rounding, the factor on x, and alpha."""
         at = self.sde.at(t.to(torch.float64))
         there = self.model.sde.at_ratio(at.sigma / at.alpha)
-        return there.t, _rescaling(at, there)
+        return there.t, _rescaling(at, there), self.model.sde.alpha(there.t)
 
 
 def rescaling(sde: SDE, t: Tensor, other: SDE, there: Tensor) -> Tensor:

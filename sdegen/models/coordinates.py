@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.shapes import expand
 from ..processes import SDE, VESDE, TrigSDE
-from .base import Centred, ScoreModel, rescaling
+from .base import OnPath, ScoreModel, rescaling
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,7 @@ class Coordinates:
         centre = model.data_mean
         if centre is not None and bool((centre == 0).all()):
             centre = None
-        inner = model if centre is None else Centred(model, centre)
-        return cls(model.sde, inner.on(sde), centre)
+        return cls(model.sde, OnPath(model, sde, centre), centre)
 
     @property
     def same(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -76,34 +75,38 @@ class Denoiser(ScoreModel):
         t = as_time(t)
         check_time(t, x)
         c_skip, c_out, c_in, c_noise, n_skip, n_out = self._coefficients(t)
-        output = self._output(x, c_in, c_noise, cond)
+        x_in, t_in = self._inputs(x, c_in, c_noise)
+        try:
+            output = self.net(x_in, t_in, **cond)
+        except RuntimeError as error:
+            if t_in.dtype != x_in.dtype:
+                error.add_note(
+                    f"The network has {x_in.dtype} weights and got t in {t_in.dtype}: see time_dtype in Denoiser."
+                )
+            raise
+        return self._belief(x, t, output, (c_skip, c_out), (n_skip, n_out))
+
+    def _belief(self, x: Tensor, t: Tensor, output: Any, x0: Any, noise: Any) -> Prediction:
+        """The prediction whose x0 and noise are these combinations of x and the network's output."""
         if not isinstance(output, Tensor) or output.shape != x.shape:
-            came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise InvalidInputError(
-                f"the network returned {came} for an input of shape {tuple(x.shape)}: wanted the input's shape"
+                f"the network returned {got} for an input of shape {tuple(x.shape)}: wanted the input's shape"
             )
         output = output if output.dtype == x.dtype else output.to(x.dtype)
-        return Prediction.spanned(x, output, (c_skip, c_out), (n_skip, n_out), self.sde, t)
+        return Prediction.spanned(x, output, x0, noise, self.sde, t)
 
-    def _output(self, x: Tensor, c_in: Any, c_noise: Any, cond: Mapping[str, Any]) -> Any:
-        """net(c_in x, c_noise), x and time in the dtypes that suit it, in memory that is not the caller's."""
-        net = self.net
-        dtype = self._computes_in.of(net, x.dtype)
-        time_dtype = _time_dtype(net, dtype)
+    def _inputs(self, x: Tensor, c_in: Any, c_noise: Any) -> tuple[Tensor, Tensor]:
+        """c_in x and c_noise, (B,), in the dtypes that suit the network, in memory that is not the caller's."""
+        dtype = self._computes_in.of(self.net, x.dtype)
+        time_dtype = _time_dtype(self.net, dtype)
         if isinstance(c_noise, Tensor):
             t_in = c_noise.to(device=x.device, dtype=time_dtype).expand(x.shape[0]).clone()
         else:
             t_in = torch.full((x.shape[0],), c_noise, dtype=time_dtype, device=x.device)
         x_in = x if isinstance(c_in, float) and c_in == 1.0 else x * expand(c_in, x)
         x_in = x_in.to(dtype)
-        try:
-            return net(x_in.clone() if x_in is x else x_in, t_in, **cond)
-        except RuntimeError as error:
-            if time_dtype != dtype:
-                error.add_note(
-                    f"The network has {dtype} weights and got t in {time_dtype}: see time_dtype in Denoiser."
-                )
-            raise
+        return (x_in.clone() if x_in is x else x_in), t_in
 
     def warm(self, ts):
         super().warm(ts)

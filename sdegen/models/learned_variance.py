@@ -7,7 +7,6 @@ from typing import Any
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
-from ..core.shapes import as_time, check_time
 from .denoiser import Denoiser
 from .prediction import Prediction
 
@@ -36,18 +35,14 @@ class LearnedVariance(Denoiser):
     Source: Nichol & Dhariwal 2021 (arXiv 2102.09672) eq. 15.
     """
 
-    def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> VariancePrediction:
-        t = as_time(t)
-        check_time(t, x)
-        c_skip, c_out, c_in, c_noise, n_skip, n_out = self._coefficients(t)
-        output = self._output(x, c_in, c_noise, cond)
-        wanted = (x.shape[0], 2 * x.shape[1], *x.shape[2:]) if x.ndim > 1 else None
-        if not isinstance(output, Tensor) or output.shape != wanted:
-            came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    def _belief(self, x: Tensor, t: Tensor, output: Any, x0: Any, noise: Any) -> VariancePrediction:
+        expected = (x.shape[0], 2 * x.shape[1], *x.shape[2:]) if x.ndim > 1 else None
+        if not isinstance(output, Tensor) or output.shape != expected:
+            got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise InvalidInputError(
-                f"the network returned {came} for an input of shape {tuple(x.shape)}: wanted {wanted}"
+                f"the network returned {got} for an input of shape {tuple(x.shape)}: wanted {expected}"
             )
         first, second = output.to(x.dtype).chunk(2, 1)
-        prediction = VariancePrediction.spanned(x, first, (c_skip, c_out), (n_skip, n_out), self.sde, t)
+        prediction = VariancePrediction.spanned(x, first, x0, noise, self.sde, t)
         prediction.fraction = (second + 1) / 2
         return prediction

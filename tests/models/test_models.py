@@ -12,7 +12,7 @@ from cases import MIXTURES, PARAMETRIZATIONS, SDES, SOME_SDES
 from torch import Tensor, nn
 
 from sdegen.core.errors import InvalidInputError
-from sdegen.models.base import Centred, ScoreModel
+from sdegen.models.base import OnPath, ScoreModel
 from sdegen.models.denoiser import Denoiser
 from sdegen.models.exact import EmpiricalModel, MixtureModel
 from sdegen.models.prediction import Prediction
@@ -103,8 +103,8 @@ def test_the_laws_of_models_along_another_path_of_another(process):
     exact = MixtureModel(MIXTURES["full"], SDES[process])
     check_model(exact.on(TrigSDE(2.0)))
     check_model(exact.on(LinearPathSDE()).on(VESDE()))
-    check_model(Centred(exact, exact.mixture.mean))
-    check_model(Centred(exact, exact.mixture.mean).on(CosineSDE()))
+    check_model(OnPath(exact, CosineSDE(), exact.mixture.mean))
+    check_model(OnPath(exact, CosineSDE(), exact.mixture.mean).on(VESDE()))
 
 
 # ---- the same belief along another process

@@ -107,7 +107,7 @@ class AdamsTolerance(AdamsMethod):
     def enter(self, term: Term, x: Tensor, t: Tensor, tolerance: Tolerance, noise: Noise) -> Entry:
         leapt = Leapt.of(term, self.law, x, float(t[0]), tolerance, self.aim) if self.leaps else None
         if leapt is None:
-            return super().enter(term, x, t, tolerance, noise)
+            return Entry(x, t, self.start(term, x, t))
         layout, stops, x_start = Layout(x), torch.full_like(t, leapt.stop), leapt.x
         parts = newton_table(leapt.slope, leapt.slopes, leapt.stop, leapt.past)
         differences = torch.stack([layout.rows(v) for v in parts], layout.axis)
