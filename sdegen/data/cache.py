@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import InvalidInputError
+from ..core.files import write_whole
 from .pixels import Decoded
 
 _PORTION = 2**24  # bytes read at a time
@@ -81,9 +82,7 @@ def _make(decode: Callable[[Room], Decoded], array: Path, listed: Path, fresh: P
         "notes": found.notes,
     }
     os.replace(fresh, array)
-    part = listed.with_suffix(".part")
-    part.write_text(json.dumps({**state, "state": _digest_of(state)}))
-    os.replace(part, listed)
+    write_whole(listed, json.dumps({**state, "state": _digest_of(state)}).encode())
 
 
 def _found(array: Path, listed: Path, *, tells: bool = False) -> Decoded | None:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.errors import CorruptCheckpointError, InvalidInputError
+from ..core.files import write_whole
 
 FEATURES = 64
 _RECIPE = 1  # changes when training does: a file of another recipe is not taken for this one's
@@ -187,15 +188,7 @@ def _write(net: Classifier, path: Path, made_from: str) -> None:
     tensors = {name: value.contiguous() for name, value in net.state_dict().items()}
     content = safetensors.torch.save(tensors, {"made_from": made_from, "weights": _fingerprint(tensors)})
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(fresh, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(fresh, path)
-    finally:
-        fresh.unlink(missing_ok=True)
+    write_whole(path, content)
 
 
 def _read(net: Classifier, path: Path, made_from: str) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from ..core.errors import InvalidInputError
+from ..core.files import write_whole
 from .folder import writing
 from .history import LossByLevel
 
@@ -80,9 +80,7 @@ def _rewind(file: Path, step: int) -> None:
     if not head.endswith("\n"):
         file.unlink()
         return
-    fresh = file.with_suffix(".tmp")
-    fresh.write_text(head + "".join(kept))
-    os.replace(fresh, file)
+    write_whole(file, (head + "".join(kept)).encode())
 
 
 def _board(folder: Path, step: int) -> Any:
