@@ -50,7 +50,7 @@ class Gaussian:
             raise InvalidInputError(
                 f"the covariance has the eigenvalue {float(variances[0]):.3g}: expected none below 0"
             )
-        return cls(_flat_mean(mean), variances.clamp_min(0), axes)
+        return cls(flat_mean(mean), variances.clamp_min(0), axes)
 
     @classmethod
     def of_variances(cls, variances: Tensor, mean: Tensor | None = None) -> Gaussian:
@@ -64,7 +64,7 @@ class Gaussian:
             raise InvalidInputError(
                 f"variances from {float(v.min()):.3g} to {float(v.max()):.3g}: expected none below 0"
             )
-        return cls(_flat_mean(mean), v.flatten().squeeze())
+        return cls(flat_mean(mean), v.flatten().squeeze())
 
     @classmethod
     def of_data(cls, x0: Tensor, rank: int | None = None) -> Gaussian:
@@ -133,7 +133,8 @@ class Gaussian:
         return -(q.offset(x, alpha) ** 2 / total + torch.log(2 * math.pi * total)).sum(1) / 2
 
 
-def _flat_mean(mean: Tensor | None) -> Tensor:
+def flat_mean(mean: Tensor | None) -> Tensor:
+    """A mean as float64 over the flattened event, () where one number or none is known."""
     return (
         torch.zeros((), dtype=torch.float64, device="cpu")
         if mean is None

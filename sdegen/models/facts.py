@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
-from ..distributions.gaussian import Gaussian
+from ..distributions.gaussian import Gaussian, flat_mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +43,7 @@ class DataFacts:
         object.__setattr__(self, "event_shape", shape)
         for name in ("mean", "std", "covariance"):
             object.__setattr__(self, name, statistic(name, getattr(self, name), shape))
+        object.__setattr__(self, "_decomposed", _Decomposed(self.covariance))
 
     def but(self, **changed: Any) -> DataFacts:
         """The same facts but for these, by the names above or by those that a model gives them (`data_mean` ...)."""
@@ -51,7 +52,10 @@ class DataFacts:
         for name in named:
             if name not in known:
                 raise InvalidInputError(f"got {name!r}, expected what can be known of data: {', '.join(known)}")
-        return replace(self, **named)
+        facts = replace(self, **named)
+        if facts.covariance is self.covariance:  # every view of a model has facts of its own, and this takes long
+            object.__setattr__(facts, "_decomposed", vars(self)["_decomposed"])
+        return facts
 
     @cached_property
     def scale(self) -> float:
@@ -62,7 +66,7 @@ class DataFacts:
     def reference(self) -> Gaussian:
         """The data's mean with its covariance or, where that is unknown, its standard deviation (1 at worst)."""
         if self.covariance is not None:
-            return Gaussian.of_covariance(self.covariance, self.mean)
+            return replace(vars(self)["_decomposed"].law, mean=flat_mean(self.mean))
         return Gaussian.of_variances(torch.tensor(self.scale**2, dtype=torch.float64), self.mean)
 
     @cached_property
@@ -78,6 +82,17 @@ class DataFacts:
         if self.std is None:
             return Gaussian.of_variances(torch.zeros((), dtype=torch.float64), self.mean)
         return self.law
+
+
+class _Decomposed:
+    """A covariance and, once it is asked for, its Gaussian around 0."""
+
+    def __init__(self, covariance: Tensor | None) -> None:
+        self._covariance = covariance
+
+    @cached_property
+    def law(self) -> Gaussian:
+        return Gaussian.of_covariance(self._covariance)  # type: ignore[arg-type]
 
 
 def statistic(name: str, value: Any, event_shape: Sequence[int] | None) -> Tensor | None:
