@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...core.arguments import number, whole
 from ...core.errors import InvalidInputError
 from ...core.shapes import event_mean, expand, scaled
 from ...noise.white import Noise
@@ -108,14 +109,13 @@ class Multistep(Solver):
         source: str = "",
         variance: Variance = "held",
     ) -> None:
+        order, corrector = whole(order, "order", least=1, most=8), whole(corrector, "corrector", least=0, most=8)
         check_variance(variance, order, corrector, noise)
         _check_settings(gauge, variable, rule, noise)
-        if not 1 <= order <= 8 or not 0 <= corrector <= 8:
-            raise InvalidInputError(
-                f"got order={order}, corrector={corrector}, expected an order from 1 to 8 and a corrector from 0 to 8"
-            )
+        if not isinstance(stochastic, bool):
+            raise InvalidInputError(f"got stochastic={stochastic!r}, expected True or False")
         self.settings = Settings(gauge, variable, order, corrector, rule, noise, variance)
-        self.name, self.source, self.grid, self.sigma_data = name, source, grid, sigma_data
+        self.name, self.source, self.grid, self.sigma_data = name, source, grid, check_scale(sigma_data)
         self.kind = "any" if gauge == "data" else "ODE"
         self._eta = 1.0 if stochastic else 0.0
         self.order = self._order()
@@ -189,6 +189,16 @@ class Multistep(Solver):
         if self.settings.noise == "ddpm-learned":
             z = z * torch.exp(plan.log_widening * _fraction(prediction))
         return z
+
+
+def check_scale(sigma_data: Any) -> float | None:
+    """`sigma_data=` as a number above 0, or None."""
+    if sigma_data is None:
+        return None
+    scale = number(sigma_data, "sigma_data", "a number above 0, or None for the model's")
+    if scale <= 0:
+        raise InvalidInputError(f"got sigma_data={scale:g}, expected a number above 0, or None for the model's")
+    return scale
 
 
 def _check_settings(gauge: str, variable: str, rule: str, noise: str) -> None:

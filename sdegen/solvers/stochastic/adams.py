@@ -11,12 +11,12 @@ the new one to correct, with the same noise.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from ...core.arguments import number
 from ...core.errors import InvalidInputError
 from ...core.quadrature import gauss_legendre
 from ...core.shapes import expand
@@ -24,7 +24,7 @@ from ...noise.brownian import BrownianTree
 from ...noise.white import Noise
 from ...terms import Term
 from ..base import ControlState, Entry, GridOrTolerance, Solver, Step, merge
-from ..multistep.exponential import Multistep, MultistepState
+from ..multistep.exponential import Multistep, MultistepState, check_scale
 from ..multistep.gauges import angle
 from ..multistep.gaussian_start import far_time, gaussian_step, is_far
 from ..tolerance import Tolerance, rms
@@ -210,7 +210,9 @@ class StochasticAdams(GridOrTolerance, StochasticAdamsMethod):
     """
 
     def __init__(self, *, aim: float = 0.5, accept: float = 4.0, sigma_data: float | None = None) -> None:
-        if not 0 < aim < accept < math.inf:
-            raise InvalidInputError(f"got aim={aim}, accept={accept}, expected 0 < aim < accept")
-        by_tolerance = StochasticAdamsTolerance(float(aim), float(accept), sigma_data)
+        aim, accept = (number(v, k, "a number above 0") for k, v in (("aim", aim), ("accept", accept)))
+        if not 0 < aim < accept:
+            raise InvalidInputError(f"got aim={aim:g}, accept={accept:g}, expected 0 < aim < accept")
+        sigma_data = check_scale(sigma_data)
+        by_tolerance = StochasticAdamsTolerance(aim, accept, sigma_data)
         super().__init__(StochasticAdamsGrid(sigma_data), by_tolerance)

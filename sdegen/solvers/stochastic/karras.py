@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...core.arguments import number
 from ...core.errors import InvalidInputError
 from ...core.shapes import expand
 from ...noise.white import Noise
@@ -56,6 +57,8 @@ class KarrasSDE(ExplicitScheme):
     def __init__(
         self, *, churn: float = 40.0, s_min: float = 0.0, s_max: float = math.inf, s_noise: float = 1.0
     ) -> None:
+        for name, value in (("churn", churn), ("s_min", s_min), ("s_max", s_max), ("s_noise", s_noise)):
+            number(value, name, "a number", infinite=True)
         if not (0 <= churn < math.inf and 0 <= s_min < s_max and 0 < s_noise < math.inf):
             raise InvalidInputError(
                 f"got churn={churn}, s_min={s_min}, s_max={s_max}, s_noise={s_noise}, expected churn >= 0, "

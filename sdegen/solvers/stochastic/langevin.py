@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ...core.arguments import number, whole
 from ...core.errors import InvalidInputError
 from ...core.shapes import event_sum, expand
 from ...noise.purposes import Purpose
@@ -14,6 +15,8 @@ from ...terms import Term
 from ..base import State, Step
 from .euler import ReverseDiffusion, forward_kernel
 from .explicit import ExplicitScheme
+
+_MOST = 10_000  # corrections at a time
 
 
 class PredictorCorrector(ExplicitScheme):
@@ -44,14 +47,12 @@ class PredictorCorrector(ExplicitScheme):
     source = "arXiv 2011.13456 alg. 2-5"
 
     def __init__(self, *, snr: float = 0.16, corrections: int = 1, rule: str = "level") -> None:
-        if not 0 < snr < float("inf") or corrections < 0 or corrections != int(corrections):
-            raise InvalidInputError(
-                f"got snr={snr}, corrections={corrections}, expected snr > 0 and a whole number of corrections "
-                "from 0 on"
-            )
+        if number(snr, "snr", "a number above 0") <= 0:
+            raise InvalidInputError(f"got snr={snr}, expected a number above 0")
         if rule not in ("level", "norm"):
             raise InvalidInputError(f"got rule={rule!r}, expected 'level' or 'norm'")
-        self.snr, self.corrections, self.rule = float(snr), int(corrections), rule
+        self.snr, self.rule = float(snr), rule
+        self.corrections = whole(corrections, "corrections", least=0, most=_MOST)
         self.evaluations = 1 + self.corrections
         self._predictor = ReverseDiffusion()
 
@@ -98,16 +99,10 @@ class Langevin(ExplicitScheme):
     source = "arXiv 1907.05600 alg. 1"
 
     def __init__(self, *, epsilon: float | None = None, corrections: int = 5) -> None:
-        if (
-            (epsilon is not None and not 0 < epsilon < float("inf"))
-            or corrections < 1
-            or corrections != int(corrections)
-        ):
-            raise InvalidInputError(
-                f"got epsilon={epsilon}, corrections={corrections}, expected epsilon > 0 and a whole number of "
-                "corrections from 1 on"
-            )
-        self.epsilon, self.corrections = epsilon, int(corrections)
+        if epsilon is not None and number(epsilon, "epsilon", "a number above 0, or None") <= 0:
+            raise InvalidInputError(f"got epsilon={epsilon}, expected a number above 0, or None")
+        self.epsilon = None if epsilon is None else float(epsilon)
+        self.corrections = whole(corrections, "corrections", least=1, most=_MOST)
         self.evaluations = self.corrections
 
     def options(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ....core.arguments import number, whole
 from ....core.errors import InvalidInputError
 from ....distributions.gaussian import Gaussian
 from ....terms import Term
@@ -15,6 +16,15 @@ from .method import AdamsMethod
 from .tolerance import AdamsTolerance
 
 _ACCEPT, _ACCEPT_ROUGH = 6.0, 2.0  # the largest accepted E, for smooth models and for others
+
+
+def _orders(order: Any) -> tuple[int, int]:
+    """`order=` as (values of the predictor, values of the corrector)."""
+    if not isinstance(order, tuple | list) or len(order) != 2:
+        raise InvalidInputError(
+            f"got order={order!r}, expected (values of the predictor, 1 to 8, values of the corrector, 1 to 9)"
+        )
+    return whole(order[0], "order[0]", least=1, most=8), whole(order[1], "order[1]", least=1, most=9)
 
 
 class Adams(GridOrTolerance, AdamsMethod):
@@ -62,15 +72,13 @@ class Adams(GridOrTolerance, AdamsMethod):
         start: str = "point",
         covariance: Tensor | Gaussian | None = None,
     ) -> None:
-        if not 1 <= max_order <= 8:
-            raise InvalidInputError(f"got max_order={max_order}, expected 1 to 8")
-        least = _ACCEPT_ROUGH if accept is None else accept
+        max_order = whole(max_order, "max_order", least=1, most=8)
+        aim = number(aim, "aim", "a number above 0")
+        least = _ACCEPT_ROUGH if accept is None else number(accept, "accept", "a number above aim, or None")
         if not 0 < aim < least:
-            raise InvalidInputError(f"got aim={aim}, accept={least:g}, expected 0 < aim < accept")
-        if order is not None and not (1 <= order[0] <= 8 and 1 <= order[1] <= 9):
-            raise InvalidInputError(
-                f"got order={order}, expected (values of the predictor, 1 to 8, values of the corrector, 1 to 9)"
-            )
+            raise InvalidInputError(f"got aim={aim:g}, accept={least:g}, expected 0 < aim < accept")
+        if order is not None:
+            order = _orders(order)
         if start not in ("point", "gaussian"):
             raise InvalidInputError(f"got start={start!r}, expected 'point' or 'gaussian'")
         if covariance is not None and start == "point":
@@ -79,7 +87,7 @@ class Adams(GridOrTolerance, AdamsMethod):
             covariance if covariance is None or isinstance(covariance, Gaussian) else Gaussian.of_covariance(covariance)
         )
         how: dict[str, Any] = {"leaps": start == "gaussian", "law": law}
-        accepts = (_ACCEPT if accept is None else accept, least)
+        accepts = (_ACCEPT if accept is None else least, least)
         self.orders = order
         AdamsMethod.__init__(self, **how)
         GridOrTolerance.__init__(self, AdamsGrid(order, **how), AdamsTolerance(max_order, aim, accepts, **how))

@@ -1,0 +1,38 @@
+"""One checker for each kind of argument; each gives the value back as a plain number of Python's."""
+
+from __future__ import annotations
+
+import math
+import operator
+from numbers import Real
+from typing import Any
+
+from .errors import InvalidInputError
+
+
+def whole(value: Any, name: str, *, least: int, most: int | None = None) -> int:
+    """A whole number from `least` to `most`: an int, of numpy too, but no bool and no float.
+
+    Raises:
+        InvalidInputError: anything else.
+    """
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except (TypeError, RuntimeError):
+        number = None
+    if number is None or number < least or (most is not None and number > most):
+        upper = "on" if most is None else f"to {most}"
+        raise InvalidInputError(f"got {name}={value!r}, expected a whole number from {least} {upper}")
+    return number
+
+
+def number(value: Any, name: str, expected: str, *, infinite: bool = False) -> float:
+    """A number, finite unless said otherwise: a float or an int, of numpy too, but no bool.
+
+    Raises:
+        InvalidInputError: anything else; it names what was `expected`.
+    """
+    fits = isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
+    if not fits or (not infinite and not abs(value) < math.inf):
+        raise InvalidInputError(f"got {name}={value!r}, expected {expected}")
+    return float(value)
