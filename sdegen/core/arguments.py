@@ -32,7 +32,7 @@ def number(value: Any, name: str, expected: str, *, infinite: bool = False) -> f
     Raises:
         InvalidInputError: anything else; it names what was `expected`.
     """
-    fits = isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
-    if not fits or (not infinite and not abs(value) < math.inf):
+    size = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if math.isnan(size) or (math.isinf(size) and not infinite):
         raise InvalidInputError(f"got {name}={value!r}, expected {expected}")
-    return float(value)
+    return size
