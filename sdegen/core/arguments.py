@@ -32,7 +32,10 @@ def number(value: Any, name: str, expected: str, *, infinite: bool = False) -> f
     Raises:
         InvalidInputError: anything else; it names what was `expected`.
     """
-    size = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    try:
+        size = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # an integer that no float holds
+        size = math.nan
     if math.isnan(size) or (math.isinf(size) and not infinite):
         raise InvalidInputError(f"got {name}={value!r}, expected {expected}")
     return size

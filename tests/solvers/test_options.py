@@ -15,7 +15,7 @@ from sdegen.solvers import _TABLE
 
 ODD = [
     None, True, 0, -1, 2.5, math.inf, math.nan, "x", "", (3,), (1, 2, 3), (2.5, 3), (3, "a"), [], {}, torch.ones(2),
-    -torch.eye(2), np.float64(0.3), np.int64(2), object(), lambda l: l, (0, 0), (None, None), 10**30,
+    -torch.eye(2), np.float64(0.3), np.int64(2), object(), lambda l: l, (0, 0), (None, None), 10**30, 10**400,
 ]  # fmt: skip
 OPTIONS = [
     (name, option)
