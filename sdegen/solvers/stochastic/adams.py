@@ -212,7 +212,7 @@ class StochasticAdams(GridOrTolerance, StochasticAdamsMethod):
     def __init__(self, *, aim: float = 0.5, accept: float = 4.0, sigma_data: float | None = None) -> None:
         aim, accept = (number(v, k, "a number above 0") for k, v in (("aim", aim), ("accept", accept)))
         if not 0 < aim < accept:
-            raise InvalidInputError(f"got aim={aim:g}, accept={accept:g}, expected 0 < aim < accept")
+            raise InvalidInputError(f"got aim={aim}, accept={accept}, expected 0 < aim < accept")
         sigma_data = check_scale(sigma_data)
         by_tolerance = StochasticAdamsTolerance(aim, accept, sigma_data)
         super().__init__(StochasticAdamsGrid(sigma_data), by_tolerance)

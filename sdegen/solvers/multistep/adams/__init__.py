@@ -76,7 +76,7 @@ class Adams(GridOrTolerance, AdamsMethod):
         aim = number(aim, "aim", "a number above 0")
         least = _ACCEPT_ROUGH if accept is None else number(accept, "accept", "a number above aim, or None")
         if not 0 < aim < least:
-            raise InvalidInputError(f"got aim={aim:g}, accept={least:g}, expected 0 < aim < accept")
+            raise InvalidInputError(f"got aim={aim}, accept={least}, expected 0 < aim < accept")
         if order is not None:
             order = _orders(order)
         if start not in ("point", "gaussian"):
