@@ -32,7 +32,7 @@ RESULTS = Path(__file__).parent / "results" / "house.json"
 
 # What is remembered between calls, and would not be there in a program without caches: (what it looks like, why).
 REMEMBERED = [
-    (r"self\._levels = Memo\(|_cached = CachedFunction\(", "a process: its coefficients at the times it was asked for"),
+    (r"self\._levels = Memo\(|cached = CachedFunction\(", "a process: its coefficients at the times it was asked for"),
     (
         r"self\._latest = Latest\(\)\n +self\._latest\.keep\(levels",
         "a process: its coefficients at the last tensor of times",
@@ -41,7 +41,7 @@ REMEMBERED = [
     (r"self\._coefficients = (?:Memo|CachedFunction)\(", "a Denoiser: its parametrisation's coefficients"),
     (r"self\._map = (?:Memo|CachedFunction)\(", "a model along another process: the map between the two"),
     (r"self\._first = \(net, first\)|= ComputingDtype\(\)", "a Denoiser: the dtype that its network computes in"),
-    (r"_KNOWN = WeakTensorKeyDictionary\(\)", "covariances that were decomposed"),
+    (r"_KNOWN = WeakTensorKeyDictionary\(\)|class _Decomposed", "covariances that were decomposed"),
     (r"keys = self\._keys = ", "a Noise: hashes of sample numbers and elements"),
     (
         r"self\._points = \[\(key, value\)",
@@ -54,7 +54,7 @@ REMEMBERED = [
     ),
 ]
 BY_THE_RULES = (
-    r"_cached = CachedFunction|_size = LastAnswer|_coefficients = CachedFunction|_map = CachedFunction"  # of core/cache
+    r"cached = CachedFunction|_size = LastAnswer|_coefficients = CachedFunction|_map = CachedFunction"  # of core/cache
 )
 
 # What was once done in more than one place: (what, what such a place looks like, how many there may be).
