@@ -325,19 +325,21 @@ def in_best_coordinates(flow_of: Callable[..., Any], model: Any, span: tuple[flo
     """The ODE of a flow of `model` in the coordinates that solvers find easiest, between times of its own process."""
     view = Coordinates.best_of(model)
     flow = flow_of(view.model)
-    start, stop = (torch.tensor(t, dtype=torch.float64) for t in span)
+    start, stop = (torch.tensor(t, dtype=torch.float64, device="cpu") for t in span)
     there = tuple(view.there(torch.stack([start, stop])).tolist())
     low, high = sorted(there)
 
     def rhs(t: Any, x: Tensor) -> Tensor:
-        t = torch.as_tensor(t, dtype=torch.float64).clamp(low, high)  # some solvers overshoot
+        t = torch.as_tensor(t, dtype=torch.float64, device=t.device if isinstance(t, Tensor) else "cpu").clamp(
+            low, high
+        )  # some solvers overshoot
         return flow.drift(x, t)
 
     def into(x: Tensor) -> Tensor:
         return view.state_there(x, start)
 
     def out(x: Tensor) -> Tensor:
-        return view.state_back(x, torch.tensor(there[1], dtype=torch.float64))
+        return view.state_back(x, torch.tensor(there[1], dtype=torch.float64, device="cpu"))
 
     if like is None:
         return ODE(rhs, (there[0], there[1]), into, out)

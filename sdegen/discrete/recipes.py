@@ -181,7 +181,7 @@ def _from_noise(model: ScoreModel, shape: Any, times: Any, how: dict[str, Any], 
     dtype, device = placed(model, how.get("dtype"), None)
     noise = Noise(seed, index=sample_numbers(how.get("index"), full[0]))
     z = noise.normal(full, Purpose.PRIOR, dtype=dtype, device=device)
-    first = float(torch.as_tensor(times, dtype=torch.float64).flatten()[0])
+    first = float(torch.as_tensor(times, dtype=torch.float64, device="cpu").flatten()[0])
     how = {**how, "x_init": z * model.sde.sigma(first), "seed": seed}
     return replace(sample(model, full, steps=times, **solver, **how), seed=seed)
 
@@ -191,7 +191,11 @@ def _times(model: ScoreModel, steps: Steps, spacing: str) -> Any:
     n = len(nodes(model))
     if steps is None or isinstance(steps, int):
         return spaced(model, steps, spacing=spacing)
-    times = torch.as_tensor(steps, dtype=torch.float64) if isinstance(steps, Sequence | Tensor) else torch.zeros(0)
+    times = (
+        torch.as_tensor(steps, dtype=torch.float64, device="cpu")
+        if isinstance(steps, Sequence | Tensor)
+        else torch.zeros(0)
+    )
     if len(times) and float(times.max()) > 1 and bool((times == times.round()).all()):
         raise InvalidInputError(
             f"steps: {times.tolist()[:3]}... are node numbers or a network's timesteps; wanted times: node i of {n} is "

@@ -56,7 +56,7 @@ def betas(
     if name == "cosine":
         if not (0 <= offset < math.inf and 0 < most <= 1):
             raise InvalidInputError(f"offset={offset}, most={most}: wanted offset >= 0 and most in (0, 1]")
-        phase = (torch.arange(n + 1, dtype=torch.float64) / n + offset) * (math.pi / 2 / (1 + offset))
+        phase = (torch.arange(n + 1, dtype=torch.float64, device="cpu") / n + offset) * (math.pi / 2 / (1 + offset))
         c = torch.cos(phase) ** 2
         table = (1 - c[1:] / c[:-1]).clamp_max(most)
     elif name in _SHAPES:
@@ -73,7 +73,7 @@ def betas(
 
 
 def _equal(low: float, high: float, n: int) -> Tensor:
-    return torch.linspace(low, high, n, dtype=torch.float64)
+    return torch.linspace(low, high, n, dtype=torch.float64, device="cpu")
 
 
 _SHAPES: dict[str, tuple[float, float, Callable[[float, float, int], Tensor]]] = {
@@ -91,12 +91,12 @@ def zero_terminal_snr(betas: Sequence[float] | Tensor) -> Tensor:
 
     Source: Lin et al. 2024 (arXiv 2305.08891) algorithm 1.
     """
-    table = torch.as_tensor(betas, dtype=torch.float64)
+    table = torch.as_tensor(betas, dtype=torch.float64, device="cpu")
     if table.ndim != 1 or len(table) < 2 or not bool(((table > 0) & (table <= 1)).all()):
         raise InvalidInputError("betas: wanted (N,) numbers in (0, 1], N >= 2")
     alpha = torch.cumprod(1 - table, 0).sqrt()
     alpha = (alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))
-    before = torch.cat([torch.ones(1, dtype=torch.float64), alpha[:-1]])
+    before = torch.cat([torch.ones(1, dtype=torch.float64, device="cpu"), alpha[:-1]])
     return 1 - (alpha / before) ** 2
 
 
@@ -142,18 +142,18 @@ def spaced(model: ScoreModel | SDE, steps: int | None = None, *, spacing: str = 
     s = n if steps is None else _count(steps, "steps")
     if s > n:
         raise InvalidInputError(f"steps={s}: the table has {n} nodes, wanted at most as many")
-    k = torch.arange(s, dtype=torch.float64)
+    k = torch.arange(s, dtype=torch.float64, device="cpu")
     if spacing == "leading":
         at = 1 + offset + (s - 1 - k) * (n // s)
     elif spacing == "trailing":
         at = torch.round(n - k * (n / s))
     elif spacing == "linspace":
-        at = 1 + torch.round(torch.linspace(0, n - 1, s, dtype=torch.float64)).flip(0)
+        at = 1 + torch.round(torch.linspace(0, n - 1, s, dtype=torch.float64, device="cpu")).flip(0)
     else:
         raise InvalidInputError(f"spacing={spacing!r}: wanted 'leading', 'trailing' or 'linspace'")
     if offset and (spacing != "leading" or not 1 <= at[-1] <= at[0] <= n):
         raise InvalidInputError(f"offset={offset}: wanted spacing='leading' and nodes from 1 to {n}")
-    return torch.cat([at / n, torch.zeros(1, dtype=torch.float64)])
+    return torch.cat([at / n, torch.zeros(1, dtype=torch.float64, device="cpu")])
 
 
 def nodes(model: Any) -> Tensor:

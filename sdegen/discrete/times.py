@@ -47,8 +47,8 @@ class LossAware:
                 "from 0 to 1"
             )
         self.loss, self.n, self.history, self.uniform = loss, int(n), int(history), float(uniform)
-        self._last = torch.zeros(self.n, self.history, dtype=torch.float64)
-        self._seen = torch.zeros(self.n, dtype=torch.int64)
+        self._last = torch.zeros(self.n, self.history, dtype=torch.float64, device="cpu")
+        self._seen = torch.zeros(self.n, dtype=torch.int64, device="cpu")
 
     def __call__(
         self,
@@ -76,7 +76,7 @@ class LossAware:
     @property
     def probabilities(self) -> Tensor:
         if bool((self._seen < self.history).any()):
-            return torch.full((self.n,), 1 / self.n, dtype=torch.float64)
+            return torch.full((self.n,), 1 / self.n, dtype=torch.float64, device="cpu")
         p = self._last.square().mean(1).sqrt()
         total = p.sum()
         p = p / total if total > 0 else torch.full_like(p, 1 / self.n)

@@ -129,7 +129,7 @@ class Gaussian:
         """log N(x; alpha mean, P), (B,) float64; x is (B, d)."""
         q, x = self.to(x.double()), x.double()
         alpha, sigma = column(level.alpha, x), column(level.sigma, x)
-        total = torch.as_tensor(q.total(alpha, sigma)).to(x).expand_as(x)
+        total = torch.as_tensor(q.total(alpha, sigma), dtype=x.dtype, device=x.device).expand_as(x)
         return -(q.offset(x, alpha) ** 2 / total + torch.log(2 * math.pi * total)).sum(1) / 2
 
 

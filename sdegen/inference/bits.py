@@ -119,7 +119,7 @@ def _inside(z: Tensor, half: float, ratio: float | None) -> tuple[Tensor, Tensor
     if ratio is None:
         return half * (2 * u - 1), torch.full_like(event_sum(z), -d * math.log(2 * half))
     tau = half / ratio
-    below = float(torch.special.ndtr(torch.tensor(-tau, dtype=torch.float64)))
+    below = float(torch.special.ndtr(torch.tensor(-tau, dtype=torch.float64, device="cpu")))
     inside = 1 - 2 * below
     normal = torch.special.ndtri(below + u * inside).clamp(-tau, tau)
     log_q = -event_sum(normal**2) / 2 - d * (math.log(2 * math.pi) / 2 + math.log(ratio) + math.log(inside))

@@ -29,7 +29,7 @@ def check_model(model: ScoreModel) -> None:
 def sample_numbers(index: Sequence[int] | Tensor | None, batch: int) -> Tensor:
     """`index=` as (B,) sample numbers."""
     if index is None:
-        return torch.arange(batch)
+        return torch.arange(batch, device="cpu")
     given = Noise(0, index=index).index
     if given is None or len(given) != batch:
         raise InvalidInputError(

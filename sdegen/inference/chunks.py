@@ -25,7 +25,7 @@ def chunks(
     starts = range(0, max(batch, 1), size)
     for k, start in enumerate(starts):
         yield (
-            torch.arange(start, min(start + size, batch)),
+            torch.arange(start, min(start + size, batch), device="cpu"),
             lambda fraction, k=k: report((k + fraction) / len(starts)),
         )
 

@@ -202,7 +202,9 @@ class DensityColumn:
         theta = torch.atan(torch.exp(-term.sde.half_log_snr(self.times)) / self.scale)
         met = torch.stack([r if len(r) == len(there) else r[there] for r in rates]).double() / self.scale  # type: ignore
         solved = (solution.log_prob.detach() - self._constant(flat(solution.x.detach())))[there]  # type: ignore[union-attr]
-        half = torch.unique(torch.cat([torch.arange(0, len(times), 2), torch.tensor([len(times) - 1])]))
+        half = torch.unique(
+            torch.cat([torch.arange(0, len(times), 2, device="cpu"), torch.tensor([len(times) - 1], device="cpu")])
+        )
         fine, coarse = quadrature(theta, met), quadrature(theta[half], met[half])
         return (solved - fine).abs() + (fine - coarse).abs()
 
@@ -217,7 +219,7 @@ def quadrature(nodes: Tensor, values: Tensor) -> Tensor:
     """The integral of values (n, B) at nodes (n,), by a cubic through the four nodes around each interval."""
     n = len(nodes) - 1
     count = min(4, n + 1)
-    first = (torch.arange(n) - 1).clamp(0, n + 1 - count)
-    around = first[:, None] + torch.arange(count)
+    first = (torch.arange(n, device="cpu") - 1).clamp(0, n + 1 - count)
+    around = first[:, None] + torch.arange(count, device="cpu")
     weights = lagrange_weights(nodes[around], nodes[:-1], nodes[1:], torch.ones_like, lambda u: u)
     return torch.einsum("nk,nkb->b", weights.to(values), values[around])

@@ -64,7 +64,7 @@ def grid(
         raise InvalidInputError(f"t_span={t_span}: a pilot samples, t falling; flip its times for encoding")
     inner = n - 1 if ends[1] == 0 else n
     if inner == 0:
-        return torch.tensor(ends, dtype=torch.float64)
+        return torch.tensor(ends, dtype=torch.float64, device="cpu")
     stop = model.sde.t_min if ends[1] == 0 else ends[1]
     rtol = next((tol for most, tol in _PILOTS if n <= most), 1e-7)
     with warnings.catch_warnings():
@@ -74,7 +74,7 @@ def grid(
     even = grid_along(model, 200, kind=advise(Adams(), model, steps=n).grid, t_span=(ends[0], stop))
     times = _quantiles(model, run.ts.cpu(), run.accepted.cpu(), inner, even)
     times[0], times[-1] = ends[0], stop
-    return times if ends[1] != 0 else torch.cat([times, torch.zeros(1, dtype=torch.float64)])
+    return times if ends[1] != 0 else torch.cat([times, torch.zeros(1, dtype=torch.float64, device="cpu")])
 
 
 # the tolerance at which "adams" takes about so many evaluations, on random mixtures (docs/decisions.md)
@@ -85,7 +85,7 @@ def _quantiles(model: ScoreModel, ts: Tensor, accepted: Tensor, n: int, even: Te
     """n + 1 times that cut into equal parts the steps of the samples, (S, B) times, and those of the grid `even`, with
     the weight of all samples: no step becomes longer than twice what it is there."""
     angle = lambda t: torch.atan(torch.exp(-model.sde.half_log_snr(t)) / model.sigma_data)
-    fine = torch.linspace(float(angle(ts[0, 0])), float(angle(ts[-1, 0])), 2048, dtype=torch.float64)
+    fine = torch.linspace(float(angle(ts[0, 0])), float(angle(ts[-1, 0])), 2048, dtype=torch.float64, device="cpu")
 
     def behind(nodes: Tensor) -> Tensor:  # the fraction of steps behind each angle
         fraction = numpy.linspace(0, 1, len(nodes))

@@ -68,11 +68,11 @@ def _denoise(plan: Plan, term: Counted, reached: Reached) -> None:
 
 def nothing(plan: Plan, term: Counted, x: Tensor, seed: int | None) -> Solution:
     """An empty batch gives an empty result."""
-    none, t = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.float64)
+    none, t = torch.zeros(0, dtype=torch.int64, device="cpu"), torch.zeros(0, dtype=torch.float64, device="cpu")
     if isinstance(plan.save, Tensor):
         ts = plan.save
     else:
-        ends = torch.tensor([plan.start, 0.0 if plan.denoise else plan.end], dtype=torch.float64)
+        ends = torch.tensor([plan.start, 0.0 if plan.denoise else plan.end], dtype=torch.float64, device="cpu")
         ts = ends[1:] if plan.save == "last" else ends
     reached = Reached(x, SharedPath("last", ts[0], x), t, none, none, none, none)
     return _solution(plan, term, reached, ts, x[None].expand(len(ts), *x.shape), seed)

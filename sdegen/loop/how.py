@@ -141,7 +141,7 @@ def _own_span(term: Term) -> tuple[float, float]:
 
 
 def _equal_steps(ends: Tensor, n: int) -> Tensor:
-    times = torch.linspace(float(ends[0]), float(ends[-1]), n + 1, dtype=torch.float64)
+    times = torch.linspace(float(ends[0]), float(ends[-1]), n + 1, dtype=torch.float64, device="cpu")
     times[0], times[-1] = ends[0], ends[-1]
     return times
 
@@ -150,10 +150,10 @@ def _laid(model: ScoreModel, solver: Solver, advice: Advice, count: int, ends: t
     """The solver's grid of `count` evaluations; before it the closed-form step of a solver that makes one."""
     level, sde, kind = advice.leap, model.sde, advice.grid
     if level is not None and (model.data_std is not None or solver.kind != "SDE"):
-        stop = float(sde.time(torch.tensor(-math.log(level * model.sigma_data), dtype=torch.float64)))
+        stop = float(sde.time(torch.tensor(-math.log(level * model.sigma_data), dtype=torch.float64, device="cpu")))
         if max(ends[1], sde.t_min) < stop < ends[0]:
             after = grid_along(model, count, kind=kind, t_span=(stop, ends[1]))
-            return torch.cat([torch.tensor(ends[:1], dtype=torch.float64), after])
+            return torch.cat([torch.tensor(ends[:1], dtype=torch.float64, device="cpu"), after])
     return grid_along(model, count, kind=kind, t_span=ends)
 
 

@@ -25,11 +25,11 @@ class Outside:
     def __init__(self, plan: Plan, term: Counted, x: Tensor, noise: Noise, solver: OutsideSolver) -> None:
         self.plan, self.term, self.x, self.noise, self.solver = plan, term, x, noise, solver
         b = x.shape[0]
-        self.rows = torch.arange(b)  # which samples are in the batch
+        self.rows = torch.arange(b, device="cpu")  # which samples are in the batch
         self.parts: list[tuple[Tensor, Outcome]] = []  # what became of which samples
-        self.status = torch.full((b,), ARRIVED, dtype=torch.int64)
-        self.t = torch.full((b,), plan.end, dtype=torch.float64)
-        self.nfe, self.accepted, self.rejected = (torch.zeros(b, dtype=torch.int64) for _ in range(3))
+        self.status = torch.full((b,), ARRIVED, dtype=torch.int64, device="cpu")
+        self.t = torch.full((b,), plan.end, dtype=torch.float64, device="cpu")
+        self.nfe, self.accepted, self.rejected = (torch.zeros(b, dtype=torch.int64, device="cpu") for _ in range(3))
 
     def run(self) -> Reached:
         plan, ts = self.plan, self._reported()
@@ -59,9 +59,9 @@ class Outside:
         if plan.tolerance is None:
             return plan.times
         low, high = sorted((plan.start, plan.end))
-        wanted = plan.save if isinstance(plan.save, Tensor) else torch.empty(0, dtype=torch.float64)
+        wanted = plan.save if isinstance(plan.save, Tensor) else torch.empty(0, dtype=torch.float64, device="cpu")
         inner = wanted[(wanted > low) & (wanted < high)]
-        ts = torch.unique(torch.cat([torch.tensor(sorted({low, high}), dtype=torch.float64), inner]))
+        ts = torch.unique(torch.cat([torch.tensor(sorted({low, high}), dtype=torch.float64, device="cpu"), inner]))
         return ts.flip(0) if plan.end < plan.start else ts
 
     def _note(self, outcome: Outcome) -> None:
@@ -77,7 +77,9 @@ class Outside:
             self.status[rows[failed]] = NON_FINITE
             self.t[rows[failed]], self.accepted[rows[failed]] = outcome.ts[node[failed] - 1], node[failed] - 1
             return
-        failed = torch.ones(len(rows), dtype=torch.bool) if outcome.failed is None else outcome.failed.cpu()
+        failed = (
+            torch.ones(len(rows), dtype=torch.bool, device="cpu") if outcome.failed is None else outcome.failed.cpu()
+        )
         self.status[rows[failed]] = code_of(outcome.failure)
         self.t[rows[failed]] = outcome.t
         keep = (~failed).nonzero().flatten()

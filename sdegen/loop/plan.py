@@ -94,10 +94,14 @@ def check_times(term: Term, times: tuple[float, float] | Tensor) -> tuple[Tensor
         InvalidInputError: times outside the term's range, out of order, or in a direction that the term does not run.
     """
     has_model = term.model is not None
-    nodes = torch.as_tensor(times, dtype=torch.float64)
+    nodes = torch.as_tensor(times, dtype=torch.float64, device="cpu")
     denoise = has_model and len(nodes) > 1 and float(nodes[-1]) == 0.0
     if denoise:
-        nodes = nodes[:-1] if isinstance(times, Tensor) else torch.tensor([times[0], term.t_min], dtype=torch.float64)
+        nodes = (
+            nodes[:-1]
+            if isinstance(times, Tensor)
+            else torch.tensor([times[0], term.t_min], dtype=torch.float64, device="cpu")
+        )
     slack = 1e-6 * term.t_max if term.t_max < float("inf") else 0.0
     outside = (nodes < term.t_min - min(slack, 1e-3 * term.t_min)) | (nodes > term.t_max + slack)
     if bool(outside.any()):
@@ -138,7 +142,7 @@ def check_save(save: Any, times: Tensor, denoise: bool, *, nodes_only: bool) -> 
             raise InvalidInputError(f"save={save!r}: wanted 'last', 'all' or a list of times")
         return save
     try:
-        wanted = torch.as_tensor(save, dtype=torch.float64).detach().cpu().flatten()
+        wanted = torch.as_tensor(save, dtype=torch.float64, device="cpu").detach().flatten()
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidInputError(f"save={save!r}: wanted 'last', 'all' or a list of times") from error
     first, last = float(times[0]), 0.0 if denoise else float(times[-1])
@@ -147,7 +151,7 @@ def check_save(save: Any, times: Tensor, denoise: bool, *, nodes_only: bool) -> 
     if not len(wanted) or not bool(((wanted >= low - near) & (wanted <= high + near)).all()):
         raise InvalidInputError(f"save={wanted.tolist()}: wanted times inside the span, between {first:g} and {last:g}")
     if nodes_only:
-        nodes = torch.cat([times, torch.zeros(int(denoise), dtype=torch.float64)])
+        nodes = torch.cat([times, torch.zeros(int(denoise), dtype=torch.float64, device="cpu")])
         if bool(((wanted[:, None] - nodes).abs().amin(1) > near).any()):
             raise InvalidInputError(
                 f"save={wanted.tolist()}: a solver of SDEs saves nodes of its grid only; pass save='all', or steps= "

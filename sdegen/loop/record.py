@@ -23,7 +23,7 @@ class SharedPath:
 
     def __init__(self, save: str | Tensor, t: Tensor, x: Tensor) -> None:
         self._all = isinstance(save, str) and save == "all"
-        self._wanted = save if isinstance(save, Tensor) else torch.empty(0, dtype=torch.float64)
+        self._wanted = save if isinstance(save, Tensor) else torch.empty(0, dtype=torch.float64, device="cpu")
         self._at_times = isinstance(save, Tensor)
         self._ts, self._xs = [t], [x]
         self._at: dict[int, Tensor] = {i: x for i, s in enumerate(self._wanted.tolist()) if _same(s, t)}
@@ -120,7 +120,7 @@ class OwnPath:
         if self._at is not None and isinstance(self._save, Tensor):
             return self._save, self._at
         if self._save == "last":
-            return torch.tensor([t_end], dtype=torch.float64), x[None]
+            return torch.tensor([t_end], dtype=torch.float64, device="cpu"), x[None]
         lengths = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
         places = []
         for rows, _, _ in self._records:
@@ -146,7 +146,7 @@ def interpolate(
     """
     h = t_next - t
     u = ((s - t) / h).clamp(0, 1)
-    line = torch.lerp(x, x_next, torch.as_tensor(expand(u, x)).to(x))  # exact at both ends
+    line = torch.lerp(x, x_next, torch.as_tensor(expand(u, x), dtype=x.dtype, device=x.device))  # exact at both ends
     if slope is None:
         return line
     chord = (x_next - x) / expand(h, x)

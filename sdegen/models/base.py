@@ -114,7 +114,7 @@ class ScoreModel(nn.Module):
         if tensor is not None:
             tensor = tensor.clone()
         elif name != "data_covariance":
-            tensor = torch.full(self.event_shape or (), math.nan, dtype=torch.float64)
+            tensor = torch.full(self.event_shape or (), math.nan, dtype=torch.float64, device="cpu")
         buffers = vars(self)["_buffers"]
         old = buffers[_BUFFER[name]]
         buffers[_BUFFER[name]] = tensor if tensor is None or old is None else tensor.to(old.device)
@@ -245,8 +245,8 @@ class OnPath(Wrapped):
 
     def __init__(self, model: ScoreModel, sde: SDE, centre: Tensor | None = None) -> None:
         known = model.sde
-        levels = known.half_log_snr(torch.tensor([known.t_min, known.t_max], dtype=torch.float64))
-        own = sde.half_log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64))
+        levels = known.half_log_snr(torch.tensor([known.t_min, known.t_max], dtype=torch.float64, device="cpu"))
+        own = sde.half_log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64, device="cpu"))
         if not (levels[0] > own[1] and levels[1] < own[0]):
             raise InvalidInputError(
                 f"{sde} has half log-SNR from {float(own[1]):.3g} to {float(own[0]):.3g}, but the model knows only "
@@ -277,7 +277,9 @@ class OnPath(Wrapped):
         ScoreModel.warm(self, ts)
         self._map.warm(ts)
         self.model.warm(
-            torch.tensor([self._map(t)[0] for t in ts.detach().to("cpu", torch.float64)], dtype=torch.float64)
+            torch.tensor(
+                [self._map(t)[0] for t in ts.detach().to("cpu", torch.float64)], dtype=torch.float64, device="cpu"
+            )
         )
 
     def _evaluate_map(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -58,7 +58,7 @@ class Coordinates:
 
     def there(self, ts: Any) -> Tensor:
         """Times of the own process in these coordinates."""
-        ts = torch.as_tensor(ts, dtype=torch.float64)
+        ts = torch.as_tensor(ts, dtype=torch.float64, device="cpu")
         if self.same:
             return ts
         sde = self.model.sde
@@ -93,5 +93,7 @@ class Coordinates:
 
 def _range(sde: SDE) -> tuple[float, float]:
     """The smallest and the largest sigma/alpha."""
-    high, low = torch.exp(-sde.half_log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))).tolist()
+    high, low = torch.exp(
+        -sde.half_log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64, device="cpu"))
+    ).tolist()
     return low, high

@@ -252,7 +252,7 @@ class _Seen:
             nodes = sde.nodes  # type: ignore[attr-defined]
             self.t = nodes[:-1][:: max(1, len(nodes) // 16)]
         else:
-            self.t = torch.linspace(sde.t_min, sde.t_max, 19, dtype=torch.float64)[1:-1]
+            self.t = torch.linspace(sde.t_min, sde.t_max, 19, dtype=torch.float64, device="cpu")[1:-1]
         self.alpha, self.sigma = sde.alpha(self.t), sde.sigma(self.t)
         c = model.coefficients()
         self.c_skip, self.c_out, self.c_in, self.c_noise = (

@@ -67,7 +67,7 @@ class DataFacts:
         """The data's mean with its covariance or, where that is unknown, its standard deviation (1 at worst)."""
         if self.covariance is not None:
             return replace(vars(self)["_decomposed"].law, mean=flat_mean(self.mean))
-        return Gaussian.of_variances(torch.tensor(self.scale**2, dtype=torch.float64), self.mean)
+        return Gaussian.of_variances(torch.tensor(self.scale**2, dtype=torch.float64, device="cpu"), self.mean)
 
     @cached_property
     def law(self) -> Gaussian:
@@ -80,7 +80,7 @@ class DataFacts:
     def prior(self) -> Gaussian:
         """The data's law as samples and log-densities take it at t_max: `law`, or a point where no spread is known."""
         if self.std is None:
-            return Gaussian.of_variances(torch.zeros((), dtype=torch.float64), self.mean)
+            return Gaussian.of_variances(torch.zeros((), dtype=torch.float64, device="cpu"), self.mean)
         return self.law
 
 
@@ -100,7 +100,9 @@ def statistic(name: str, value: Any, event_shape: Sequence[int] | None) -> Tenso
     if value is None:
         return None
     try:
-        tensor = torch.as_tensor(value, dtype=torch.float64)
+        tensor = torch.as_tensor(
+            value, dtype=torch.float64, device=value.device if isinstance(value, Tensor) else "cpu"
+        )
         tensor = tensor.detach() if tensor.requires_grad else tensor
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidInputError(f"data_{name} = {value!r}: wanted a number or a tensor") from error

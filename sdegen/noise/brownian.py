@@ -288,7 +288,7 @@ class Remembered(Noise):
         super().__init__(seed, index=index)
         self._ends: Tensor | None = None  # (B, K) where the known pieces end, in the order they come; inf: none
         self._drawn: Tensor | None = None  # (B,) how many draws each sample has made
-        self._pieces = torch.empty(0)  # (B, K, 1 or 2, d) float64, increments and integrals over them
+        self._pieces = torch.empty(0, device="cpu")  # (B, K, 1 or 2, d) float64, increments and integrals over them
 
     @classmethod
     def of(cls, noise: Noise) -> Noise:

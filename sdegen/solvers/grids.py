@@ -39,7 +39,7 @@ def count_or_times(steps: Any, least: int = 2) -> int | Tensor | None:
             raise InvalidInputError(f"got steps={count}, expected at least 1")
         return count
     try:
-        times = torch.as_tensor(steps, dtype=torch.float64).detach().cpu().clone()
+        times = torch.as_tensor(steps, dtype=torch.float64, device="cpu").detach().clone()
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidInputError(f"got steps={steps!r}, {expected}") from error
     if times.ndim == 0:
@@ -87,8 +87,8 @@ def formula_grid(sde: SDE, n: int, *, kind: str, start: float, stop: float, sigm
     """
     if kind not in GRIDS:
         raise InvalidInputError(f"got kind={kind!r}, expected one of {', '.join(map(repr, GRIDS))}, 'pilot'")
-    ends = torch.tensor([start, stop], dtype=torch.float64)
-    fraction = torch.linspace(0, 1, n + 1, dtype=torch.float64)
+    ends = torch.tensor([start, stop], dtype=torch.float64, device="cpu")
+    fraction = torch.linspace(0, 1, n + 1, dtype=torch.float64, device="cpu")
     if kind == "uniform":
         ts = ends[0] + fraction * (ends[1] - ends[0])
     else:
@@ -132,9 +132,9 @@ def grid_along(model: ScoreModel, n: int, *, kind: str, t_span: tuple[float, flo
         raise InvalidInputError(f"got t_span={t_span}, expected two different times")
     if stop != 0:
         return formula_grid(sde, n, kind=kind, start=start, stop=stop, sigma_data=s)
-    zero = torch.zeros(1, dtype=torch.float64)
+    zero = torch.zeros(1, dtype=torch.float64, device="cpu")
     if n == 1:
-        return torch.cat([torch.tensor([start], dtype=torch.float64), zero])
+        return torch.cat([torch.tensor([start], dtype=torch.float64, device="cpu"), zero])
     return torch.cat([formula_grid(sde, n - 1, kind=kind, start=start, stop=sde.t_min, sigma_data=s), zero])
 
 

@@ -224,7 +224,9 @@ def _header(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
     if bad := [name for name, value in tensors.items() if value.layout != torch.strided]:
         raise InvalidInputError(f"sparse tensors cannot be saved ({', '.join(bad[:4])}): make them dense")
     try:
-        packed = safetensors.torch.save({name: torch.empty(0, dtype=value.dtype) for name, value in tensors.items()})
+        packed = safetensors.torch.save(
+            {name: torch.empty(0, dtype=value.dtype, device="cpu") for name, value in tensors.items()}
+        )
         safetensors.torch.load(packed)
     except KeyError as error:
         raise InvalidInputError(f"safetensors cannot keep tensors of {error}: convert them to another dtype") from error

@@ -208,7 +208,7 @@ def _named(thing: Any, table: Mapping[str, type]) -> dict[str, Any]:
 
 def _path(sde: SDE) -> list[list[float]]:
     """(t, alpha, sigma) at five times: tells one process from another."""
-    t = torch.linspace(sde.t_min, sde.t_max, 5, dtype=torch.float64)
+    t = torch.linspace(sde.t_min, sde.t_max, 5, dtype=torch.float64, device="cpu")
     return torch.stack([t, sde.alpha(t), sde.sigma(t)], 1).tolist()
 
 
@@ -237,7 +237,7 @@ def _rebuilt_sde(state: Mapping[str, Any]) -> SDE:
 
 
 def _check_path(sde: SDE, path: Sequence[Sequence[float]]) -> None:
-    wanted = torch.tensor(path, dtype=torch.float64)
+    wanted = torch.tensor(path, dtype=torch.float64, device="cpu")
     t, wanted = wanted[:, 0], wanted[:, 1:]
     found = torch.stack([sde.alpha(t), sde.sigma(t)], 1)
     if not torch.allclose(found, wanted, rtol=1e-6, atol=1e-12):

@@ -82,7 +82,7 @@ class Batches(ABC):
 
         Source: Chan, Golub & LeVeque 1983, for joining chunks.
         """
-        n, mean, squares = 0, torch.zeros(self.first.x0.shape[1:], dtype=torch.float64), 0.0
+        n, mean, squares = 0, torch.zeros(self.first.x0.shape[1:], dtype=torch.float64, device="cpu"), 0.0
         for chunk in self.measured():
             x, k = chunk.double().cpu(), len(chunk)
             own = x.mean(0)
@@ -136,7 +136,7 @@ class _Indexed(Batches):
                 )
         self.length = len(data) * -(-batch_size // len(data))  # of a pass: whole copies of the data, a batch at least
         self._passes: dict[tuple[int, int], Tensor] = {}
-        self.first = self._batch(torch.arange(min(len(data), batch_size)), _whole)
+        self.first = self._batch(torch.arange(min(len(data), batch_size), device="cpu"), _whole)
         check_state(self.first.x0, name="data")
 
     def from_step(self, step: int, seed: int, share: Share = _whole) -> Iterator[Batch]:
@@ -147,7 +147,7 @@ class _Indexed(Batches):
     def measured(self) -> Iterable[Tensor]:
         if isinstance(self.data, Tensor):
             return self.data.split(_CHUNK)
-        spread = torch.linspace(0, len(self.data) - 1, min(len(self.data), _MEASURED)).round().long()
+        spread = torch.linspace(0, len(self.data) - 1, min(len(self.data), _MEASURED), device="cpu").round().long()
         return (self._batch(part, _whole).x0 for part in spread.split(_CHUNK))
 
     def _numbers(self, step: int, seed: int) -> Tensor:
@@ -243,7 +243,7 @@ class _Stream(Batches):
 
     def _batch(self, item: Any) -> Batch:
         x0, own = _parted(item)
-        x0 = torch.as_tensor(x0)
+        x0 = x0 if isinstance(x0, Tensor) else torch.as_tensor(x0, device="cpu")
         return Batch(x0, {**own, **self.cond}, None, 0, len(x0) if x0.ndim else 0)
 
 

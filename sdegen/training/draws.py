@@ -75,7 +75,7 @@ class Draws(Noise):
 
     def _hashed(self) -> Noise:
         """The noise of these rows as sample numbers have it."""
-        return Noise(self.seed, index=torch.arange(self.start, self.stop))
+        return Noise(self.seed, index=torch.arange(self.start, self.stop, device="cpu"))
 
     def _drawn(
         self,

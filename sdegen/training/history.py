@@ -73,9 +73,9 @@ class Recorder:
     """Collects steps and evaluates many at once, so that the loop neither computes for it nor waits for the device."""
 
     def __init__(self, sde: SDE) -> None:
-        levels = sde.half_log_snr(torch.linspace(sde.t_min, sde.t_max, 1025, dtype=torch.float64))
+        levels = sde.half_log_snr(torch.linspace(sde.t_min, sde.t_max, 1025, dtype=torch.float64, device="cpu"))
         levels = levels[torch.isfinite(levels)]
-        self.edges = torch.linspace(float(levels[-1]), float(levels[0]), _BINS + 1, dtype=torch.float64)
+        self.edges = torch.linspace(float(levels[-1]), float(levels[0]), _BINS + 1, dtype=torch.float64, device="cpu")
         self.times = sde.time(self.edges[1:-1].flip(0))  # the same edges as times, rising: from data to noise
         self.sums, self.counts = np.zeros(_BINS), np.zeros(_BINS)
         self.loss, self.gradient_norm = array("d"), array("d")
@@ -170,7 +170,7 @@ class Recorder:
 
 def _times_of(step: Step) -> Tensor:
     """(B,) float64, beside the losses."""
-    t = torch.as_tensor(math.nan) if step.t is None else step.t
+    t = torch.tensor(math.nan, device="cpu") if step.t is None else step.t
     return t.to(step.losses.device, torch.float64).expand(len(step.losses))
 
 

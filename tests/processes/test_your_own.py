@@ -204,3 +204,23 @@ def test_nothing_is_made_on_a_default_device():
             noise = torch.zeros(3, 2, device="cpu")
             assert sde.perturb(noise, 0.5, noise).device.type == "cpu"
             assert bool(torch.isfinite(sde.prior((3, 2), seed=0, device="cpu")).all())
+
+
+def test_verbs_work_beside_another_default_device():
+    model = sg.MixtureModel(sg.GaussianMixture([[1.0, -0.5], [0.0, 0.5]], std=0.5), sg.VPSDE())
+    net = sg.Denoiser(sg.nets.MLP(2, hidden=8, layers=1), sg.VPSDE(), data_mean=0.1, data_std=0.5)
+    x = torch.randn(8, 2)
+    calls = [
+        lambda: sg.sample(model, 8, steps=10, seed=0).x,
+        lambda: sg.sample(model, 8, rtol=1e-2, seed=0).x,
+        lambda: sg.sample(net, (8, 2), steps=10, seed=0).x,
+        lambda: sg.sample(net, (8, 2), rtol=1e-2, seed=0).x,
+        lambda: sg.sample(model, 8, solver="dpm++2m-sde", steps=10, seed=0).x,
+        lambda: sg.log_prob(model, x, rtol=1e-2, seed=0).nats,
+        lambda: sg.encode(model, x, steps=10).x,
+        lambda: sg.dsm_loss(net, x, seed=0),
+    ]
+    for call in calls:
+        expected = call()
+        with torch.device("meta"):
+            assert torch.equal(call(), expected)

@@ -60,7 +60,7 @@ class RightHandSide:
             self.limit -= 1
         t = min(max(self._nodes.get(t, t), self.low), self.high)
         self.inside = True
-        drift = self.term.drift(x, torch.tensor(t, dtype=torch.float64))
+        drift = self.term.drift(x, torch.tensor(t, dtype=torch.float64, device="cpu"))
         self.inside = False
         if self.strict:
             failed = ~torch.isfinite(flat(drift.detach()).sum(1))
@@ -136,7 +136,7 @@ class Progress:
                 states[-1], xs = xs[-1], None
         failure, failed = (None, None) if stopped is None else (stopped.failure, stopped.failed)
         return Outcome(
-            ts=torch.tensor(times, dtype=torch.float64),
+            ts=torch.tensor(times, dtype=torch.float64, device="cpu"),
             xs=torch.stack(states) if xs is None else xs,
             accepted=self.accepted,
             rejected=self.rejected,

@@ -125,7 +125,7 @@ class Torchdiffeq(OutsideSolver):
         ends = ts[-1:].to(x.device)
         given = self._options.get("step_t")
         if given is not None:
-            ends = torch.unique(torch.cat([torch.as_tensor(given).to(ends), ends]))
+            ends = torch.unique(torch.cat([torch.as_tensor(given, dtype=ends.dtype, device=ends.device), ends]))
         return {**self._options, "step_t": ends}
 
     def _forced(self, ts: Tensor, x: Tensor) -> dict[str, Any]:

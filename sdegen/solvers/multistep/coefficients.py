@@ -141,7 +141,7 @@ class Coefficients:
                 count -= 1
             groups.setdefault(count, []).append(k)
         for count, rows in groups.items():
-            weights = self._weights(torch.tensor(rows), ahead, count) * self.alpha[1:][rows][:, None]
+            weights = self._weights(torch.tensor(rows, device="cpu"), ahead, count) * self.alpha[1:][rows][:, None]
             for row, k in zip(weights.tolist(), rows, strict=True):
                 table[k] = row
         return table
@@ -154,8 +154,8 @@ class Coefficients:
             return total[:, None]
         if settings.rule == "constant":
             sh_step = torch.exp(-l_next) - torch.exp(-l)
-            return sh_step[:, None] * torch.tensor(_ADAMS_BASHFORTH[count], dtype=l.dtype)
-        nodes = k[:, None] + ahead - torch.arange(count)
+            return sh_step[:, None] * torch.tensor(_ADAMS_BASHFORTH[count], dtype=l.dtype, device="cpu")
+        nodes = k[:, None] + ahead - torch.arange(count, device="cpu")
 
         def weight(u: Tensor) -> Tensor:
             return self.gauge.weight(u, l_next[:, None], self.e, self.s)

@@ -107,7 +107,7 @@ VARIABLES: dict[str, Callable[[SDE, Tensor, float], Tensor]] = {
 
 def log_phi(l: Tensor) -> Tensor:
     """log phi(sh). Source: Cui et al. 2023 (arXiv 2309.06169), ER-SDE-5."""
-    return -l + torch.logaddexp(torch.exp(-0.3 * l), torch.tensor(math.log(10.0), dtype=l.dtype))
+    return -l + torch.logaddexp(torch.exp(-0.3 * l), torch.tensor(math.log(10.0), dtype=l.dtype, device="cpu"))
 
 
 def _er_weight(l: Tensor, l_next: Tensor, e: float, s: float) -> Tensor:

@@ -188,7 +188,7 @@ def is_far(term: Term, l: Tensor) -> Tensor:
 
 def far_time(term: Term) -> Tensor:
     """The time, a scalar, where the noise level is FAR s."""
-    far = torch.tensor(-math.log(FAR * term.model.sigma_data), dtype=torch.float64)
+    far = torch.tensor(-math.log(FAR * term.model.sigma_data), dtype=torch.float64, device="cpu")
     return term.sde.time(far).clamp(term.t_min, term.t_max)
 
 

@@ -32,7 +32,7 @@ def lagrange_weights(
     one = torch.ones_like(gaps[:, :1])
     newer = torch.cat([one, gaps[:, :-1].cumprod(1)], 1)  # products over the nodes before each, and after it
     older = torch.cat([gaps[:, 1:].flip(1).cumprod(1).flip(1), one], 1)
-    apart = nodes[:, :, None] - nodes[:, None] + torch.eye(nodes.shape[1], dtype=nodes.dtype)
+    apart = nodes[:, :, None] - nodes[:, None] + torch.eye(nodes.shape[1], dtype=nodes.dtype, device="cpu")
     return (newer * older * (weight(u) * width * w)[:, None]).sum(2) / apart.prod(2)
 
 

@@ -74,11 +74,11 @@ def measure_noise(
     if not len(data) or levels < 2:
         raise InvalidInputError(f"got {len(data)} samples and levels={levels}, expected at least 1 sample and 2 levels")
     sde, noise = model.sde, Noise(check_seed(seed))
-    ends = sde.half_log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64)).clamp_min(-10.0)
-    l = torch.linspace(float(ends[0]), float(ends[1]), levels, dtype=torch.float64)
+    ends = sde.half_log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64, device="cpu")).clamp_min(-10.0)
+    l = torch.linspace(float(ends[0]), float(ends[1]), levels, dtype=torch.float64, device="cpu")
     ts = sde.time(l).clamp(sde.t_min, sde.t_max)
-    totals = torch.zeros(levels, dtype=torch.float64)
-    for rows in torch.arange(len(data)).split(batch_size):
+    totals = torch.zeros(levels, dtype=torch.float64, device="cpu")
+    for rows in torch.arange(len(data), device="cpu").split(batch_size):
         some = data[rows.to(data.device)]
         words = {k: v[rows.to(v.device)] if isinstance(v, Tensor) else v for k, v in cond.items()}
         for k, t in enumerate(ts):

@@ -90,7 +90,7 @@ class KarrasSDE(ExplicitScheme):
         sh_up = min(sh * (1 + state.gamma), state.highest) if self.s_min <= sh <= self.s_max else sh
         t_up, alpha = t, start.alpha
         if sh_up > sh:
-            t_up = sde.time(torch.tensor(-math.log(sh_up), dtype=torch.float64)).clamp_max(term.t_max)
+            t_up = sde.time(torch.tensor(-math.log(sh_up), dtype=torch.float64, device="cpu")).clamp_max(term.t_max)
             up = sde.at(t_up)
             alpha, sh_up = up.alpha, up.sigma / up.alpha
             lift = self.s_noise * math.sqrt(max(sh_up**2 - sh**2, 0.0))

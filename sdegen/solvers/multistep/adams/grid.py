@@ -93,7 +93,7 @@ class AdamsGrid(AdamsMethod):
         if not self.leaps:
             return AdamsRun(AdamsPlan.of(grid, orders))
         leap = GaussianStart.planned(term, self.law, float(grid[0]), float(grid[1]), x)
-        nodes = torch.cat([torch.tensor([leap.past[1], leap.past[0]], dtype=grid.dtype), grid[1:]])
+        nodes = torch.cat([torch.tensor([leap.past[1], leap.past[0]], dtype=grid.dtype, device="cpu"), grid[1:]])
         return AdamsRun(AdamsPlan.of(nodes, orders, leap), k=-1)
 
     def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: AdamsRun, noise: Noise) -> Step:
@@ -120,8 +120,8 @@ def _weights(ts: Tensor, known: int, ahead: int, most: int) -> list[list[float]]
     for k in range(n):
         groups.setdefault(min(most, known + k + 1 + ahead), []).append(k)
     for count, rows in groups.items():
-        k = torch.tensor(rows) + known
-        nodes = ts[k[:, None] + ahead - torch.arange(count)]
+        k = torch.tensor(rows, device="cpu") + known
+        nodes = ts[k[:, None] + ahead - torch.arange(count, device="cpu")]
         w = lagrange_weights(nodes, ts[k], ts[k + 1], torch.ones_like, lambda u: u)
         for row, i in zip(w.tolist(), rows, strict=True):
             table[i] = row

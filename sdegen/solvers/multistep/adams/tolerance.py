@@ -153,7 +153,9 @@ class AdamsTolerance(AdamsMethod):
         k, above, d = state.order, state.order + 1, math.prod(x.shape[1:])
         reach = torch.minimum(state.valid, above)  # the largest order whose estimate counts
         # rooms_j = log(aim/E_j), j = 1, 2 ...; an E_j below 1e-14 counts as that
-        aim = torch.as_tensor(tolerance.scale(x.detach(), step.x.detach()) * (self.aim * d**0.5)).to(k.dtype)
+        aim = torch.as_tensor(
+            tolerance.scale(x.detach(), step.x.detach()) * (self.aim * d**0.5), dtype=k.dtype, device=k.device
+        )
         rooms = torch.sub(aim.log(), attempt.squares.log(), alpha=0.5).clamp_max(math.log(self.aim / 1e-14))
         room = rooms.gather(0, attempt.row)[0]
         accept = room >= math.log(self.aim / state.accept)
