@@ -401,7 +401,7 @@ class Wandering(Plain):
     kind = "ODE"
 
     def step(self, term, x, t, t_next, state, noise):
-        term.drift(x, t_next + 2 * (t_next - t))
+        term.drift(x, t_next + 0.01 * (t_next - t))
         return super().step(term, x, t, t_next, state, noise)
 
 
