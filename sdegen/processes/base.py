@@ -99,7 +99,7 @@ class SDE(metaclass=_Immutable):
     def __setattr__(self, name: str, value: Any) -> None:
         if self._finished:
             raise InvalidInputError(
-                f"{name} of a {type(self).__name__} cannot be assigned: a process does not change once it is made; "
+                f"{type(self).__name__}.{name} cannot be assigned: a process does not change once it is made; "
                 "make another one, or take sde.narrowed(t_min, t_max) for a shorter range of times"
             )
         super().__setattr__(name, value)

@@ -134,7 +134,7 @@ def test_a_number_of_a_process_cannot_be_assigned_after_it_is_made(name):
     assert {"t_min", "t_max"} <= set(assigned)
     for same in (sde, copy.copy(sde), copy.deepcopy(sde), pickled(sde), sde.narrowed(sde.t_min, 0.9 * sde.t_max)):
         for key in assigned:
-            with pytest.raises(InvalidInputError, match=f"{key} of a {type(sde).__name__} cannot be assigned"):
+            with pytest.raises(InvalidInputError, match=f"{type(sde).__name__}.{key} cannot be assigned"):
                 setattr(same, key, 0.123)
     assert sde.at(0.5 * sde.t_max).sigma == before
 
