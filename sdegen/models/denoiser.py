@@ -59,7 +59,6 @@ class Denoiser(ScoreModel):
         self.smooth = False if smooth is None else bool(smooth)
         self.parametrization = parametrization
         self.about: dict[str, Any] = {}
-        self._computes_in = ComputingDtype()
         self.coefficients()
 
     def coefficients(self) -> Parametrization:
@@ -70,6 +69,8 @@ class Denoiser(ScoreModel):
         super().__setattr__(name, value)
         if name in ("data_std", "sde", "parametrization"):  # what the coefficients are made of
             self._coefficients.clear()
+        elif name == "net":
+            self._computes_in = ComputingDtype(value)
 
     def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Prediction:
         t = as_time(t)
@@ -99,13 +100,14 @@ class Denoiser(ScoreModel):
     def _inputs(self, x: Tensor, c_in: Any, c_noise: Any) -> tuple[Tensor, Tensor]:
         """c_in x and c_noise, (B,), in the dtypes that suit the network, in memory that is not the caller's."""
         dtype = self._computes_in.of(self.net, x.dtype)
-        time_dtype = _time_dtype(self.net, dtype)
+        time_dtype = self._computes_in.time or (torch.float32 if dtype.itemsize < 4 else dtype)
         if isinstance(c_noise, Tensor):
             t_in = c_noise.to(device=x.device, dtype=time_dtype).expand(x.shape[0]).clone()
         else:
             t_in = torch.full((x.shape[0],), c_noise, dtype=time_dtype, device=x.device)
         x_in = x if isinstance(c_in, float) and c_in == 1.0 else x * expand(c_in, x)
-        x_in = x_in.to(dtype)
+        if x_in.dtype != dtype:
+            return x_in.to(dtype), t_in
         return (x_in.clone() if x_in is x else x_in), t_in
 
     def warm(self, ts):
@@ -140,9 +142,3 @@ class Denoiser(ScoreModel):
 
     def _ends_without_signal(self) -> bool:
         return bool(self.sde.at(self.sde.t_max).alpha == 0)
-
-
-def _time_dtype(net: Any, dtype: torch.dtype) -> torch.dtype:
-    """What a network that computes in `dtype` is told the time in."""
-    own = getattr(unwrapped(net), "time_dtype", None)
-    return own or (torch.float32 if dtype.itemsize < 4 else dtype)

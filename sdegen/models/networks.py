@@ -46,25 +46,37 @@ class ComputingDtype:
     """The dtype of a network's first floating parameter.
 
     To search for it takes longer than many a small layer, so its path is kept; it is looked up by name every time,
-    because parameters and modules may be replaced (LoRA, quantisation).
+    because parameters and modules may be replaced (LoRA, quantisation). A network without parameters is searched once.
+
+    Args:
+        net: the network, or any callable.
     """
 
-    def __init__(self) -> None:
-        self._path: tuple[str, ...] = ()
+    def __init__(self, net: Any) -> None:
+        self._path: tuple[str, ...] | None = None
+        inner = unwrapped(net)
+        self._said = getattr(inner, "__dict__", {})  # the network's own attributes, looked up at every call
+        self._of_class: torch.dtype | None = getattr(type(inner), "time_dtype", None)
+        self._without = not isinstance(net, nn.Module) or next(net.parameters(), None) is None
+
+    @property
+    def time(self) -> torch.dtype | None:
+        """The dtype in which the network wants to be told times, by its `time_dtype`; None: it says nothing."""
+        return self._said.get("time_dtype", self._of_class)
 
     def of(self, net: Any, otherwise: torch.dtype) -> torch.dtype:
         """Of this network; `otherwise` where it has no such parameter."""
-        if not isinstance(net, nn.Module):
+        if self._without:
             return otherwise
         found = self._looked_up(net)
         if found not in _COMPUTES:
             named = net.named_parameters()
             name, found = next(((n, p.dtype) for n, p in named if p.dtype in _COMPUTES), ("", None))
-            self._path = tuple(name.split(".")) if name else ()
+            self._path = tuple(name.split(".")) if name else None
         return otherwise if found is None else found
 
     def _looked_up(self, net: nn.Module) -> torch.dtype | None:
-        if not self._path:
+        if self._path is None:
             return None
         module: Any = net
         for name in self._path[:-1]:
