@@ -47,3 +47,9 @@ class IncompatibleCheckpointError(CheckpointError):
 
 class RunLockedError(SdegenError):
     """Another process is using this run folder; the message names its pid."""
+
+
+def shortened(value: Any, most: int = 80) -> str:
+    """A value for a message: its repr, cut where it is long."""
+    text = repr(value[: 4 * most] if isinstance(value, str | bytes) else value)
+    return text if len(text) <= most else f"{text[:most]}..."

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import InvalidInputError
-from ..core.files import write_whole
+from ..core.files import replacing, sync, write_whole
 from .pixels import Decoded
 
 _PORTION = 2**24  # bytes read at a time
@@ -43,7 +43,7 @@ def kept(folder: Path, made_from: Any, decode: Callable[[Room], Decoded]) -> Dec
     from filelock import FileLock
 
     key = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:24]
-    array, listed, fresh = (folder / f"{key}{end}" for end in (".npy", ".json", ".tmp"))
+    array, listed = folder / f"{key}.npy", folder / f"{key}.json"
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         found = _found(array, listed)
@@ -53,35 +53,34 @@ def kept(folder: Path, made_from: Any, decode: Callable[[Room], Decoded]) -> Dec
             found = _found(array, listed, tells=True)
             if found is not None:  # another process has made it meanwhile
                 return found
-            try:
-                _make(decode, array, listed, fresh)
-            finally:
-                fresh.unlink(missing_ok=True)
+            _make(decode, array, listed)
     try:
         return _checked(array, listed)
     except _Damaged as damage:
         raise InvalidInputError(f"cache={str(folder)!r} does not keep what is written there: {damage}") from damage
 
 
-def _make(decode: Callable[[Room], Decoded], array: Path, listed: Path, fresh: Path) -> None:
+def _make(decode: Callable[[Room], Decoded], array: Path, listed: Path) -> None:
     """Decode into a file, and write the list when it is whole."""
-    rooms: list[Any] = []
+    with replacing(array) as fresh:
+        rooms: list[Any] = []
 
-    def room(shape: tuple[int, ...]) -> np.ndarray:
-        rooms.append(np.lib.format.open_memmap(fresh, mode="w+", dtype=np.uint8, shape=shape))
-        _reserve(fresh, rooms[0].offset, rooms[0].nbytes)
-        return rooms[0]
+        def room(shape: tuple[int, ...]) -> np.ndarray:
+            rooms.append(np.lib.format.open_memmap(fresh, mode="w+", dtype=np.uint8, shape=shape))
+            _reserve(fresh, rooms[0].offset, rooms[0].nbytes)
+            return rooms[0]
 
-    found = decode(room)
-    rooms[0].flush()
+        found = decode(room)
+        rooms[0].flush()
+        sync(fresh)
+        digest = _digest(fresh)
     state = {
-        "pixels": _digest(fresh),
+        "pixels": digest,
         "kept": found.kept,
         "files": found.files,
         "skipped": found.skipped,
         "notes": found.notes,
     }
-    os.replace(fresh, array)
     write_whole(listed, json.dumps({**state, "state": _digest_of(state)}).encode())
 
 

@@ -8,20 +8,15 @@ from contextlib import contextmanager
 
 import torch
 
+from ..core.modes import evaluating
 from ..models.base import ScoreModel
 
 
 @contextmanager
 def quiet(model: ScoreModel, *, grad: bool = False) -> Iterator[None]:
-    """Eval mode and, unless asked for, no gradients; every module's mode is restored."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.set_grad_enabled(grad):
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    """Eval mode and, unless asked for, no gradients; every module's mode is restored when the last thread is done."""
+    with evaluating(model), torch.set_grad_enabled(grad):
+        yield
 
 
 @contextmanager

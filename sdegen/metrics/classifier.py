@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.errors import CorruptCheckpointError, InvalidInputError
-from ..core.files import write_whole
+from ..core.files import as_path, cure, write_whole
+from ..core.modes import evaluating
 
 FEATURES = 64
 _RECIPE = 1  # changes when training does: a file of another recipe is not taken for this one's
@@ -104,11 +105,10 @@ class Classifier(nn.Module):
     @torch.no_grad()
     def _in_portions(self, x: Tensor, function: Any) -> Tensor:
         if tuple(x.shape[1:]) != self.shape:
-            raise InvalidInputError(f"x has shape {tuple(x.shape)}: this classifier learned images {self.shape}")
-        weight, training = self.out.weight, self.training
-        self.eval()
-        found = [function(some.to(weight.device, weight.dtype)).cpu() for some in x.split(512)]
-        self.train(training)
+            raise InvalidInputError(f"x: got shape {tuple(x.shape)}, but this classifier learned images {self.shape}")
+        weight = self.out.weight
+        with evaluating(self):
+            found = [function(some.to(weight.device, weight.dtype)).cpu() for some in x.split(512)]
         return torch.cat(found) if found else torch.empty(0, FEATURES)
 
 
@@ -148,12 +148,13 @@ def train_classifier(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = Classifier((images.shape[1], images.shape[2], images.shape[3]), n_classes)
-        if path is not None and Path(path).exists():
-            _read(net, Path(path), made_from)
+        file = None if path is None else as_path(path)
+        if file is not None and file.exists():
+            _read(net, file, made_from)
         else:
             _train(net, images, labels, steps, batch_size, lr)
-            if path is not None:
-                _write(net, Path(path), made_from)
+            if file is not None:
+                _write(net, file, made_from)
     return net.eval().requires_grad_(False)
 
 
@@ -171,10 +172,10 @@ def _train(net: Classifier, images: Tensor, labels: Tensor, steps: int, batch_si
 
 def _check(images: Tensor, labels: Tensor) -> None:
     if not isinstance(images, Tensor) or images.ndim != 4 or not images.numel() or not images.is_floating_point():
-        came = f"{images.dtype} of shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-        raise InvalidInputError(f"images are {came}: wanted floating numbers (N, C, H, W) in [-1, 1]")
+        got = f"{images.dtype} of shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise InvalidInputError(f"images: got {got}, expected floating numbers (N, C, H, W) in [-1, 1]")
     if labels is None or labels.shape != images.shape[:1] or labels.is_floating_point() or int(labels.min()) < 0:
-        raise InvalidInputError(f"labels: wanted whole numbers ({len(images)},), from 0; a classifier needs classes")
+        raise InvalidInputError(f"labels: expected whole numbers ({len(images)},), from 0; a classifier needs classes")
 
 
 def _digest(images: Tensor, labels: Tensor, options: list[Any]) -> str:
@@ -187,8 +188,10 @@ def _digest(images: Tensor, labels: Tensor, options: list[Any]) -> str:
 def _write(net: Classifier, path: Path, made_from: str) -> None:
     tensors = {name: value.contiguous() for name, value in net.state_dict().items()}
     content = safetensors.torch.save(tensors, {"made_from": made_from, "weights": _fingerprint(tensors)})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, content)
+    try:
+        write_whole(path, content)
+    except OSError as error:
+        raise InvalidInputError(f"path={str(path)!r} cannot be written: {error}: {cure(error)}") from error
 
 
 def _read(net: Classifier, path: Path, made_from: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from ..processes import EDMSDE, SDE, VESDE, LinearPathSDE, TabulatedVPSDE
 from .base import ScoreModel
 from .denoiser import Denoiser
 from .learned_variance import LearnedVariance
+from .networks import unwrapped
 from .parametrization import Parametrization, parametrization
 
 _PREDICTIONS = {"epsilon": "noise", "sample": "x0", "v_prediction": "v", "flow_prediction": "velocity"}
@@ -33,9 +35,10 @@ class _Unconditional(nn.Module):
     def __init__(self, unet: nn.Module, channels: int) -> None:
         super().__init__()
         self.unet, self.channels = unet, channels
-        size = unet.config.get("sample_size")  # type: ignore[union-attr]
+        config: Any = unwrapped(unet).config
+        size = config.get("sample_size")
         sides = (size, size) if isinstance(size, int) else size
-        self.event_shape = None if sides is None else (unet.config["in_channels"], *sides)  # type: ignore[index]
+        self.event_shape = None if sides is None else (config["in_channels"], *sides)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         return self._call(x, t)
@@ -79,18 +82,42 @@ def from_diffusers(unet: Any, scheduler: Any) -> ScoreModel:
         InvalidInputError: a network or a scheduler that is none of these: say so yourself, with
             Denoiser(net, sde, parametrization=...).
     """
-    net = _network(unet, scheduler)
+    _check_unet(unet)
+    if not hasattr(scheduler, "config"):
+        raise InvalidInputError(f"scheduler is {type(scheduler).__name__}: wanted a diffusers scheduler object")
     sde, kind, std = _process(scheduler)
-    wide = unet.config["out_channels"] == 2 * unet.config["in_channels"]
+    config = unwrapped(unet).config
+    wide = config["out_channels"] == 2 * config["in_channels"]
     learned = wide and hasattr(sde, "betas") and scheduler.config.get("variance_type") != "learned"
     make = LearnedVariance if learned else Denoiser
-    if make is LearnedVariance:
-        net.channels = unet.config["out_channels"]
-    return make(net, sde, parametrization=kind, data_std=std)
+    return make(as_network(unet, learned_variance=learned), sde, parametrization=kind, data_std=std)
 
 
-def _network(unet: Any, scheduler: Any) -> _Unconditional:
-    config = getattr(unet, "config", None)
+def is_unet(net: Any) -> bool:
+    """Whether this is a UNet as `from_diffusers` takes it, and not yet what a model calls."""
+    config = getattr(unwrapped(net), "config", None)
+    return isinstance(config, Mapping) and {"in_channels", "out_channels", "down_block_types"} <= config.keys()
+
+
+def as_network(unet: Any, *, learned_variance: bool) -> nn.Module:
+    """A UNet called as net(x, t), or as net(x, t, class_labels=labels) where it has classes.
+
+    Args:
+        unet: a UNet2DModel, wrapped or not.
+        learned_variance: whether its second half of channels, if there is one, is passed on.
+
+    Raises:
+        InvalidInputError: a network that is none of these.
+    """
+    config = _check_unet(unet)
+    labelled = config.get("num_class_embeds") is not None or config.get("class_embed_type") is not None
+    channels = config["out_channels" if learned_variance else "in_channels"]
+    return (_ClassConditional if labelled else _Unconditional)(unet, channels)
+
+
+def _check_unet(unet: Any) -> Any:
+    """Its configuration, if it is a network that can be called as net(x, t)."""
+    config = getattr(unwrapped(unet), "config", None)
     if not isinstance(unet, nn.Module) or config is None or "in_channels" not in config:
         raise InvalidInputError(f"unet is {type(unet).__name__}: wanted a diffusers UNet2DModel")
     if "cross_attention_dim" in config:
@@ -104,10 +131,7 @@ def _network(unet: Any, scheduler: Any) -> _Unconditional:
             f"the UNet takes {c_in} channels and returns {c_out}: wanted as many, or twice as many with a learned "
             "variance; where part of its input is a condition, wrap it in a module net(x, t, **cond)"
         )
-    if not hasattr(scheduler, "config"):
-        raise InvalidInputError(f"scheduler is {type(scheduler).__name__}: wanted a diffusers scheduler object")
-    labelled = config.get("num_class_embeds") is not None or config.get("class_embed_type") is not None
-    return (_ClassConditional if labelled else _Unconditional)(unet, c_in)
+    return config
 
 
 def _process(scheduler: Any) -> tuple[SDE, str | Parametrization, float | None]:

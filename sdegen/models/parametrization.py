@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..core.errors import InvalidInputError
+from ..core.errors import InvalidInputError, shortened
 from ..processes import SDE
 from ..processes import in_tensors as _at
 
@@ -125,13 +125,11 @@ def parametrization(name: str | Parametrization, sigma_data: float = 1.0) -> Par
     """
     if isinstance(name, Parametrization):
         return name
-    if isinstance(name, str) and name.startswith(COUNTING):
-        return counting(parametrization(name.removeprefix(COUNTING), sigma_data))
-    if name == "edm":
-        return _edm(sigma_data)
-    if name not in _LINEAR:
+    plain = name.removeprefix(COUNTING) if isinstance(name, str) else None
+    if plain not in NAMES:
         raise InvalidInputError(
-            f"parametrization {name!r}: wanted one of {', '.join(map(repr, NAMES))}, any of them after "
+            f"parametrization: got {shortened(name)}, expected one of {', '.join(map(repr, NAMES))}, any of them after "
             f"{COUNTING!r}, or a Parametrization"
         )
-    return _LINEAR[name]
+    found = _edm(sigma_data) if plain == "edm" else _LINEAR[plain]
+    return found if plain == name else counting(found)

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,9 @@ from ..core.errors import (
     CorruptCheckpointError,
     IncompatibleCheckpointError,
     InvalidInputError,
+    shortened,
 )
+from ..core.files import as_path, cure, replacing, write_synced
 
 VERSION = 1
 
@@ -35,7 +36,8 @@ _FILE = re.compile(r"[a-z]+\.(safetensors|json)")
 
 _STEP = re.compile(r"step-\d+")
 
-_MOST_MANIFEST, _MOST_JSON, _MOST_HEADER = 1 << 20, 1 << 24, 1 << 24  # bytes: all three are read into memory whole
+MAX_BYTES = 1 << 22  # of JSON, which Python makes up to thirty times as much of in memory
+_MOST_MANIFEST = 1 << 20  # bytes
 
 
 def write(path: str | os.PathLike, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
@@ -46,52 +48,52 @@ def write(path: str | os.PathLike, tensors: Mapping[str, Mapping[str, Tensor]], 
             safetensors has not.
         CheckpointError: the files could not be written.
     """
-    path = Path(path).absolute()
+    place = as_path(path)
     text = json.dumps(state, allow_nan=False).encode()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _tidy(path)
-        _check_replaceable(path)
-        fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
+        with replacing(place, _check_replaceable) as fresh:
             fresh.mkdir()
-            entries = {STATE: _write_file(fresh / STATE, [memoryview(text)])}
+            entries = {STATE: _entry(write_synced(fresh / STATE, [text]))}
             for name, group in tensors.items():
-                entries[f"{name}.safetensors"] = _write_file(fresh / f"{name}.safetensors", _packed(group))
-            _write_file(fresh / MANIFEST, [memoryview(_manifest(entries))])
-            _sync(fresh)
-            _put(fresh, path)
-        except BaseException:
-            shutil.rmtree(fresh, ignore_errors=True)
-            raise
+                file = f"{name}.safetensors"
+                entries[file] = _entry(write_synced(fresh / file, _packed(group)))
+            write_synced(fresh / MANIFEST, [_manifest(entries)])
     except OSError as error:
         raise CheckpointError(
-            f"could not write the checkpoint {path}: {error}. What was there before is unharmed; make room or see to "
-            "the folder's rights, and save again"
+            f"could not write the checkpoint {place}: {error}. What was there before is unharmed; {cure(error)}, and "
+            "save again"
         ) from error
 
 
-def read(path: str | os.PathLike, names: Iterable[str]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+def read(
+    path: str | os.PathLike, names: Iterable[str], *, max_bytes: int = MAX_BYTES
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """The named tensors and the state of a checkpoint folder, after every file of it was verified.
+
+    Args:
+        path: the folder.
+        names: of the groups of tensors.
+        max_bytes: of its JSON: the state, and the header of each file of tensors. Python makes up to thirty times as
+            much of it in memory, so a file that lies is refused before that.
 
     Raises:
         CorruptCheckpointError: bytes on disk are not the bytes that were written.
         IncompatibleCheckpointError: another version, or a file that this one needs is not part of it.
         CheckpointError: it cannot be read.
     """
-    path = Path(path)
+    path = as_path(path)
     try:
-        files = _verified(path)
-        wanted = {name: f"{name}.safetensors" for name in names}
-        for file in (STATE, *wanted.values()):
+        files = _verified(path, max_bytes)
+        groups = {name: f"{name}.safetensors" for name in names}
+        for file in (STATE, *groups.values()):
             if file not in files:
                 raise IncompatibleCheckpointError(f"the checkpoint {path} has no {file}")
         state = _parsed((path / STATE).read_bytes(), path / STATE)
-        return {name: _tensors(path / file) for name, file in wanted.items()}, state
+        return {name: _tensors(path / file, max_bytes) for name, file in groups.items()}, state
     except FileNotFoundError as error:
         raise CorruptCheckpointError(f"the checkpoint {path} is not whole: {error}") from error
     except OSError as error:
-        raise CheckpointError(f"the checkpoint {path} cannot be read: {error}") from error
+        raise CheckpointError(f"the checkpoint {path} cannot be read: {error}: {cure(error)}") from error
 
 
 def steps(run: str | os.PathLike) -> list[Path]:
@@ -107,7 +109,9 @@ def steps(run: str | os.PathLike) -> list[Path]:
     return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
 
 
-def newest(run: str | os.PathLike, names: Sequence[str]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
+def newest(
+    run: str | os.PathLike, names: Sequence[str], *, max_bytes: int = MAX_BYTES
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
     """What `read` gives for the newest valid checkpoint of a run folder; a warning says which ones it skipped, and why.
 
     None if there are no checkpoints at all.
@@ -118,7 +122,7 @@ def newest(run: str | os.PathLike, names: Sequence[str]) -> tuple[dict[str, dict
     skipped: list[str] = []
     for path in reversed(steps(run)):
         try:
-            found = read(path, names)
+            found = read(path, names, max_bytes=max_bytes)
         except CheckpointError as error:
             skipped.append(f"{path.name}: {error}")
             continue
@@ -128,6 +132,10 @@ def newest(run: str | os.PathLike, names: Sequence[str]) -> tuple[dict[str, dict
     if skipped:
         raise CorruptCheckpointError(f"no checkpoint in {run} is valid: {'; '.join(skipped)}")
     return None
+
+
+def _entry(written: tuple[int, str]) -> dict[str, Any]:
+    return {"bytes": written[0], "sha256": written[1]}
 
 
 def _manifest(entries: Mapping[str, Any]) -> bytes:
@@ -144,7 +152,7 @@ def _sealed(manifest: Mapping[str, Any]) -> bytes:
     return json.dumps(manifest, sort_keys=True, indent=1).encode()
 
 
-def _verified(path: Path) -> dict[str, Any]:
+def _verified(path: Path, max_bytes: int) -> dict[str, Any]:
     """The files that the manifest lists, once size and hash of each were found right."""
     if not path.is_dir():
         raise CheckpointError(f"there is no checkpoint at {path}")
@@ -159,27 +167,34 @@ def _verified(path: Path) -> dict[str, Any]:
     if manifest.get("seal") != _seal(body) or _sealed(manifest) != raw:
         raise CorruptCheckpointError(f"{manifest_path} was changed after it was written")
     if (body.get("format"), body.get("version")) != (_FORMAT, VERSION):
-        raise IncompatibleCheckpointError(
-            f"{path} is a {body.get('format')!r} of version {body.get('version')!r}: wanted version {VERSION}"
-        )
+        what = f"{shortened(body.get('format'))} of version {shortened(body.get('version'))}"
+        raise IncompatibleCheckpointError(f"{path} is {what}: expected version {VERSION}")
     files = body.get("files")
     if not isinstance(files, dict) or not all(_FILE.fullmatch(name) for name in files):
         raise CorruptCheckpointError(f"{manifest_path} lists no files, or names that no checkpoint has")
     for name, entry in files.items():
-        _verify(path / name, entry)
+        _verify(path / name, entry, max_bytes)
     return files
 
 
-def _verify(file: Path, entry: Any) -> None:
+def _verify(file: Path, entry: Any, max_bytes: int) -> None:
     if not file.is_file():
         raise CorruptCheckpointError(f"{file} is missing")
     size = file.stat().st_size
-    if not isinstance(entry, dict) or size != entry.get("bytes") or (file.suffix == ".json" and size > _MOST_JSON):
-        raise CorruptCheckpointError(f"{file} has {size} bytes, the manifest has {entry!r}")
+    if not isinstance(entry, dict) or size != entry.get("bytes"):
+        raise CorruptCheckpointError(f"{file}: got {size} bytes, the manifest has {shortened(entry)}")
+    if file.suffix == ".json" and size > max_bytes:
+        raise _too_large(file, f"{size} bytes of JSON", max_bytes)
     with open(file, "rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     if digest != entry.get("sha256"):
         raise CorruptCheckpointError(f"{file} was changed after it was written (its SHA-256 is another)")
+
+
+def _too_large(file: Path, what: str, max_bytes: int) -> CorruptCheckpointError:
+    return CorruptCheckpointError(
+        f"{file} has {what}, more than max_bytes={max_bytes}: if it is from a source that you trust, pass a larger one"
+    )
 
 
 def _parsed(raw: bytes, file: Path) -> dict[str, Any]:
@@ -188,15 +203,15 @@ def _parsed(raw: bytes, file: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise CorruptCheckpointError(f"{file} is not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise CorruptCheckpointError(f"{file} holds a {type(value).__name__}, wanted an object")
+        raise CorruptCheckpointError(f"{file} holds a {type(value).__name__}, expected an object")
     return value
 
 
-def _tensors(file: Path) -> dict[str, Tensor]:
+def _tensors(file: Path, max_bytes: int = MAX_BYTES) -> dict[str, Tensor]:
     with open(file, "rb") as stream:
         header = int.from_bytes(stream.read(8), "little")
-    if header > _MOST_HEADER:
-        raise CorruptCheckpointError(f"{file} claims a header of {header} bytes, more than any checkpoint has")
+    if header > max_bytes:
+        raise _too_large(file, f"a header of {header} bytes", max_bytes)
     try:
         return safetensors.torch.load_file(file)
     except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError) as error:
@@ -243,78 +258,6 @@ def _raw(value: Tensor) -> memoryview:
     value = torch.view_as_real(value) if value.is_complex() else value
     numbers = value.reshape(-1).view(torch.uint8).numpy().view(f"u{value.element_size()}")
     return numbers.astype(f"<{numbers.dtype.str[1:]}", copy=False).view(np.uint8).data
-
-
-def _write_file(file: Path, pieces: Iterable[memoryview]) -> dict[str, Any]:
-    """Write and sync a file; its entry in the manifest."""
-    size, digest = 0, hashlib.sha256()
-    with open(file, "wb") as stream:
-        for piece in pieces:
-            stream.write(piece)
-            digest.update(piece)
-            size += len(piece)
-            del piece  # before the next one is made
-        stream.flush()
-        os.fsync(stream.fileno())
-    return {"bytes": size, "sha256": digest.hexdigest()}
-
-
-def _sync(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    if os.name == "nt":  # folders cannot be opened there
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _old(path: Path) -> Path:
-    return path.with_name(f".{path.name}.old")
-
-
-def _put(fresh: Path, path: Path) -> None:
-    """Rename a finished folder into its place; whatever fails, the old one or the new one is there."""
-    replaces = path.exists()
-    if replaces:
-        os.rename(path, _old(path))
-    try:
-        os.rename(fresh, path)
-    except OSError:
-        if replaces:
-            os.rename(_old(path), path)
-        raise
-    _sync(path.parent)
-    shutil.rmtree(_old(path), ignore_errors=True)
-
-
-def _tidy(path: Path) -> None:
-    """Clear up after a crash: an old checkpoint without successor goes back, temporaries of dead processes go."""
-    if _old(path).exists():
-        if path.exists():
-            shutil.rmtree(_old(path))
-        else:
-            os.rename(_old(path), path)
-    temporary = re.compile(re.escape(f".{path.name}.") + r"(\d+)\.tmp")
-    for stale in list(path.parent.iterdir()):
-        if (match := temporary.fullmatch(stale.name)) and not _another_runs(int(match[1])):
-            shutil.rmtree(stale)
-
-
-def _another_runs(pid: int) -> bool:
-    """Whether another process of this number may be running."""
-    if pid == os.getpid():
-        return False
-    if os.name == "nt":  # asking there means killing
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def _check_replaceable(path: Path) -> None:

@@ -24,14 +24,20 @@ from ..core.errors import (
     CheckpointError,
     IncompatibleCheckpointError,
     InvalidInputError,
-    SdegenError,
+    shortened,
 )
+from ..core.files import as_path, cure, previous
 from ..models.base import ScoreModel
 from ..models.denoiser import Denoiser
+from ..models.diffusers import as_network, is_unet
 from ..models.learned_variance import LearnedVariance
+from ..models.networks import plain_names, unwrapped
 from ..nets import MLP, DiT, UNet
 from ..processes import SDE
-from .folders import MANIFEST, _old, newest, read, steps, write
+from .folders import MANIFEST, MAX_BYTES, newest, read, steps, write
+
+_POINTS = 5  # of a process, to know it by
+_MOST_AXES, _LONGEST = 16, 256  # of a sample; of an argument of a network
 
 # The only classes that a name in a file can mean.
 _MODELS: dict[str, type[Denoiser]] = {model.__name__: model for model in (Denoiser, LearnedVariance)}
@@ -80,14 +86,18 @@ def load(
     net: nn.Module | None = None,
     sde: SDE | None = None,
     device: torch.device | str | None = None,
+    max_bytes: int = MAX_BYTES,
 ) -> ScoreModel:
     """The model that `save` or a training run wrote, in eval mode.
 
     Args:
         path: a checkpoint, or the run folder of `fit`: then its newest valid checkpoint, with the averaged weights.
-        net: your own network, filled with the weights in place; sdegen's are rebuilt from the file.
+        net: your own network, filled with the weights in place, wrapped (torch.compile, DataParallel) or not; of a
+            model by `from_diffusers`, the UNet. sdegen's are rebuilt from the file.
         sde: your own process; sdegen's are rebuilt from the file.
         device: where to; None: CUDA if there is one.
+        max_bytes: of JSON that is read into memory, in the state and in the headers of the tensors: more than any but
+            the largest networks have, little enough to trust a stranger's file.
 
     Returns:
         A Denoiser, or a LearnedVariance where one was saved.
@@ -106,7 +116,9 @@ def load(
         >>> all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters()))
         True
     """
-    tensors, state = _read_model(Path(path).absolute())
+    if net is not None and not isinstance(net, nn.Module):
+        raise InvalidInputError(f"net: got {shortened(net)}, expected a torch.nn.Module")
+    tensors, state = _read_model(as_path(path), max_bytes)
     model = _rebuilt(state.get("model"), tensors["model"], net, sde)
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
 
@@ -125,6 +137,7 @@ def describe(model: Denoiser) -> dict[str, Any]:
         "class": type(model).__name__,
         "parametrization": model.parametrization,
         "event_shape": None if model.event_shape is None else list(model.event_shape),
+        "smooth": model.smooth,
         "net": _named(model.net, _NETS),
         "sde": {**_named(sde, _SDES), "t_min": sde.t_min, "t_max": sde.t_max, "path": _path(sde)},
         "about": _plain(model.about),
@@ -138,13 +151,13 @@ def _plain(about: Any) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise InvalidInputError(f"model.about cannot be written as JSON: {error}") from error
     if not isinstance(plain, dict):
-        raise InvalidInputError(f"model.about is a {type(about).__name__}: wanted a dict")
+        raise InvalidInputError(f"model.about: got a {type(about).__name__}, expected a dict")
     return plain
 
 
 def model_tensors(model: Denoiser) -> dict[str, Tensor]:
-    """The tensors of a Denoiser: "net.*" as in the network's state_dict, and the data's statistics in float64."""
-    tensors = {f"net.{name}": value for name, value in model.net.state_dict().items()}
+    """The tensors of a Denoiser: "net.*" as in the plain network's state_dict, and the data's statistics in float64."""
+    tensors: dict[str, Tensor] = {f"net.{name}": value for name, value in _own_state(model.net).items()}
     bad = [name for name, value in tensors.items() if not isinstance(value, Tensor)]
     if bad:
         raise InvalidInputError(f"the network's state_dict holds things that are no tensors: {', '.join(bad)}")
@@ -152,6 +165,13 @@ def model_tensors(model: Denoiser) -> dict[str, Tensor]:
         if (value := getattr(model, name)) is not None:
             tensors[name] = value.double()
     return tensors
+
+
+def _own_state(net: nn.Module) -> dict[str, Tensor]:
+    """A network's state_dict, its names as if nothing in it were wrapped."""
+    state = net.state_dict()
+    names = plain_names(net, state)
+    return {names[name]: value for name, value in state.items()}
 
 
 def check_same(model: Denoiser, description: Mapping[str, Any]) -> None:
@@ -164,7 +184,7 @@ def check_same(model: Denoiser, description: Mapping[str, Any]) -> None:
     for key in ("class", "net", "parametrization", "event_shape"):
         theirs = description.get(key, Denoiser.__name__ if key == "class" else None)
         if own[key] != theirs:
-            raise IncompatibleCheckpointError(f"the checkpoint's {key} is {theirs}, the model's {own[key]}")
+            raise IncompatibleCheckpointError(f"{key}: got {own[key]}, expected the checkpoint's {shortened(theirs)}")
     _check_path(model.sde, description["sde"]["path"])
 
 
@@ -175,7 +195,7 @@ def set_weights(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         IncompatibleCheckpointError: names, shapes or dtypes that are not the network's.
     """
     weights = {name.removeprefix("net."): value for name, value in tensors.items() if name.startswith("net.")}
-    own = net.state_dict()
+    own = _own_state(net)
     wrong = [f"{name} is missing in the file" for name in own if name not in weights]
     wrong += [f"{name} is not in the network" for name in weights if name not in own]
     for name in own.keys() & weights.keys():
@@ -184,23 +204,43 @@ def set_weights(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             wrong.append(f"{name} is {theirs[0]} {theirs[1]}, the network has {ours[0]} {ours[1]}")
     if wrong:
         raise IncompatibleCheckpointError(
-            f"the weights are not those of this {type(net).__name__}: {'; '.join(sorted(wrong)[:4])}"
+            f"the weights are not those of this {type(unwrapped(net)).__name__}: {'; '.join(sorted(wrong)[:4])}"
             + f"; and {len(wrong) - 4} more" * (len(wrong) > 4)
         )
-    net.load_state_dict(weights)
+    _check_finite(net, weights)
+    names = plain_names(net, net.state_dict())
+    net.load_state_dict({name: weights[plain] for name, plain in names.items()})
 
 
-def _read_model(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+def _check_finite(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Raise on NaN anywhere, and on parameters that are infinite (a buffer may be, as masks are)."""
+    parameters = set(plain_names(net, dict(net.named_parameters())).values())
+    for name, value in weights.items():
+        if value.is_floating_point() and value.dtype.itemsize > 1:
+            bad = ~torch.isfinite(value) if name in parameters else torch.isnan(value)
+            if bool(bad.any()):
+                raise IncompatibleCheckpointError(
+                    f"{name} holds NaN or infinity ({int(bad.sum())} of {value.numel()} numbers): nothing can be "
+                    "sampled with such weights. Load an earlier checkpoint"
+                )
+
+
+def _read_model(path: Path, max_bytes: int) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """The tensors and state of a checkpoint, of what a crash left of it, or of the newest one of a run."""
-    if not path.exists() and _old(path).is_dir():
-        path = _old(path)
-    if steps(path) and not (path / MANIFEST).exists() and (found := newest(path, ["model"])):
+    path = Path(os.path.realpath(path))
+    try:
+        if not path.exists() and previous(path).is_dir():
+            path = previous(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}: {cure(error)}") from error
+    if steps(path) and not (path / MANIFEST).exists() and (found := newest(path, ["model"], max_bytes=max_bytes)):
         return found
-    return read(path, ["model"])
+    return read(path, ["model"], max_bytes=max_bytes)
 
 
 def _named(thing: Any, table: Mapping[str, type]) -> dict[str, Any]:
     """A class by name with its arguments, which are None where it is not ours to rebuild."""
+    thing = unwrapped(thing)
     name = type(thing).__name__
     ours = table.get(name) is type(thing)
     return {"name": name, "config": getattr(thing, "config", None) if ours else None}
@@ -208,7 +248,7 @@ def _named(thing: Any, table: Mapping[str, type]) -> dict[str, Any]:
 
 def _path(sde: SDE) -> list[list[float]]:
     """(t, alpha, sigma) at five times: tells one process from another."""
-    t = torch.linspace(sde.t_min, sde.t_max, 5, dtype=torch.float64, device="cpu")
+    t = torch.linspace(sde.t_min, sde.t_max, _POINTS, dtype=torch.float64, device="cpu")
     return torch.stack([t, sde.alpha(t), sde.sigma(t)], 1).tolist()
 
 
@@ -216,40 +256,70 @@ def _rebuilt(state: Any, tensors: Mapping[str, Tensor], net: nn.Module | None, s
     try:
         sde = _rebuilt_sde(state["sde"]) if sde is None else sde
         _check_path(sde, state["sde"]["path"])
-        net = _rebuilt_net(state["net"], tensors) if net is None else net
-        set_weights(net, tensors)
-        statistics = {name: tensors.get(name) for name in ("data_mean", "data_std")}
         make = _MODELS[state.get("class", Denoiser.__name__)]
-        model = make(net, sde, parametrization=state["parametrization"], smooth=state.get("smooth"), **statistics)  # type: ignore[arg-type]
-        model.event_shape = None if state["event_shape"] is None else tuple(int(n) for n in state["event_shape"])
+        net = _rebuilt_net(state["net"], tensors) if net is None else _filled_in(net, make is LearnedVariance)
+        set_weights(net, tensors)
+        shape = None if state["event_shape"] is None else tuple(int(n) for n in state["event_shape"][:_MOST_AXES])
+        _check_event(net, shape)
+        model = make(net, sde, parametrization=state["parametrization"], smooth=state.get("smooth"))
+        model.event_shape = shape
+        model.set_statistics(tensors.get("data_mean"), tensors.get("data_std"))
         model.about = dict(state.get("about", {}))
         return model
     except CheckpointError:
         raise
-    except (SdegenError, KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
-        raise IncompatibleCheckpointError(f"no model can be made of the checkpoint's description: {error!r}") from error
+    except Exception as error:  # whatever a stranger's file can lead to
+        what = f"{type(error).__name__}: {shortened(str(error), 300)}"
+        raise IncompatibleCheckpointError(f"no model can be made of the checkpoint's description: {what}") from error
+
+
+def _filled_in(net: nn.Module, learned_variance: bool) -> nn.Module:
+    """The user's network as the model calls it: a diffusers UNet by itself is not one."""
+    return as_network(net, learned_variance=learned_variance) if is_unet(net) else net
+
+
+def _check_event(net: nn.Module, shape: tuple[int, ...] | None) -> None:
+    """Raise unless the network works on samples of this shape: asked on the meta device, where nothing is computed."""
+    own = getattr(unwrapped(net), "event_shape", None)
+    if shape is None:
+        return
+    if own is not None and (len(own), *own[:1]) != (len(shape), *shape[:1]):  # sides may be free
+        raise IncompatibleCheckpointError(f"event_shape: got {list(shape)}, expected the network's {list(own)}")
+    if type(net) in _NETS.values():
+        x, t = torch.empty(1, *shape, device="meta"), torch.empty(1, device="meta")
+        weights = {name: value.to("meta", torch.float32) for name, value in net.state_dict().items()}
+        buffers = {name: value.to("meta") for name, value in net.named_buffers()}
+        torch.func.functional_call(net, {**buffers, **weights}, (x, t))
 
 
 def _rebuilt_sde(state: Mapping[str, Any]) -> SDE:
     if state["name"] not in _SDES or state["config"] is None:
-        raise IncompatibleCheckpointError(f"the checkpoint's process, {state['name']}, is your own: load it with sde=")
+        name = str(state["name"])[:80]
+        raise IncompatibleCheckpointError(f"the checkpoint's process, {name}, is your own: load it with sde=")
     return _SDES[state["name"]](**state["config"]).narrowed(float(state["t_min"]), float(state["t_max"]))
 
 
 def _check_path(sde: SDE, path: Sequence[Sequence[float]]) -> None:
-    wanted = torch.tensor(path, dtype=torch.float64, device="cpu")
-    t, wanted = wanted[:, 0], wanted[:, 1:]
-    found = torch.stack([sde.alpha(t), sde.sigma(t)], 1)
+    if not isinstance(path, list) or len(path) != _POINTS:
+        raise IncompatibleCheckpointError(
+            f"path: got {shortened(path[:_POINTS])}, expected {_POINTS} points of a process"
+        )
+    t, *expected = torch.tensor(path, dtype=torch.float64, device="cpu").unbind(1)
+    wanted, found = torch.stack(expected, 1), torch.stack([sde.alpha(t), sde.sigma(t)], 1)
     if not torch.allclose(found, wanted, rtol=1e-6, atol=1e-12):
         raise IncompatibleCheckpointError(
-            f"{sde} is not the process of the checkpoint: alpha, sigma at t = {t.tolist()} are {found.tolist()}, "
-            f"and were {wanted.tolist()}"
+            f"{sde} is not the process of the checkpoint: alpha, sigma at t = {t.tolist()}: got {found.tolist()}, "
+            f"expected {wanted.tolist()}"
         )
 
 
 def _rebuilt_net(state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
     if state["name"] not in _NETS or state["config"] is None:
-        raise IncompatibleCheckpointError(f"the checkpoint's network, {state['name']}, is your own: load it with net=")
+        name = str(state["name"])[:80]
+        raise IncompatibleCheckpointError(f"the checkpoint's network, {name}, is your own: load it with net=")
+    for argument, value in state["config"].items():
+        if isinstance(value, list | str) and len(value) > _LONGEST:
+            raise IncompatibleCheckpointError(f"{argument}: got {len(value)} parts, expected {_LONGEST} at most")
     weights = [value for name, value in tensors.items() if name.startswith("net.")]
     with _no_more_parameters_than(sum(value.numel() for value in weights), len(weights)):
         net = _NETS[state["name"]](**state["config"])

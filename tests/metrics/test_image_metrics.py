@@ -184,10 +184,10 @@ def test_any_shape(shape: tuple[int, int, int]) -> None:
 def test_classifier_refuses() -> None:
     x, y = torch.zeros(4, 1, 8, 8), torch.zeros(4, dtype=torch.long)
     for images, labels, message in (
-        (x[0], y, r"shape \(1, 8, 8\): wanted floating numbers \(N, C, H, W\)"),
+        (x[0], y, r"shape \(1, 8, 8\), expected floating numbers \(N, C, H, W\)"),
         (x.to(torch.uint8), y, "torch.uint8"),
-        (x, None, "wanted whole numbers"),
-        (x, y[:3], "wanted whole numbers"),
+        (x, None, "expected whole numbers"),
+        (x, y[:3], "expected whole numbers"),
         (x, y - 1, "from 0"),
     ):
         with pytest.raises(InvalidInputError, match=message):
