@@ -26,8 +26,8 @@ def whole(value: Any, name: str, *, least: int, most: int | None = None) -> int:
     return number
 
 
-def number(value: Any, name: str, expected: str, *, infinite: bool = False) -> float:
-    """A number, finite unless said otherwise: a float or an int, of numpy too, but no bool.
+def number(value: Any, name: str, expected: str, *, infinite: bool = False, least: float = -math.inf) -> float:
+    """A number, finite unless said otherwise and not below `least`: a float or an int, of numpy too, but no bool.
 
     Raises:
         InvalidInputError: anything else; it names what was `expected`.
@@ -36,6 +36,6 @@ def number(value: Any, name: str, expected: str, *, infinite: bool = False) -> f
         size = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
     except OverflowError:  # an integer that no float holds
         size = math.nan
-    if math.isnan(size) or (math.isinf(size) and not infinite):
+    if math.isnan(size) or (math.isinf(size) and not infinite) or size < least:
         raise InvalidInputError(f"got {name}={value!r}, expected {expected}")
     return size

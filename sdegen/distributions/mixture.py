@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.arguments import number
 from ..core.errors import InvalidInputError
 from ..noise.purposes import Purpose
 from ..noise.white import Noise, check_seed
@@ -24,6 +25,10 @@ class GaussianMixture:
         std: a number or (K,): C_k = std_k^2 I.
         covariances: (d, d) or (K, d, d), symmetric and positive semidefinite. Give std or covariances, not both.
         weights: (K,), positive; normalised to sum 1. None: equal.
+
+    Attributes:
+        weights, log_weights: (K,), normalised. Of a posterior far from the data the logarithms are exact where the
+            weights have underflowed to 0.
 
     Raises:
         InvalidInputError: shapes that do not fit, both or neither of std and covariances, a negative eigenvalue or
@@ -75,6 +80,7 @@ class GaussianMixture:
         if bool((w <= 0).any()):
             raise InvalidInputError(f"weights = {w.tolist()}: expected all positive (leave out components of weight 0)")
         self.weights = w / w.sum()
+        self.log_weights = self.weights.log()
 
     @property
     def dim(self) -> int:
@@ -132,7 +138,56 @@ class GaussianMixture:
             )
         return self.denoise(x, 1.0, 0.0)[0]
 
-    def denoise(self, x: Tensor, alpha: Any, sigma: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def posterior(
+        self, A: Sequence[Sequence[float]] | Tensor, y: Sequence[float] | Tensor, std: float
+    ) -> GaussianMixture:
+        """The law of x given y = A x + std z: a mixture again.
+
+            m_k + K_k (y - A m_k),    (I - K_k A) C_k,    w_k N(y; A m_k, S_k) up to a constant,
+            S_k = A C_k A^T + std^2 I,    K_k = C_k A^T S_k^-1.
+
+        Args:
+            A: (m, d), tensor or lists.
+            y: (m,), one observation.
+            std: the noise's standard deviation, at least 0.
+
+        Raises:
+            InvalidInputError: shapes that do not fit; std = 0 where some S_k is singular, so that y has no density.
+
+        Source: Bishop 2006, Pattern Recognition and Machine Learning, eq. 2.116 and 2.117, component by component.
+        """
+        a, y = _floats(A, "A"), _floats(y, "y")
+        if a.ndim != 2 or a.shape[1] != self.dim or not len(a):
+            raise InvalidInputError(f"got A of shape {tuple(a.shape)}, expected (m, {self.dim})")
+        if y.shape != a.shape[:1]:
+            raise InvalidInputError(
+                f"got y of shape {tuple(y.shape)}, expected ({len(a)},), a number for each row of A"
+            )
+        std = number(std, "std", "the standard deviation of y's noise, at least 0", least=0.0)
+        # with C = L L^T and M = A L: S = M M^T + std^2, and C - K A C = L (I - M^T S^-1 M) L^T, symmetric as computed
+        axes = torch.eye(self.dim, dtype=torch.float64) if self.axes is None else self.axes
+        root = axes * self.variances.sqrt()[:, None]  # (K, d, d)
+        seen = a @ root
+        s, failed = torch.linalg.cholesky_ex(seen @ seen.mT + std**2 * torch.eye(len(a), dtype=torch.float64))
+        pivots = s.diagonal(dim1=1, dim2=2)
+        if bool(failed.any()) or bool((pivots.square() <= 1e-14 * seen.square().sum(2).amax()).any()):
+            raise InvalidInputError(
+                f"got std={std:g}, expected more than 0: some of y is certain, so it has no density"
+            )
+        half = torch.linalg.solve_triangular(s, seen, upper=False)  # S^-1/2 M
+        offset = torch.linalg.solve_triangular(s, (y - self.means @ a.mT)[:, :, None], upper=False)
+        means = self.means + (root @ half.mT @ offset)[:, :, 0]
+        left = torch.eye(self.dim, dtype=torch.float64) - half.mT @ half
+        log_weights = self.log_weights - offset.square().sum((1, 2)) / 2 - pivots.log().sum(1)
+        covariances = root @ left @ root.mT
+        found = GaussianMixture(means, covariances=(covariances + covariances.mT) / 2)
+        found.log_weights = log_weights - log_weights.logsumexp(0)
+        found.weights = found.log_weights.exp()
+        return found
+
+    def denoise(
+        self, x: Tensor, alpha: Any, sigma: Any, log_weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """What x = alpha x0 + sigma z tells: (log p(x), E[x0 | x], E[z | x]), of shapes (B,), (B, d), (B, d).
 
         p = sum_k w_k N(alpha m_k, alpha^2 C_k + sigma^2 I). Along an eigenvector of C_k with eigenvalue c,
@@ -142,10 +197,12 @@ class GaussianMixture:
         Args:
             x: (B, d).
             alpha, sigma: numbers or (B,), not both 0.
+            log_weights: (B, K), each sample's own; -inf leaves a component out. None: the mixture's.
         """
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise InvalidInputError(f"x has shape {tuple(x.shape)}: this mixture is over (B, {self.dim})")
-        means, variances, log_weights = (p.to(x) for p in (self.means, self.variances, self.weights.log()))
+        own = self.log_weights if log_weights is None else log_weights
+        means, variances, log_weights = (p.to(x) for p in (self.means, self.variances, own))
         alpha, sigma = (torch.as_tensor(c, dtype=x.dtype, device=x.device).reshape(-1, 1, 1) for c in (alpha, sigma))
         total = alpha**2 * variances + sigma**2  # (B or 1, K, d)
         offset = x[:, None] - alpha * means  # (B, K, d)

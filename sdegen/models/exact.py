@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -16,38 +18,87 @@ from .prediction import Prediction
 class MixtureModel(ScoreModel):
     """The exact score of a Gaussian mixture at every time of a process.
 
-    p_t = sum_k w_k N(alpha m_k, alpha^2 C_k + sigma^2 I).
+    p_t = sum_k w_k N(alpha m_k, alpha^2 C_k + sigma^2 I); with a condition `label`, the sum over the components of that
+    label alone, with their weights normalised.
 
     Args:
         mixture: the density of clean data.
         sde: the process.
+        labels: (K,) whole numbers from 0, what each component is called; every number up to the largest must occur. The
+            model then takes `label`, (B,) integers: a label, or -1 for all components. None: it takes no condition.
+
+    Raises:
+        InvalidInputError: labels of another shape, not whole, or with gaps; at the call, a label that does not occur.
 
     Source: a Gaussian mixture is closed under scaling and added Gaussian noise.
     """
 
     smooth = True
 
-    def __init__(self, mixture: GaussianMixture, sde: SDE) -> None:
+    def __init__(self, mixture: GaussianMixture, sde: SDE, *, labels: Sequence[int] | Tensor | None = None) -> None:
         if not isinstance(mixture, GaussianMixture):
             raise InvalidInputError(f"mixture is {mixture!r}: pass a GaussianMixture, then the process")
         std = mixture.covariance.diagonal().mean().sqrt()
         known = {"data_mean": mixture.mean, "data_std": std if std > 0 else None}  # a single point has no scale
         super().__init__(sde, **known, event_shape=(mixture.dim,))
-        self.data_covariance = mixture.covariance
+        if labels is None:  # the data of one label have another covariance
+            self.data_covariance = mixture.covariance
         self.mixture = mixture
+        self._log_weights = None if labels is None else _by_label(mixture, labels)
 
-    def forward(self, x: Tensor, t: float | Tensor) -> Prediction:
+    def forward(self, x: Tensor, t: float | Tensor, label: Tensor | None = None) -> Prediction:
         t = as_time(t)
         check_time(t, x)
         level = self.sde.at(t)
-        _, x0, noise = self.mixture.denoise(x, level.alpha, level.sigma)
+        _, x0, noise = self.mixture.denoise(x, level.alpha, level.sigma, self._picked(label))
         return Prediction(x0, noise, self.sde, t)
 
-    def log_prob(self, x: Tensor, t: float | Tensor) -> Tensor:
-        """log p_t(x) in nats, (B,): the exact density of the noisy marginal at t."""
+    def log_prob(self, x: Tensor, t: float | Tensor, label: Tensor | None = None) -> Tensor:
+        """log p_t(x) in nats, or log p_t(x | label), (B,): the exact density of the noisy marginal at t."""
         t = as_time(t)
         check_time(t, x)
-        return self.mixture.denoise(x, self.sde.alpha(t), self.sde.sigma(t))[0]
+        return self.mixture.denoise(x, self.sde.alpha(t), self.sde.sigma(t), self._picked(label))[0]
+
+    def condition_names(self):
+        return set() if self._log_weights is None else {"label"}
+
+    def check_conditions(self, cond, batch):
+        super().check_conditions(cond, batch)
+        if "label" in cond:
+            self._picked(cond["label"])
+
+    def _picked(self, label: Tensor | None) -> Tensor | None:
+        """(B, K) log-weights of the labels; the last row is that of -1."""
+        if label is None:
+            return None
+        if self._log_weights is None:
+            raise InvalidInputError("got label=, but this MixtureModel has no labels: make it with labels=")
+        most = len(self._log_weights) - 2
+        expected = f"a tensor (B,) of whole numbers from -1 (all) to {most}"
+        if not isinstance(label, Tensor) or label.is_floating_point() or label.ndim != 1:
+            got = f"{label.dtype} {tuple(label.shape)}" if isinstance(label, Tensor) else repr(label)
+            raise InvalidInputError(f"got label={got}, expected {expected}")
+        if label.numel() and not -1 <= int(label.min()) <= int(label.max()) <= most:
+            raise InvalidInputError(f"got labels from {int(label.min())} to {int(label.max())}, expected {expected}")
+        return self._log_weights.to(label.device)[label.long()]
+
+
+def _by_label(mixture: GaussianMixture, labels: Sequence[int] | Tensor) -> Tensor:
+    """(L + 1, K): log-weights of the components of each label, and of all; -inf for the others."""
+    k = len(mixture.means)
+    try:
+        own = torch.as_tensor(labels, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidInputError(f"got labels={labels!r}, expected {k} whole numbers") from error
+    if own.shape != (k,) or own.is_floating_point() or own.dtype == torch.bool:
+        raise InvalidInputError(f"got labels {own.dtype} {tuple(own.shape)}, expected {k} whole numbers")
+    names = torch.arange(int(own.max()) + 1)
+    member = own == names[:, None]
+    if int(own.min()) < 0 or not bool(member.any(1).all()):
+        raise InvalidInputError(f"got labels={own.tolist()}, expected every number from 0 to the largest to occur")
+    chosen = torch.cat([member, torch.ones(1, k, dtype=torch.bool)])
+    log_weights = torch.where(chosen, mixture.log_weights, -torch.inf)
+    return log_weights - log_weights.logsumexp(1, keepdim=True)
 
 
 class EmpiricalModel(ScoreModel):

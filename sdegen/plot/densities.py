@@ -135,7 +135,7 @@ def coordinate_variances(mixture: GaussianMixture) -> Tensor:
 def marginal(mixture: GaussianMixture, i: int) -> GaussianMixture:
     """The law of coordinate i."""
     variances = coordinate_variances(mixture)[:, i]
-    return GaussianMixture(mixture.means[:, i : i + 1], covariances=variances[:, None, None], weights=mixture.weights)
+    return GaussianMixture(mixture.means[:, i : i + 1], covariances=variances[:, None, None], weights=_weights(mixture))
 
 
 def noised(mixture: GaussianMixture, alpha: float, sigma: float) -> GaussianMixture:
@@ -146,7 +146,7 @@ def noised(mixture: GaussianMixture, alpha: float, sigma: float) -> GaussianMixt
     else:
         covariances = torch.einsum("kie,ke,kje->kij", mixture.axes, variances, mixture.axes)
         covariances = (covariances + covariances.mT) / 2
-    return GaussianMixture(alpha * mixture.means, covariances=covariances, weights=mixture.weights)
+    return GaussianMixture(alpha * mixture.means, covariances=covariances, weights=_weights(mixture))
 
 
 def on_grid(function: Callable[[Tensor], Tensor], box: Box, n: int) -> tuple[list[np.ndarray], Tensor]:
@@ -164,3 +164,8 @@ def mass_levels(p: np.ndarray, masses: Sequence[float] = MASSES) -> np.ndarray:
     held = np.cumsum(ordered)
     levels = ordered[np.searchsorted(held, np.sort(masses)[::-1] * held[-1]).clip(0, len(held) - 1)]
     return np.unique(levels)
+
+
+def _weights(mixture: GaussianMixture) -> Tensor:
+    """Those of a posterior may have underflowed to 0."""
+    return mixture.weights.clamp_min(torch.finfo(mixture.weights.dtype).tiny)
