@@ -26,9 +26,11 @@ Rows = Callable[[Any, Tensor], Sequence[Any] | None]
 
 def rows_of_columns(columns: tuple[Any, ...], ts: Tensor) -> Sequence[tuple[float, ...]] | None:
     """A tuple of tensors (S,) as S tuples of floats; None if one must not be remembered."""
-    if any(must_not_cache(column) for column in columns):
-        return None
-    lists = (column.tolist() if isinstance(column, Tensor) else [column] * len(ts) for column in columns)
+    lists = []
+    for column in columns:
+        if must_not_cache(column):
+            return None
+        lists.append(column.tolist() if isinstance(column, Tensor) else [column] * len(ts))
     return list(zip(*lists, strict=True))
 
 

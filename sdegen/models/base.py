@@ -70,11 +70,13 @@ class ScoreModel(nn.Module):
     @property
     def data(self) -> DataFacts:
         """What is known of the data."""
-        buffers = [vars(self)["_buffers"][_BUFFER[name]] for name in _STATISTICS]
-        state = (*((id(v), v._version) for v in buffers if v is not None), self.event_shape, self.smooth)
+        buffers = vars(self)["_buffers"]
+        mean, std, c = buffers["known_mean"], buffers["known_std"], buffers["known_covariance"]
+        versions = mean._version, std._version, None if c is None else c._version
+        state = (id(mean), id(std), id(c), versions, self.event_shape, self.smooth)
         if self._data is None or self._data[0] != state:
-            mean, std, covariance = (None if v is None or bool(torch.isnan(v).any()) else v for v in buffers)
-            self._data = state, DataFacts(mean, std, covariance, self.event_shape, self.smooth)
+            known = [None if v is None or bool(torch.isnan(v).any()) else v for v in (mean, std, c)]
+            self._data = state, DataFacts(known[0], known[1], known[2], self.event_shape, self.smooth)
         return self._data[1]
 
     data_mean: Any = property(lambda self: self.data.mean)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,6 +26,11 @@ class Coordinates:
     own: SDE
     model: ScoreModel
     centre: Tensor | None
+
+    @cached_property
+    def same(self) -> bool:
+        """Whether they are the model's own."""
+        return self.model.sde is self.own
 
     @classmethod
     def own_of(cls, model: ScoreModel) -> Coordinates:
@@ -51,10 +57,6 @@ class Coordinates:
         if centre is not None and bool((centre == 0).all()):
             centre = None
         return cls(model.sde, OnPath(model, sde, centre), centre)
-
-    @property
-    def same(self) -> bool:
-        return self.model.sde is self.own
 
     def there(self, ts: Any) -> Tensor:
         """Times of the own process in these coordinates."""

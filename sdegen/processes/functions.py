@@ -30,14 +30,15 @@ def function_of_time(function: Callable[[Any, Tensor], Any], name: str = "") -> 
     name = name or function.__name__
 
     def unchecked(self: Any, t: Tensor) -> Any:
-        value = function(self, t)
-        if isinstance(value, Tensor) and value is not t and value.shape == t.shape and value.dtype == t.dtype:
-            return value
-        return tuple(_like(v, t, name) for v in value) if isinstance(value, tuple) else _like(value, t, name)
+        return _all_like(function(self, t), t, name)
 
     @functools.wraps(function)
     def of_time(self: Any, t: Time) -> Any:
-        return unchecked(self, as_time(t) if name == "time" else process_time(t))
+        t = as_time(t) if name == "time" else process_time(t)
+        value = function(self, t)
+        if isinstance(value, Tensor) and value is not t and value.shape == t.shape and value.dtype == t.dtype:
+            return value
+        return _all_like(value, t, name)
 
     of_time.unchecked, of_time.given = unchecked, function  # type: ignore[attr-defined]
     return of_time
@@ -54,6 +55,13 @@ def process_time(t: float | Tensor) -> Tensor:
         worst = t.flatten()[~(torch.isfinite(t) & (t >= 0)).flatten()][0]
         raise InvalidInputError(f"t = {float(worst):g}: expected finite times of at least 0")
     return t
+
+
+def _all_like(value: Any, t: Tensor, name: str) -> Any:
+    """What a function returned for t, one value or a tuple of them, of t's shape, dtype and device."""
+    if isinstance(value, Tensor) and value is not t and value.shape == t.shape and value.dtype == t.dtype:
+        return value
+    return tuple(_like(v, t, name) for v in value) if isinstance(value, tuple) else _like(value, t, name)
 
 
 def _like(value: Any, t: Tensor, name: str) -> Tensor:

@@ -154,7 +154,8 @@ def _variable(kind: str, s: float, ends: Tensor):
         first, range_, width = angle(ends[0], 1.3), angle(ends, 1.3).diff(), ends.diff()
 
         def blend(half: Tensor) -> Tensor:
-            return 0.75 * (angle(half, 1.3) - first) / range_ + 0.25 * (half - ends[0]) / width
+            turned = torch.atan(torch.exp(-half) / s) ** (1 / 1.3)
+            return 0.75 * (turned - first) / range_ + 0.25 * (half - ends[0]) / width
 
         return blend, lambda u: find_root(blend, u, ends[0].expand_as(u), ends[1].expand_as(u))
 

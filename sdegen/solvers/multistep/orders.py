@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from bisect import bisect_left
 
 # The most steps that have 2 past values, 3, 4 ..., of the predictor; beyond the last, one more. Exact scores are smooth
 # in time, networks are not: both were measured on their own.
@@ -22,7 +23,7 @@ def advised_orders(steps: int, *, smooth: bool = True, leap: bool = False) -> tu
     last = _SMOOTH if smooth else _NETWORK
     if leap:
         steps, last = steps - 1, (_AFTER_LEAP, *last[1:])
-    values = 2 + sum(steps > most for most in last)
+    values = 2 + bisect_left(last, steps)
     return values, values + 1
 
 
