@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -68,62 +69,11 @@ class Antiderivative:
     def __init__(
         self, f: Callable[[Tensor], Tensor], a: float, b: float, *, name: str = "f", rtol: float = 1e-12
     ) -> None:
-        nodes, weights = (part.numpy() for part in gauss_legendre(_NODES))
-
-        def values(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-            t = torch.from_numpy(left[:, None] + (right - left)[:, None] * nodes)
-            v = torch.as_tensor(f(t), dtype=torch.float64, device="cpu").detach().expand(t.shape).numpy()
-            if not np.isfinite(v).all():
-                where = float(t.numpy()[~np.isfinite(v)][0])
-                raise InvalidInputError(f"{name}(t) is not finite at t = {where:g}: give an interval on which it is")
-            return v
-
-        # Panels that shrink towards a: F starts there from 0, and small values need small panels.
-        edges = a + (b - a) * np.unique(np.concatenate([[0.0], 2.0 ** np.arange(-40, -3), np.linspace(0, 1, 9)[1:]]))
-        left, right = edges[:-1], edges[1:]
-        v = values(left, right)
-        done: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        done_left, done_mass = np.empty(0), np.empty(0)
-        for _ in range(_MOST_HALVINGS):
-            middle = (left + right) / 2
-            v_left, v_right = values(left, middle), values(middle, right)
-            miss = (right - left) * np.abs(v @ _to_halves().T - np.concatenate([v_left, v_right], 1)).max(1)
-            mass = (right - left) / 2 * ((np.abs(v_left) + np.abs(v_right)) @ weights)
-            reached = _cumulative(np.concatenate([done_left, left]), np.concatenate([done_mass, mass]), left)
-            floor = 1e-20 * (done_mass.sum() + mass.sum())
-            good = miss <= rtol * reached + floor
-            if 2 * (~good).sum() > _MOST_PANELS:
-                good = miss <= 1e-9 * reached
-                if not good.all():
-                    raise InvalidInputError(
-                        f"{name}(t) is too rough to integrate on [{a:g}, {b:g}], for example near t = "
-                        f"{float(left[~good][0]):g}: give a smoother function"
-                    )
-            # A panel as narrow as numbers allow is what is left of an interior singularity.
-            narrow = right - left <= 8 * np.spacing(np.maximum(np.abs(left), np.abs(right)))
-            good |= narrow & (mass <= 1e-9 * reached)
-            if (narrow & ~good).any():
-                break
-            done.append((left[good], right[good], v[good]))
-            done_left, done_mass = np.concatenate([done_left, left[good]]), np.concatenate([done_mass, mass[good]])
-            bad = ~good
-            left, right, v = (
-                np.concatenate([left[bad], middle[bad]]),
-                np.concatenate([middle[bad], right[bad]]),
-                np.concatenate([v_left[bad], v_right[bad]]),
-            )
-            if not len(left):
-                break
-        if len(left):
-            raise InvalidInputError(
-                f"{name}(t) cannot be integrated across t = {float(left[0]):g}: give an interval without that point"
-            )
-        left, right, v = (np.concatenate(parts) for parts in zip(*done, strict=True))
-        order = np.argsort(left)
-        left, right, v = left[order], right[order], v[order]
-        coefficients = v @ _to_antiderivative().T * (right - left)[:, None] / 2
-        coefficients[:, 0] += np.concatenate([[0.0], np.cumsum((right - left) * (v @ weights))[:-1]])
-        self._left, self._right = torch.from_numpy(left), torch.from_numpy(right)
+        panels = _resolved(partial(_at_nodes, f, name), a, b, name, rtol)
+        width = panels.right - panels.left
+        coefficients = panels.values @ _to_antiderivative().T * width[:, None] / 2
+        coefficients[:, 0] += np.concatenate([[0.0], np.cumsum(width * (panels.values @ _weights()))[:-1]])
+        self._left, self._right = torch.from_numpy(panels.left), torch.from_numpy(panels.right)
         self._coefficients = torch.from_numpy(coefficients)
 
     def __call__(self, t: Tensor) -> Tensor:
@@ -138,6 +88,81 @@ class Antiderivative:
         for k in range(c.shape[-1] - 1, 0, -1):
             b1, b2 = c[..., k] + (2 * k + 1) / (k + 1) * z * b1 - (k + 1) / (k + 2) * b2, b1
         return (c[..., 0] + z * b1 - b2 / 2).to(t.dtype)
+
+
+class _Panels(NamedTuple):
+    """Intervals [left, right] (P,) and the integrand's values at the nodes of each, (P, 16)."""
+
+    left: np.ndarray
+    right: np.ndarray
+    values: np.ndarray
+
+    def __getitem__(self, mask: np.ndarray) -> _Panels:  # type: ignore[override]
+        return _Panels(*(part[mask] for part in (self.left, self.right, self.values)))
+
+    @staticmethod
+    def joined(panels: list[_Panels]) -> _Panels:
+        """All of them, from left to right."""
+        left, right, values = (np.concatenate(parts) for parts in zip(*panels, strict=True))
+        order = np.argsort(left)
+        return _Panels(left[order], right[order], values[order])
+
+
+def _weights() -> np.ndarray:
+    return gauss_legendre(_NODES)[1].numpy()
+
+
+def _at_nodes(f: Callable[[Tensor], Tensor], name: str, left: np.ndarray, right: np.ndarray) -> _Panels:
+    """Panels with f's values, which must be finite."""
+    nodes = gauss_legendre(_NODES)[0].numpy()
+    t = torch.from_numpy(left[:, None] + (right - left)[:, None] * nodes)
+    v = torch.as_tensor(f(t), dtype=torch.float64, device="cpu").detach().expand(t.shape).numpy()
+    if not np.isfinite(v).all():
+        where = float(t.numpy()[~np.isfinite(v)][0])
+        raise InvalidInputError(f"{name}(t) is not finite at t = {where:g}: give an interval on which it is")
+    return _Panels(left, right, v)
+
+
+def _resolved(
+    at_nodes: Callable[[np.ndarray, np.ndarray], _Panels], a: float, b: float, name: str, rtol: float
+) -> _Panels:
+    """Panels on which the interpolant is the integrand, from halving those where it is not."""
+    # They shrink towards a: F starts there from 0, and small values need small panels.
+    edges = a + (b - a) * np.unique(np.concatenate([[0.0], 2.0 ** np.arange(-40, -3), np.linspace(0, 1, 9)[1:]]))
+    open_, done = at_nodes(edges[:-1], edges[1:]), []
+    done_left, done_mass = np.empty(0), np.empty(0)
+    for _ in range(_MOST_HALVINGS):
+        middle = (open_.left + open_.right) / 2
+        halves = at_nodes(open_.left, middle), at_nodes(middle, open_.right)
+        width, here = open_.right - open_.left, np.concatenate([halves[0].values, halves[1].values], 1)
+        miss = width * np.abs(open_.values @ _to_halves().T - here).max(1)
+        mass = width / 2 * (np.abs(halves[0].values) @ _weights() + np.abs(halves[1].values) @ _weights())
+        reached = _cumulative(np.concatenate([done_left, open_.left]), np.concatenate([done_mass, mass]), open_.left)
+        good = miss <= rtol * reached + 1e-20 * (done_mass.sum() + mass.sum())
+        if 2 * (~good).sum() > _MOST_PANELS:  # accept what is less accurate, if anything
+            good = miss <= 1e-9 * reached
+            _raise_if_rough(open_.left[~good], a, b, name)
+        # A panel as narrow as numbers allow is what is left of an interior singularity.
+        narrow = width <= 8 * np.spacing(np.maximum(np.abs(open_.left), np.abs(open_.right)))
+        good |= narrow & (mass <= 1e-9 * reached)
+        if (narrow & ~good).any():
+            break
+        done.append(open_[good])
+        done_left, done_mass = np.concatenate([done_left, open_.left[good]]), np.concatenate([done_mass, mass[good]])
+        if good.all():
+            return _Panels.joined(done)
+        open_ = _Panels(*map(np.concatenate, zip(*(half[~good] for half in halves), strict=True)))
+    raise InvalidInputError(
+        f"{name}(t) cannot be integrated across t = {float(open_.left[0]):g}: give an interval without that point"
+    )
+
+
+def _raise_if_rough(left: np.ndarray, a: float, b: float, name: str) -> None:
+    if len(left):
+        raise InvalidInputError(
+            f"{name}(t) is too rough to integrate on [{a:g}, {b:g}], for example near t = {float(left[0]):g}: give a "
+            "smoother function"
+        )
 
 
 def _cumulative(left: np.ndarray, mass: np.ndarray, at: np.ndarray) -> np.ndarray:
