@@ -13,7 +13,7 @@ from .base import SDE
 from .functions import Time
 
 
-class _VarianceExploding(SDE, checked=False):
+class VarianceExploding(SDE, checked=False):
     """alpha = 1, f = 0, g^2 = d(sigma^2)/dt."""
 
     def alpha(self, t: Time) -> Tensor:
@@ -23,7 +23,7 @@ class _VarianceExploding(SDE, checked=False):
         return torch.zeros_like(t)
 
 
-class VESDE(_VarianceExploding, checked=False):
+class VESDE(VarianceExploding, checked=False):
     """Variance exploding: f = 0, sigma = sigma_min (sigma_max/sigma_min)^t, g^2 = 2 sigma^2 log(sigma_max/sigma_min).
 
     sigma(0) is sigma_min, not 0: the perturbation kernel has that much noise at t = 0 already, while the SDE started
@@ -38,7 +38,7 @@ class VESDE(_VarianceExploding, checked=False):
     def __init__(
         self, sigma_min: float = 0.01, sigma_max: float = 50.0, *, t_min: float = 1e-3, t_max: float = 1.0
     ) -> None:
-        self.sigma_min, self.sigma_max = _check_sigmas(sigma_min, sigma_max)
+        self.sigma_min, self.sigma_max = check_sigmas(sigma_min, sigma_max)
         self._log_ratio = math.log(self.sigma_max / self.sigma_min)
         super().__init__(t_min=t_min, t_max=t_max)
         self.config = {
@@ -58,7 +58,7 @@ class VESDE(_VarianceExploding, checked=False):
         return (-half_log_snr - math.log(self.sigma_min)) / self._log_ratio
 
 
-class EDMSDE(_VarianceExploding, checked=False):
+class EDMSDE(VarianceExploding, checked=False):
     """Time is the noise level: alpha = 1, sigma = t, g^2 = 2t, on [sigma_min, sigma_max].
 
     Euler's method along it is DDIM.
@@ -70,7 +70,7 @@ class EDMSDE(_VarianceExploding, checked=False):
     """
 
     def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:
-        t_min, t_max = _check_sigmas(sigma_min, sigma_max)
+        t_min, t_max = check_sigmas(sigma_min, sigma_max)
         super().__init__(t_min=t_min, t_max=t_max)
         self.config = {"sigma_min": self.t_min, "sigma_max": self.t_max}
 
@@ -87,7 +87,7 @@ class EDMSDE(_VarianceExploding, checked=False):
         return torch.exp(-half_log_snr)
 
 
-def _check_sigmas(sigma_min: float, sigma_max: float, *, endless: bool = False) -> tuple[float, float]:
+def check_sigmas(sigma_min: float, sigma_max: float, *, endless: bool = False) -> tuple[float, float]:
     sigma_min, sigma_max = as_number(sigma_min, "sigma_min"), as_number(sigma_max, "sigma_max")
     if not 0 < sigma_min < sigma_max or (sigma_max == math.inf and not endless):
         raise InvalidInputError(

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..core.errors import InvalidInputError
 from ..core.shapes import as_number
 from .base import SDE
-from .exploding import _check_sigmas
+from .exploding import check_sigmas
 from .functions import Time
 from .level import in_tensors
 
@@ -76,7 +76,7 @@ class TrigSDE(SDE, checked=False):
                 f"sigma_data={sigma_data}: expected the data's standard deviation, positive and finite"
             )
         self.sigma_data = self.data_scale = sigma_data
-        low, high = _check_sigmas(sigma_min, sigma_max, endless=True)
+        low, high = check_sigmas(sigma_min, sigma_max, endless=True)
         super().__init__(t_min=math.atan(low / sigma_data), t_max=math.atan(high / sigma_data))
         self.config = {"sigma_data": self.sigma_data, "sigma_min": low, "sigma_max": high}
 

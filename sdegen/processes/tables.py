@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
-from .exploding import _VarianceExploding
+from .exploding import VarianceExploding
 from .functions import Time
-from .preserving import _VariancePreserving
+from .preserving import VariancePreserving
+from .rates import TableRate, cell
 
 
-class TabulatedVPSDE(_VariancePreserving, checked=False):
+class TabulatedVPSDE(VariancePreserving, checked=False):
     """A DDPM table as a process: node i of 1..N at t = i/N, node 0 clean data.
 
     The rate on ((i-1)/N, i/N] is the constant -N log(1 - beta_i). Then alpha^2 at node i is exactly
@@ -31,6 +32,8 @@ class TabulatedVPSDE(_VariancePreserving, checked=False):
     Source: Ho et al. 2020 (arXiv 2006.11239) eq. 2-4.
     """
 
+    _rate: TableRate
+
     def __init__(self, betas: Sequence[float] | Tensor) -> None:
         self.betas = _table(betas, "betas")
         if bool(((self.betas <= 0) | (self.betas > 1)).any()) or bool((self.betas[:-1] == 1).any()):
@@ -38,48 +41,18 @@ class TabulatedVPSDE(_VariancePreserving, checked=False):
         n = len(self.betas)
         self.nodes = _nodes(n)
         steps = -torch.log1p(-self.betas)
-        self._at_nodes = torch.cat(
-            [torch.zeros(1, dtype=torch.float64, device="cpu"), steps.cumsum(0)]
-        )  # the integral of the rate
-        self._to_zero = torch.isinf(steps)  # cells at whose end alpha is 0: none, or the last
-        self._steps = torch.where(self._to_zero, 1.0, steps)
-        super().__init__(t_min=1 / n, t_max=1.0)
+        super().__init__(TableRate(steps), t_min=1 / n, t_max=1.0)
         self.config = {"betas": self.betas.tolist()}
 
-    def _parts(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Where in its cell t is, the integral at the cell's start, its rise over the cell, whether alpha ends at 0."""
-        i, fraction = _cell(t, len(self.betas))
-        start, step, to_zero = (table.to(t.device)[i] for table in (self._at_nodes, self._steps, self._to_zero))
-        return fraction, start, step, to_zero
-
-    def _integral(self, t: Tensor) -> Tensor:
-        fraction, start, step, to_zero = self._parts(t)
-        falling = -2 * torch.log1p(-torch.where(to_zero, fraction, 0.0))  # alpha proportional to 1 - fraction
-        return (start + torch.where(to_zero, falling, fraction * step)).to(t.dtype)
-
-    def _beta(self, t: Tensor) -> Tensor:
-        fraction, _, step, to_zero = self._parts(t)
-        rate = torch.where(to_zero, 2 / (1 - torch.where(to_zero, fraction, 0.0)), step)
-        return (len(self.betas) * rate).to(t.dtype)
-
     def rates(self, t: Time) -> tuple[Tensor, Tensor]:
-        _, start, step, to_zero = self._parts(t)
+        _, start, step, to_zero = self._rate.parts(t)
         alpha, sigma = self.alpha(t), self.sigma(t)
         straight = torch.exp(-start / 2).to(t.dtype)  # finite at alpha = 0
         d_alpha = -len(self.betas) * torch.where(to_zero, straight, alpha * step.to(t.dtype) / 2)
         return d_alpha, -alpha * d_alpha / sigma
 
-    def _time_of_integral(self, integral: Tensor) -> Tensor:
-        known, n = self._at_nodes.to(integral.device), len(self.betas)
-        i = (torch.searchsorted(known, integral.detach().to(torch.float64).contiguous()) - 1).clamp(0, n - 1)
-        rise = integral - known[i]
-        to_zero = self._to_zero.to(integral.device)[i]
-        steady = torch.where(to_zero, 0.0, rise) / self._steps.to(integral.device)[i]
-        fraction = torch.where(to_zero, -torch.expm1(-torch.where(to_zero, rise, 0.0) / 2), steady)
-        return ((i + fraction) / n).to(integral.dtype)
 
-
-class TabulatedVESDE(_VarianceExploding, checked=False):
+class TabulatedVESDE(VarianceExploding, checked=False):
     """An NCSN table as a process: node i of 1..N at t = i/N.
 
     sigma(0) = 0, sigma^2 is linear in t up to node 1 and log(sigma) linear between nodes after that.
@@ -108,7 +81,7 @@ class TabulatedVESDE(_VarianceExploding, checked=False):
 
     def _parts(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Whether t is in the first cell, where in its cell, log(sigma) at the left node, its rise in the cell."""
-        i, fraction = _cell(t, len(self.sigmas))
+        i, fraction = cell(t, len(self.sigmas))
         logs = self._logs.to(t.device)
         left = logs[(i - 1).clamp_min(0)]
         return i == 0, fraction, left, logs[i] - left
@@ -132,18 +105,6 @@ class TabulatedVESDE(_VarianceExploding, checked=False):
         later = i + (log_sigma - left) / (right - left).clamp_min(1e-300)
         first = torch.exp(2 * (log_sigma - logs[0]))
         return (torch.where(i == 0, first, later) / n).to(half_log_snr.dtype)
-
-
-def _cell(t: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Which of the cells (i/n, (i+1)/n], i = 0..n-1, holds t, and where in it, in (0, 1], float64.
-
-    A node that rounding moved counts as the node: it keeps the cell below it, of which it is the end.
-    """
-    u = t.to(torch.float64) * n
-    slack = min(4 * n * torch.finfo(t.dtype).eps, 0.25)
-    i = (torch.ceil(u.detach() - slack).to(torch.int64) - 1).clamp(0, n - 1)
-    fraction = u - i
-    return i, fraction - (fraction.detach() - 1).clamp(0, slack)
 
 
 def _nodes(n: int) -> Tensor:
