@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
-from ..noise.brownian import Remembered
+from ..noise.brownian import RefinablePath
 from ..noise.white import Noise
 from ..solvers import Solver, Step
 from ..solvers.advice import advise
@@ -36,7 +36,7 @@ class Adaptive:
 
     def __init__(self, plan: Plan, term: Counted, x: Tensor, noise: Noise) -> None:
         self.plan, self.term, self.x = plan, term, x
-        self.noise = Remembered.of(noise) if plan.noisy else noise
+        self.noise = RefinablePath.of(noise) if plan.noisy else noise
         b, device = x.shape[0], x.device
         self.rows = torch.arange(b, device=device)  # which samples are still in the batch
         self.length = abs(plan.end - plan.start)

@@ -26,7 +26,7 @@ _AT_ONCE = 2**16  # so many normals are drawn in one call
 def path_and_mean(noise: Noise, t: Tensor, t_next: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """(dW, I) over a step: the increment and, I = dZ/|h|, the mean of W - W(t); see `space_time_increment`."""
     h = (t_next - t).abs()
-    if isinstance(noise, BrownianTree | Remembered):
+    if isinstance(noise, BrownianTree | RefinablePath):
         dw, dz = noise.space_time(t, t_next, x)
         return dw, dz / expand(h, x)
     dw = noise.increment(t, t_next, x)
@@ -37,16 +37,19 @@ def path_and_mean(noise: Noise, t: Tensor, t_next: Tensor, x: Tensor) -> tuple[T
 def space_time_increment(noise: Noise, t: Tensor, t_next: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """(dW, dZ) over a step from t to t_next, like x.
 
-    dW = W(t_next) - W(t), dZ the integral of W - W(t) over the time that passes. With h = |t_next - t| their covariance
-    is [[h, h^2/2], [h^2/2, h^3/3]]. From a `BrownianTree` they belong to one path; from a plain `Noise` dW is its
-    increment and dZ = h (dW/2 + H), H of variance h/12 drawn for this very interval, so that intervals may not overlap.
+    dW = W(t_next) - W(t) and dZ = integral of W - W(t) over the step have, with h = |t_next - t|, the covariance
+
+        [[h, h^2/2], [h^2/2, h^3/3]].
+
+    From a `BrownianTree` they belong to one path; from a plain `Noise` dW is its increment and dZ = h (dW/2 + H), H of
+    variance h/12 drawn for this very interval, so that intervals may not overlap.
 
     Args:
         noise: where it comes from.
         t, t_next: scalars or (B,).
         x: (B, *event), for its shape, dtype and device.
     """
-    if isinstance(noise, BrownianTree | Remembered):
+    if isinstance(noise, BrownianTree | RefinablePath):
         return noise.space_time(t, t_next, x)
     dw, mean = path_and_mean(noise, t, t_next, x)
     return dw, factor((t_next - t).abs(), x) * mean
@@ -263,18 +266,18 @@ def _equal(a: Any, b: Any) -> bool:
     return a == b
 
 
-class Remembered(Noise):
-    """The Brownian paths of a batch that steps on and may step back: what was told about the time ahead stays true.
+class RefinablePath(Noise):
+    """Brownian paths that can be refined after a rejected step, without a change to what they were ahead.
 
     Every sample walks one way. An interval that begins where the last one ended is drawn anew. One that begins earlier,
-    after a rejected step, is a part of what was told already: it and the rest are drawn from their law given the whole
-    (Brownian bridges, of the path and of its integral). So whatever decides about steps, be it the noise itself, the
-    increments of the steps that stay are those of Brownian motion: the law of what is solved does not change.
+    after a rejected step, lies in an interval whose increment is known: it and the rest are drawn from their law given
+    the whole (Brownian bridges, of the path and of its integral). So whatever decides about steps, be it the noise
+    itself, the increments of the accepted steps are those of Brownian motion: the law of the solution does not change.
 
     The address of a draw is (seed, sample, how many draws the sample has made): times chosen by error control carry
     rounding that depends on the batch, and as an address the last bit of a time would be another time.
 
-    No step further than the last draws once an interval; a rejection draws once more.
+    An accepted step costs one draw, a rejected one a second.
 
     Args:
         seed: any integer.
@@ -295,9 +298,9 @@ class Remembered(Noise):
         """The same noise with a memory; what is a path already stays as it is."""
         return noise if type(noise) is not Noise else cls(noise.seed, index=noise.index)
 
-    def select(self, keep: Tensor) -> Remembered:
+    def select(self, keep: Tensor) -> RefinablePath:
         """The paths of some of the samples, by position in the batch."""
-        chosen = Remembered(self.seed, index=super().select(keep).index)
+        chosen = RefinablePath(self.seed, index=super().select(keep).index)
         if self._ends is not None and self._drawn is not None:
             chosen._ends, chosen._pieces, chosen._drawn = self._ends[keep], self._pieces[keep], self._drawn[keep]
         return chosen
@@ -320,7 +323,7 @@ class Remembered(Noise):
         return dw, dz
 
     def _ahead(self, t: Tensor, t_next: Tensor, x: Tensor, parts: int) -> list[Tensor]:
-        """The path's increment over [t, t_next] and, where two parts are wanted, its integral; like x."""
+        """The path's increment over [t, t_next] and, where two parts are asked for, its integral; like x."""
         t, t_next = (as_time(u).to(x.device, torch.float64).expand(x.shape[0]) for u in (t, t_next))
         if self._drawn is None or len(self._drawn) != len(t):
             self._drawn, self._ends = torch.zeros(len(t), dtype=torch.int64, device=x.device), None

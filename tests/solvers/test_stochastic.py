@@ -17,7 +17,7 @@ from torch import Tensor
 import sdegen as sg
 from sdegen import testing
 from sdegen.models.exact import MixtureModel
-from sdegen.noise.brownian import BrownianTree, Remembered
+from sdegen.noise.brownian import BrownianTree, RefinablePath
 from sdegen.solvers.base import merge
 from sdegen.testing.doubles import NormalModel
 
@@ -74,7 +74,7 @@ def walk(noise: sg.Noise, n: int, *, area: bool = False, down: bool = False) -> 
 @pytest.mark.parametrize("area", [False, True])
 def test_refusals_that_look_at_the_noise_do_not_change_its_law(area, down):
     n = 20_000
-    w, z, refused = walk(Remembered(3), n, area=area, down=down)
+    w, z, refused = walk(RefinablePath(3), n, area=area, down=down)
     assert float(refused.double().mean()) > 10
     assert_moments(w, 0.0, 1.0)
     if area:
@@ -95,7 +95,7 @@ def test_without_a_memory_they_do():
 @pytest.mark.parametrize("area", [False, True])
 def test_what_was_told_stays_true(area):
     """Parts of a refused interval add up to it, in any order of halving; so does what reaches beyond it."""
-    x, noise = torch.zeros(6, 2, dtype=F64), Remembered(2)
+    x, noise = torch.zeros(6, 2, dtype=F64), RefinablePath(2)
 
     def ask(a: float, b: float) -> tuple[Tensor, Tensor]:
         return noise.space_time(time(a), time(b), x) if area else (noise.increment(time(a), time(b), x), x)
@@ -118,7 +118,7 @@ def test_what_was_told_stays_true(area):
     torch.testing.assert_close(first[0] + second[0], beyond[0], rtol=0, atol=1e-14)
 
 
-class OneNormal(Remembered):
+class OneNormal(RefinablePath):
     """Row k has the k-th of all normals that are drawn set to 1, the others 0."""
 
     def normal(self, shape, *address, dtype, device):
@@ -158,7 +158,7 @@ def test_the_last_bit_of_a_time_is_no_other_noise():
     """Times of error control carry rounding that depends on the batch."""
     x = torch.zeros(4, 2, dtype=F64)
     up = lambda t: torch.nextafter(t, 2 * t)  # noqa: E731
-    one, other = Remembered(1), Remembered(1)
+    one, other = RefinablePath(1), RefinablePath(1)
     for a, b in ((0.1, 0.9), (0.1, 0.4), (0.4, 1.3)):
         u, v = one.increment(time(a), time(b), x), other.increment(up(time(a)), up(time(b)), x)
         torch.testing.assert_close(u, v, rtol=0, atol=1e-7)
@@ -171,7 +171,7 @@ def test_a_memory_is_per_sample():
     ends = 0.1 + torch.rand(n, 5, dtype=F64, generator=torch.Generator().manual_seed(0))
 
     def run(rows: Tensor, leave: bool = False) -> Tensor:
-        noise, told = Remembered(1, index=rows), []
+        noise, told = RefinablePath(1, index=rows), []
         for k in range(5):
             if leave and k == 3:
                 noise, rows = noise.select(torch.arange(1, len(rows))), rows[1:]

@@ -198,9 +198,9 @@ class StochasticAdams(GridOrTolerance, StochasticAdamsMethod):
 
     By tolerance, per sample: E = rms(corrected - predicted)/scale, brought to data units as the flow of N(0, s^2) does,
     by s/sqrt(s^2 + sh^2). Steps are aimed at E = `aim` and redone above `accept`. A step depends on what came before
-    it, never on its own noise, and a redone step draws from the law given what the refused one drew (`Remembered`): the
-    law of the output is that of the equation, not bent by which steps were taken. sample goes by equal steps in lambda,
-    where a step may be 0.6 to 1.25 times as long as the one before.
+    it, never on its own noise, and a redone step draws from the law given what the refused one drew (`RefinablePath`):
+    the law of the output is that of the equation, not bent by which steps were taken. sample goes by equal steps in
+    lambda, where a step may be 0.6 to 1.25 times as long as the one before.
 
     Args:
         aim, accept: of E, aim < accept.
