@@ -17,6 +17,7 @@ from ..loop.modes import bar, quiet
 from ..loop.run import run
 from ..loop.solution import Solution
 from ..models.base import ScoreModel
+from ..models.scale import warn_out_of_scale
 from ..noise.purposes import Purpose
 from ..noise.white import Noise, check_seed
 from ..solvers import Solver, named
@@ -108,6 +109,7 @@ def sample(
     plan = how.plan(_equation(model, level, {}), dtype, span=(model.sde.t_max, 0.0))
     if return_log_prob:
         check_density_along(plan, model, level)
+    warn_out_of_scale(model.data, model.sde)
 
     parts = []
     with quiet(model), bar(progress) as report:

@@ -1,0 +1,56 @@
+"""Are the data of a size that a process resolves? Told once, with numbers and the cure."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+from ..processes import SDE
+from .facts import DataFacts
+
+_FINE, _WIDE, _OFF = 3.0, 0.3, 1.0  # std over the least noise; std, and |mean|, over the noise at t_max
+_BYTES = 30.0  # a mean and a standard deviation above it are those of pictures in grey levels 0 .. 255
+
+
+def out_of_scale(facts: DataFacts, sde: SDE) -> list[str]:
+    """What is wrong with the scale of the data, in words; empty where nothing is, or where the scale is not known.
+
+    With s the data's standard deviation and m the largest of their mean:
+
+    - s < 3 sigma/alpha at t_min: the noise left at the end of sampling hides the data;
+    - alpha s > 0.3 sigma at t_max: sampling starts from noise that still holds the data;
+    - alpha m > sigma at t_max: the start is shifted by more than the noise.
+    """
+    told: list[str] = []
+    if facts.std is None:
+        return told
+    s, mean = facts.scale, 0.0 if facts.mean is None else float(facts.mean.abs().max())
+    least = math.exp(-float(sde.half_log_snr(sde.t_min)))
+    alpha, sigma = float(sde.alpha(sde.t_max)), float(sde.sigma(sde.t_max))
+    if min(s, mean) > _BYTES and len(facts.event_shape or ()) >= 2:
+        told.append(
+            f"the data look like bytes (mean {mean:.3g}, standard deviation {s:.3g}): scale pictures to [-1, 1], as "
+            "x / 127.5 - 1 or sdegen.data.load_images does"
+        )
+    if s < _FINE * least:
+        told.append(
+            f"the data's standard deviation is {s:.3g}, and the least noise, at t_min = {sde.t_min:g}, is {least:.3g} "
+            "of theirs: what is finer than that is lost; scale the data up, or take a smaller t_min or sigma_min"
+        )
+    if alpha * s > _WIDE * sigma:
+        told.append(
+            f"the data's standard deviation is {s:.3g}, {alpha * s / sigma:.2g} of the noise at t_max = {sde.t_max:g}: "
+            "sampling starts where the data are not forgotten; scale them down, or take a larger sigma_max or beta_max"
+        )
+    if alpha * mean > _OFF * sigma:
+        told.append(
+            f"the data's mean reaches {mean:.3g}, {alpha * mean / sigma:.2g} of the noise at t_max = {sde.t_max:g}: "
+            "subtract the mean, which networks learn badly at high noise"
+        )
+    return told
+
+
+def warn_out_of_scale(facts: DataFacts, sde: SDE, *, stacklevel: int = 2) -> None:
+    """Warn of each of these, once for a place in the user's code."""
+    for words in out_of_scale(facts, sde):
+        warnings.warn(words, stacklevel=stacklevel + 1)
