@@ -2,26 +2,96 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import difflib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import Any
 
 from torch import Tensor
 
 from .errors import InvalidInputError
 
+# Other libraries' words for options, without underscores.
+_OTHER_WORDS = {
+    "steps": "epochs nepochs numepochs maxepochs nsteps numsteps maxiter iterations niter numinferencesteps",
+    "lr": "learningrate",
+    "batch_size": "bs batch trainbatchsize",
+    "weight_decay": "wd",
+    "clip": "gradclip gradientclip maxgradnorm gradientclipval",
+    "ema": "emadecay",
+    "loss": "lossfn criterion",
+    "accumulate": "gradientaccumulationsteps accumulategradbatches",
+    "precision": "mixedprecision amp",
+    "seed": "generator rng randomstate",
+    "solver": "method sampler",
+    "rtol": "tol",
+    "t_span": "trange tspan",
+    "progress": "verbose progressbar",
+}
 
-def rows_of(cond: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:
+
+def merged(
+    cond: Mapping[str, Any], verb: Callable[..., Any] | None = None, known: set[str] | None = None
+) -> dict[str, Any]:
+    """The conditions in a verb's keywords, those in a mapping `cond={...}` among them.
+
+    `cond=` is for conditions whose names are options of the verb. (What is under it and no mapping is a condition that
+    is called cond.)
+
+    Args:
+        cond: the keywords that are no options.
+        verb: whose, if near misses of its options are to be refused; they are read from its signature.
+        known: the words that the network takes; None: any.
+
+    Raises:
+        InvalidInputError: a name twice, a name that is no word, or a keyword that is nearly an option, or what other
+            libraries call one, and not known to be a condition.
+    """
+    given = dict(cond)
+    inner = given.pop("cond") if isinstance(given.get("cond"), Mapping) else {}
+    for name in inner:
+        if not isinstance(name, str):
+            raise InvalidInputError(f"cond={{{name!r}: ...}}: expected names of conditions, as {{'label': y}}")
+        if name in given:
+            raise InvalidInputError(f"condition {name!r} is given twice, by name and in cond={{...}}: leave one out")
+    for name in given.keys() - (known or set()):
+        if verb is not None and (meant := nearest_option(name, verb)):
+            raise InvalidInputError(
+                f"{name}= is no option of {verb.__name__}: {meant}= is one; if the network has a condition of that "
+                f"name, pass cond={{{name!r}: ...}}"
+            )
+    return {**given, **inner}
+
+
+def nearest_option(name: str, verb: Callable[..., Any]) -> str | None:
+    """The option of a verb that a word is nearly, or that other libraries call so; None where there is none."""
+    plain, options = name.replace("_", "").lower(), _options(verb)
+    for option in options:
+        if plain in (option.replace("_", ""), *_OTHER_WORDS.get(option, "").split()):
+            return option
+    near = difflib.get_close_matches(name, options, n=1, cutoff=0.83)
+    return near[0] if near else None
+
+
+@cache
+def _options(verb: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(p.name for p in inspect.signature(verb).parameters.values() if p.kind is p.KEYWORD_ONLY)
+
+
+def rows_of(cond: Mapping[str, Any], rows: Any) -> dict[str, Any]:
     """The conditions of the samples at positions `rows`."""
-    return {name: _rows(value, rows) for name, value in cond.items()}
+    return mapped(cond, lambda v: v[rows.to(v.device) if isinstance(rows, Tensor) else rows])
 
 
-def _rows(value: Any, rows: Tensor) -> Any:
+def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A condition, or all of them, with every tensor in it changed."""
     if isinstance(value, Tensor):
-        return value[rows.to(value.device)]
+        return change(value)
     if isinstance(value, Mapping):
-        return {key: _rows(inner, rows) for key, inner in value.items()}
+        return {key: mapped(inner, change) for key, inner in value.items()}
     if isinstance(value, tuple):
-        parts = [_rows(inner, rows) for inner in value]
+        parts = [mapped(inner, change) for inner in value]
         return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
     return value
 

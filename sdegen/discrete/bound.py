@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..core.conditions import merged
 from ..core.errors import InvalidInputError
 from ..core.shapes import check_state, event_mean, expand
 from ..loop.modes import quiet
@@ -68,6 +69,7 @@ def vlb(
 
     Source: Ho et al. 2020 (arXiv 2006.11239) eq. 5.
     """
+    cond = merged(cond)
     _check(model, x0, variance, first, levels, cond)
     draws, n = Noise(check_seed(seed)), len(nodes(model))
     columns = []
@@ -121,6 +123,7 @@ def vlb_term(
 
     Source: Ho et al. 2020 (arXiv 2006.11239) eq. 5-8 and 13; Nichol & Dhariwal 2021 (arXiv 2102.09672) section 3.
     """
+    cond = merged(cond)
     _check(model, x0, variance, first, levels, cond)
     times = node_times(model, x0, t, seed)
     prediction, _ = _believed(model, x0, times, noise, seed, cond)
@@ -160,6 +163,7 @@ def hybrid_loss(
     """
     if weight is not None:
         raise InvalidInputError(f"weight={weight!r}: the hybrid loss has its own, leave it None")
+    cond = merged(cond)
     _check(model, x0, "learned", first, levels, cond)
     times = node_times(model, x0, t, seed)
     prediction, noise = _believed(model, x0, times, noise, seed, cond)

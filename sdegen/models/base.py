@@ -160,6 +160,11 @@ class ScoreModel(nn.Module):
         """Raise on a word that the model does not take, and on a tensor whose first axis is not the batch."""
         known = self.condition_names()
         for name, value in cond.items():
+            if name in ("self", "x", "t"):
+                raise InvalidInputError(
+                    f"condition {name!r} has the name of an argument that every model has, model(x, t): give it "
+                    "another one"
+                )
             if known is not None and name not in known:
                 takes = f"it takes {', '.join(sorted(known))}" if known else "it takes none"
                 raise InvalidInputError(f"condition {name!r} is unknown to the model: {takes}")

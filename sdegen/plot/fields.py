@@ -14,6 +14,7 @@ from matplotlib.patches import Patch
 from scipy.fft import dctn, idctn
 from torch import Tensor
 
+from ..core.conditions import mapped
 from ..core.errors import InvalidInputError
 from ..core.shapes import check_state, flat
 from ..distributions.mixture import GaussianMixture
@@ -94,7 +95,7 @@ def score_field(
     (a,) = panels(ax, 1, width=3.8, height=3.6)
 
     def score(x: Tensor) -> Tensor:
-        own = {k: v.expand(len(x), *v.shape[1:]) if isinstance(v, Tensor) and v.ndim else v for k, v in cond.items()}
+        own = mapped(cond, lambda v: v.expand(len(x), *v.shape[1:]))
         with quiet(model):
             return model.score(x.to(device), at, **own).to("cpu", torch.float64)
 

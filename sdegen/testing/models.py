@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.conditions import rows_of, tensors_of
 from ..core.errors import InvalidInputError
 from ..core.shapes import expand
 from ..models.base import ScoreModel
@@ -86,7 +87,7 @@ class ModelCase:
 
     def __init__(self, model: ScoreModel, event_shape: Sequence[int], seed: int, cond: dict[str, Any]) -> None:
         self.model, self.sde, self.event, self.seed, self.cond = model, model.sde, tuple(event_shape), seed, cond
-        sizes = [len(v) for v in cond.values() if isinstance(v, Tensor)]
+        sizes = [len(v) for _, v in tensors_of(cond, "cond")]
         self.batch = sizes[0] if sizes else 9
         types = [p.dtype for p in model.parameters() if p.is_floating_point()]
         self.rtol = max([EXACT, *(200 * torch.finfo(d).eps for d in types if d != torch.float64)])
@@ -107,7 +108,7 @@ class ModelCase:
         return times.to(device), sde.perturb(x0, times, noise).to(device)
 
     def ask(self, x: Tensor, t: float | Tensor, rows: Any = slice(None), model: ScoreModel | None = None) -> Prediction:
-        cond = {k: v[rows] if isinstance(v, Tensor) else v for k, v in self.cond.items()}
+        cond = rows_of(self.cond, rows)
         return (model or self.model)(x, t, **cond)
 
     def same(self, law: str, got: Prediction, expected: Prediction, t: Tensor, *, rtol: float | None = None) -> None:

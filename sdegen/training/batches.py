@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, default_collate
 
+from ..core.conditions import check_rows, rows_of, tensors_of
 from ..core.errors import InvalidInputError
 from ..core.shapes import check_state
 from ..data.images import Images
@@ -42,7 +43,7 @@ class Batch(NamedTuple):
         """Rows start .. stop of these."""
         if (start, stop) == (0, len(self.x0)):
             return self
-        cond = {k: v[start:stop] if isinstance(v, Tensor) else v for k, v in self.cond.items()}
+        cond = rows_of(self.cond, slice(start, stop))
         return Batch(self.x0[start:stop], cond, self.numbers, self.start + start, self.total)
 
     def parts(self, n: int) -> list[Batch]:
@@ -129,11 +130,7 @@ class _Indexed(Batches):
             raise InvalidInputError("data is empty: wanted at least one sample")
         self.data, self.cond, self.batch_size = data, dict(cond), batch_size
         for name, value in self.cond.items():
-            if isinstance(value, Tensor) and (not value.ndim or len(value) != len(data)):
-                raise InvalidInputError(
-                    f"condition {name!r} has shape {tuple(value.shape)} for {len(data)} samples: tensors are per "
-                    f"sample, ({len(data)}, ...); pass a Python number for a value that all share"
-                )
+            check_rows(name, value, len(data))
         self.length = len(data) * -(-batch_size // len(data))  # of a pass: whole copies of the data, a batch at least
         self._passes: dict[tuple[int, int], Tensor] = {}
         self.first = self._batch(torch.arange(min(len(data), batch_size), device="cpu"), _whole)
@@ -167,7 +164,7 @@ class _Indexed(Batches):
     def _batch(self, numbers: Tensor, share: Share) -> Batch:
         start, stop = share(len(numbers))
         own = numbers[start:stop]
-        cond = {k: v[own.to(v.device)] if isinstance(v, Tensor) else v for k, v in self.cond.items()}
+        cond = rows_of(self.cond, own)
         if isinstance(self.data, Tensor):
             return Batch(self.data[own.to(self.data.device)], cond, numbers, start, len(numbers))
         if isinstance(self.data, Images):
@@ -178,7 +175,7 @@ class _Indexed(Batches):
             x0, theirs = default_collate(items)
         except (RuntimeError, TypeError, KeyError) as error:
             raise InvalidInputError(f"samples {own[:4].tolist()}, ... do not make a batch: {error}") from error
-        return Batch(x0, {**theirs, **cond}, numbers, start, len(numbers))
+        return Batch(x0, {**_with_tuples(theirs), **cond}, numbers, start, len(numbers))
 
 
 class _Stream(Batches):
@@ -190,9 +187,9 @@ class _Stream(Batches):
 
     def __init__(self, data: Iterable, cond: Mapping[str, Any]) -> None:
         for name, value in cond.items():
-            if isinstance(value, Tensor):
+            for words, _ in tensors_of(value, repr(name)):
                 raise InvalidInputError(
-                    f"condition {name!r} is a tensor, but rows cannot be matched with data that are iterated: let them "
+                    f"condition {words} is a tensor, but rows cannot be matched with data that are iterated: let them "
                     f"give (x0, {{{name!r}: ...}})"
                 )
         self.data, self.cond = data, dict(cond)
@@ -244,7 +241,17 @@ class _Stream(Batches):
     def _batch(self, item: Any) -> Batch:
         x0, own = _parted(item)
         x0 = x0 if isinstance(x0, Tensor) else torch.as_tensor(x0, device="cpu")
-        return Batch(x0, {**own, **self.cond}, None, 0, len(x0) if x0.ndim else 0)
+        return Batch(x0, {**_with_tuples(own), **self.cond}, None, 0, len(x0) if x0.ndim else 0)
+
+
+def _with_tuples(value: Any) -> Any:
+    """Conditions of a batch, with a tuple for every list of tensors: that is what collation makes of tuples."""
+    if isinstance(value, Mapping):
+        return {key: _with_tuples(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
+        parts = tuple(map(_with_tuples, value))
+        return parts if all(isinstance(part, Tensor | tuple | dict) for part in parts) else value
+    return value
 
 
 def _parted(item: Any) -> tuple[Any, Mapping[str, Any]]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from .. import storage
+from ..core.conditions import mapped, merged
 from ..core.errors import IncompatibleCheckpointError, InvalidInputError
 from ..core.shapes import as_time, check_state
 from ..loop.modes import quiet
@@ -23,12 +24,13 @@ from ..models.base import ScoreModel
 from ..models.denoiser import Denoiser
 from ..noise.white import check_seed
 from .batches import Batch, Batches, batches
-from .draws import Draws, derived_seed, own_draws, seed_draws, takes_seed
+from .draws import Draws, derived_seed, own_draws, seed_draws
 from .ema import Average, power_function
 from .folder import Found, Interrupts, RunFolder
 from .history import History, Recorder, Step
 from .logs import Logs
 from .losses import dsm_loss
+from .objective import Objective
 from .options import PRECISIONS, Options
 from .team import LostProcessError, Team, local_device, team
 
@@ -111,7 +113,9 @@ def fit(
         precision: what the network computes in, by torch.autocast: "full" (its own dtype), "bf16" or "fp16" (with a
             scaled loss). Weights, averages and the optimiser stay in the network's dtype.
         tensorboard: write the metrics for TensorBoard too, into `out`.
-        **cond: conditions for the loss, by name: tensors have N rows and follow their samples, all else goes as it is.
+        **cond: conditions for the loss, by name: tensors have N rows and follow their samples, also inside dicts and
+            tuples; all else goes as it is. Those whose names are options, of `fit` or of the loss, go in `cond={...}`;
+            those that come with the data may have any names.
 
     Returns:
         The `History`.
@@ -153,8 +157,9 @@ def fit(
         precision=precision,
         tensorboard=tensorboard,
     )
-    source = batches(data, cond, batch_size)
+    source = batches(data, _conditions(model, cond, options), batch_size)
     _check_model(model, source.first, saves=out is not None)
+    Objective(loss).check(source.first.cond)
     place = local_device(_device(device))
     with ExitStack() as stack:
         crew = stack.enter_context(team(place))
@@ -261,7 +266,7 @@ class _Run:
         self.averages = [Average(self.parameters, decay) for decay in decays]  # type: ignore[arg-type]
         self.recorder = Recorder(model.sde)
         self.step = 0  # how many are done
-        self._seeds_loss = takes_seed(options.loss)
+        self.objective = Objective(options.loss)
         self._asked: Tensor | None = None  # the times of the model's first call for some rows
         self._evaluated = time.monotonic()
         self._logged = 0
@@ -309,14 +314,12 @@ class _Run:
         if not rows:
             raise InvalidInputError(f"a batch has {part.total} samples: too few for accumulate= and the processes")
         x0 = part.x0.to(self.device, non_blocking=True)
-        cond = {k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in part.cond.items()}
-        if self._seeds_loss:
-            seed = derived_seed(self.seed, "noise", self.step)
-            cond["seed"] = Draws(seed, part.start, part.start + rows, part.total)
+        cond = mapped(part.cond, lambda v: v.to(self.device, non_blocking=True))
+        noise = Draws(derived_seed(self.seed, "noise", self.step), part.start, part.start + rows, part.total)
         seed_draws(derived_seed(self.seed, "draws", self.step, part.start), self.device)
         self._asked, dtype = None, PRECISIONS[self.options.precision]
         with torch.autocast(self.device.type, dtype) if dtype is not None else nullcontext():
-            losses = self.options.loss(self.model, x0, **cond)
+            losses = self.objective(self.model, x0, cond, noise)
         _check_losses(losses, rows)
         self.scaler.scale(losses.sum() / part.total).backward()
         return losses.detach(), self._asked
@@ -446,9 +449,16 @@ class _Run:
 # ---- before the first step
 
 
-def _check_model(model: ScoreModel, first: Batch, *, saves: bool) -> None:
+def _conditions(model: ScoreModel, cond: dict[str, Any], options: Options) -> dict[str, Any]:
+    """Those given by name and those in `cond={...}`."""
     if not isinstance(model, ScoreModel):
         raise InvalidInputError(f"model is a {type(model).__name__}: wrap a network as Denoiser(net, sde)")
+    known = model.condition_names()
+    Objective(options.loss).check_names(cond, known)
+    return merged(cond, fit, known)
+
+
+def _check_model(model: ScoreModel, first: Batch, *, saves: bool) -> None:
     if not any(p.requires_grad for p in model.parameters()):
         raise InvalidInputError(f"this {type(model).__name__} has no weights that ask for gradients: nothing to train")
     check_state(first.x0, name="data", event_shape=model.event_shape)

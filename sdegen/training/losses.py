@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..core.conditions import merged
 from ..core.errors import InvalidInputError
 from ..core.shapes import as_time, check_state, check_time, event_mean, expand, flat, plus
 from ..models.base import ScoreModel
@@ -97,7 +98,7 @@ def dsm_loss(
         weight: a name or a function.
         seed: sample i's time and noise depend on (seed, i) alone; a `Noise` numbers the samples its own way.
             None: torch's global generator.
-        **cond: conditions, passed to the model by name.
+        **cond: conditions, passed to the model by name; those called t, noise, weight, seed or x0 in `cond={...}`.
 
     Returns:
         (B,), one number per sample.
@@ -110,6 +111,7 @@ def dsm_loss(
     the likelihood weight and its importance law; Karras et al. 2022 (arXiv 2206.00364) table 1; Hang et al. 2023
     (arXiv 2303.09556) for min-SNR.
     """
+    cond = merged(cond)
     at = _draw(model, x0, t, noise, weight, seed, cond)
     truth = expand(at.of_x0, x0) * x0 + expand(at.of_noise, x0) * at.noise
     error = model(at.x, at.t, **cond).combine(at.of_x0, at.of_noise) - truth
@@ -135,6 +137,7 @@ def implicit_loss(
 
     Source: Hyvarinen 2005, eq. 4, here at every noise level.
     """
+    cond = merged(cond)
     at = _draw(model, x0, t, noise, weight, seed, cond)
     keep = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -167,6 +170,7 @@ def sliced_loss(
 
     Source: Song et al. 2019 (arXiv 1905.07088) eq. 7 and 8.
     """
+    cond = merged(cond)
     at = _draw(model, x0, t, noise, weight, seed, cond)
     v = flat(_normal(seed, x0, Purpose.LOSS_PROBE))
     keep = torch.is_grad_enabled()

@@ -771,7 +771,7 @@ WRONG = [
     ("unknown condition in data", dict(data=[(x, {"colour": 1}) for x in X]), "it takes label"),
     ("condition of another length", dict(label=torch.zeros(5)), "for 6 samples"),
     ("condition without rows", dict(data=DataLoader(X), label=torch.zeros(6)), "cannot be matched"),
-    ("weight as an option", dict(weight="edm"), "'weight' is unknown"),
+    ("weight as an option", dict(weight="edm"), "option of the loss"),
     ("steps", dict(steps=0), "steps=0"),
     ("steps that are no number", dict(steps="many"), "whole number"),
     ("steps that are no whole number", dict(steps=10.5), "whole number"),

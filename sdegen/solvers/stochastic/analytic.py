@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...core.conditions import rows_of
 from ...core.errors import InvalidInputError
 from ...core.shapes import check_state, event_mean
 from ...models.base import ScoreModel
@@ -80,12 +81,11 @@ def measure_noise(
     totals = torch.zeros(levels, dtype=torch.float64, device="cpu")
     for rows in torch.arange(len(data), device="cpu").split(batch_size):
         some = data[rows.to(data.device)]
-        words = {k: v[rows.to(v.device)] if isinstance(v, Tensor) else v for k, v in cond.items()}
         for k, t in enumerate(ts):
             drawn = Noise(noise.seed, index=rows).normal(
                 some.shape, Purpose.MEASURED_NOISE, k, dtype=some.dtype, device=some.device
             )
-            eps = model(sde.perturb(some, t, drawn), t, **words).noise
+            eps = model(sde.perturb(some, t, drawn), t, **rows_of(cond, rows)).noise
             totals[k] += float(event_mean(eps.double().square()).sum())
     return NoiseLevel(l, (totals / len(data)).clamp(0.0, 1.0))
 
