@@ -126,6 +126,11 @@ class LastAnswer:
             self._kept = (t, t._version, torch.is_grad_enabled(), answer)
 
 
+def version_of(value: Tensor | None) -> int:
+    """How often a tensor was written to; 0 for those of inference mode, which do not count."""
+    return 0 if value is None or value.is_inference() else value._version
+
+
 def must_not_cache(value: Any) -> bool:
     """Whether a value belongs to the computation it was made in: it carries derivatives, or is of inference mode."""
     return isinstance(value, Tensor) and (

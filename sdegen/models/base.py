@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.cache import CachedFunction
+from ..core.cache import CachedFunction, version_of
 from ..core.conditions import check_rows
 from ..core.errors import InvalidInputError
 from ..core.shapes import as_time, check_time, expand
@@ -57,10 +57,8 @@ class ScoreModel(nn.Module):
         event_shape: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(sde, SDE):
-            raise InvalidInputError(f"sde is {sde!r}: pass a process such as VPSDE()")
         self.sde = sde
-        self._data: tuple[Any, DataFacts] | None = None
+        self._data: tuple[Any, ...] | None = None
         self.event_shape = None if event_shape is None else tuple(event_shape)
         for name in _STATISTICS:
             self.register_buffer(_BUFFER[name], None)
@@ -72,11 +70,12 @@ class ScoreModel(nn.Module):
         """What is known of the data."""
         buffers = vars(self)["_buffers"]
         mean, std, c = buffers["known_mean"], buffers["known_std"], buffers["known_covariance"]
-        versions = mean._version, std._version, None if c is None else c._version
+        versions = version_of(mean), version_of(std), version_of(c)
         state = (id(mean), id(std), id(c), versions, self.event_shape, self.smooth)
         if self._data is None or self._data[0] != state:
             known = [None if v is None or bool(torch.isnan(v).any()) else v for v in (mean, std, c)]
-            self._data = state, DataFacts(known[0], known[1], known[2], self.event_shape, self.smooth)
+            facts = DataFacts(known[0], known[1], known[2], self.event_shape, self.smooth)
+            self._data = state, facts, (mean, std, c)  # kept, so that no other tensor gets the id of one of them
         return self._data[1]
 
     data_mean: Any = property(lambda self: self.data.mean)
@@ -109,26 +108,26 @@ class ScoreModel(nn.Module):
         self.data_mean, self.data_std = mean, std
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "sde":
+            _check_process(value)
         if name not in _STATISTICS:
             super().__setattr__(name, value)
             return
         tensor = statistic(name.removeprefix("data_"), value, self.event_shape)
-        if tensor is not None:
-            tensor = tensor.clone()
-        elif name != "data_covariance":
+        if tensor is None and name != "data_covariance":
             tensor = torch.full(self.event_shape or (), math.nan, dtype=torch.float64, device="cpu")
         buffers = vars(self)["_buffers"]
-        old = buffers[_BUFFER[name]]
-        buffers[_BUFFER[name]] = tensor if tensor is None or old is None else tensor.to(old.device)
+        buffers[_BUFFER[name]] = None if tensor is None else _beside(buffers[_BUFFER[name]], tensor)
 
     def _apply(self, fn: Any, recurse: bool = True) -> ScoreModel:
-        """Move like any module, but keep what is known of the data in float64: half() changes no coefficient."""
+        """Move like any module, but keep what is known of the data, and in float64: half() changes no coefficient, and
+        to_empty() forgets nothing."""
         buffers = vars(self)["_buffers"]
         known = {name: buffers.get(name) for name in _BUFFER.values()}
         super()._apply(fn, recurse)
         for name, value in known.items():
             if value is not None:
-                buffers[name] = value.to(buffers[name].device)
+                buffers[name] = value if buffers[name].is_meta else _beside(buffers[name], value)
         return self
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
@@ -137,8 +136,7 @@ class ScoreModel(nn.Module):
         names = [name for name in _BUFFER.values() if name in buffers]
         for name in names:
             if prefix + name in state_dict:  # of another shape, or None, before it was known
-                new, old = state_dict[prefix + name], buffers[name]
-                buffers[name] = new.detach().to("cpu" if old is None else old.device, torch.float64, copy=True)
+                buffers[name] = _beside(buffers[name], state_dict[prefix + name])
         super()._load_from_state_dict(state_dict, prefix, *rest)
         missing[:] = [key for key in missing if key not in [prefix + name for name in names]]
 
@@ -191,6 +189,8 @@ class Wrapped(ScoreModel):
             raise InvalidInputError(f"model is {type(model).__name__}: wrap a ScoreModel, such as Denoiser(net, sde)")
         nn.Module.__init__(self)
         self.model = model
+        if sde is not None:
+            _check_process(sde)
         self._own_sde = sde
         stated = {name: getattr(type(self), name) for name in _FACTS}  # by a subclass, as `smooth = True`
         self._changed_facts = {**{n: v for n, v in stated.items() if not isinstance(v, property)}, **facts}
@@ -217,8 +217,11 @@ class Wrapped(ScoreModel):
         if name in _FACTS:
             self._changed_facts = {**self._changed_facts, name: value}
             self._data = None
+        elif name == "sde":
+            _check_process(value)
+            self._own_sde = value
         else:
-            nn.Module.__setattr__(self, "_own_sde" if name == "sde" else name, value)
+            nn.Module.__setattr__(self, name, value)
 
     def warm(self, ts: Tensor) -> None:
         if self.sde is not self.model.sde:
@@ -251,26 +254,33 @@ class OnPath(Wrapped):
     """
 
     def __init__(self, model: ScoreModel, sde: SDE, centre: Tensor | None = None) -> None:
-        known = model.sde
-        levels = known.half_log_snr(torch.tensor([known.t_min, known.t_max], dtype=torch.float64, device="cpu"))
-        own = sde.half_log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64, device="cpu"))
-        if not (levels[0] > own[1] and levels[1] < own[0]):
-            raise InvalidInputError(
-                f"{sde} has half log-SNR from {float(own[1]):.3g} to {float(own[0]):.3g}, but the model knows only "
-                f"{float(levels[1]):.3g} to {float(levels[0]):.3g}: the two share no noise level"
-            )
-        t_min = sde.t_min if levels[0] >= own[0] else float(sde.time(levels[0]))
-        t_max = sde.t_max if levels[1] <= own[1] else float(sde.time(levels[1]))
-        facts = {} if centre is None else {"mean": torch.zeros_like(centre)}
-        super().__init__(model, sde=sde.narrowed(t_min, t_max), **facts)
-        self.register_buffer("centre", centre, persistent=False)
+        self._shared: tuple[SDE, SDE] | None = None  # the model's process, and ours narrowed to its levels
         self._map = CachedFunction(self._evaluate_map)
+        facts = {} if centre is None else {"mean": torch.zeros_like(centre)}
+        super().__init__(model, sde=sde, **facts)
+        self.register_buffer("centre", centre, persistent=False)
+        self.sde  # noqa: B018 (checks that levels are shared)
+
+    @property
+    def sde(self) -> SDE:  # type: ignore[override]
+        """The other process, narrowed to what the model knows now: its own process may be assigned later."""
+        known, shared = vars(self)["_modules"]["model"].sde, self._shared
+        if shared is None or shared[0] is not known:
+            self._map.clear()
+            shared = self._shared = known, _narrowed(self._own_sde or known, known)
+        return shared[1]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "sde":
+            self._shared = None
 
     def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Prediction:
         t = as_time(t)
         check_time(t, x)
+        sde = self.sde
         there, ratio, alpha = self._map(t)
-        x, sde = x * expand(ratio, x), self.sde
+        x = x * expand(ratio, x)
         if self.centre is None:
             return self.model(x, as_time(there), **cond).on(sde, t)
         centre = self.centre.to(x)
@@ -294,6 +304,31 @@ class OnPath(Wrapped):
         at = self.sde.at(t.to(torch.float64))
         there = self.model.sde.at_ratio(at.sigma / at.alpha)
         return there.t, _rescaling(at, there), self.model.sde.alpha(there.t)
+
+
+def _check_process(sde: Any) -> None:
+    if not isinstance(sde, SDE):
+        raise InvalidInputError(f"sde is {sde!r}: pass a process such as VPSDE()")
+
+
+def _narrowed(sde: SDE, known: SDE) -> SDE:
+    """A process, as far as its noise levels are those of another one."""
+    levels = known.half_log_snr(torch.tensor([known.t_min, known.t_max], dtype=torch.float64, device="cpu"))
+    own = sde.half_log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64, device="cpu"))
+    if not (levels[0] > own[1] and levels[1] < own[0]):
+        raise InvalidInputError(
+            f"{sde} has half log-SNR from {float(own[1]):.3g} to {float(own[0]):.3g}, but the model knows only "
+            f"{float(levels[1]):.3g} to {float(levels[0]):.3g}: the two share no noise level"
+        )
+    t_min = sde.t_min if levels[0] >= own[0] else float(sde.time(levels[0]))
+    t_max = sde.t_max if levels[1] <= own[1] else float(sde.time(levels[1]))
+    return sde.narrowed(t_min, t_max)
+
+
+def _beside(old: Tensor | None, new: Tensor) -> Tensor:
+    """A copy of a statistic, where the one before it was; an ordinary tensor also in inference mode."""
+    with torch.inference_mode(False):
+        return new.detach().to(torch.device("cpu") if old is None else old.device, torch.float64, copy=True)
 
 
 def rescaling(sde: SDE, t: Tensor, other: SDE, there: Tensor) -> Tensor:

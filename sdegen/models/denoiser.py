@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.cache import CachedFunction
+from ..core.cache import CachedFunction, version_of
 from ..core.errors import InvalidInputError
 from ..core.shapes import as_time, check_time, expand
 from ..processes import SDE
@@ -50,11 +50,10 @@ class Denoiser(ScoreModel):
         smooth: bool | None = None,
     ) -> None:
         self._coefficients = CachedFunction(self._evaluate_coefficients)
+        self._std_in_use: tuple[Tensor | None, int] = (None, 0)  # by the coefficients
         super().__init__(
             sde, data_mean=data_mean, data_std=data_std, event_shape=getattr(unwrapped(net), "event_shape", None)
         )
-        if not callable(net):
-            raise InvalidInputError(f"net is {net!r}: pass a torch.nn.Module called as net(x, t, **cond)")
         self.net = net
         self.smooth = False if smooth is None else bool(smooth)
         self.parametrization = parametrization
@@ -66,16 +65,30 @@ class Denoiser(ScoreModel):
         return parametrization(self.parametrization, self.sigma_data)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "net":
+            if not callable(value):
+                raise InvalidInputError(f"net is {value!r}: pass a torch.nn.Module called as net(x, t, **cond)")
+            self._check_event(value)
+        elif name == "parametrization":
+            parametrization(value)
         super().__setattr__(name, value)
-        if name in ("data_std", "sde", "parametrization"):  # what the coefficients are made of
+        if name in ("sde", "parametrization"):  # what the coefficients are made of, besides the statistics
             self._coefficients.clear()
         elif name == "net":
             self._computes_in = ComputingDtype(value)
 
+    def _check_event(self, net: Any) -> None:
+        event = getattr(unwrapped(net), "event_shape", None)
+        if event is not None and self.event_shape not in (None, tuple(event)):
+            raise InvalidInputError(
+                f"the network is for samples of shape {tuple(event)}, but the model's have {self.event_shape}: make "
+                "another Denoiser"
+            )
+
     def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Prediction:
         t = as_time(t)
         check_time(t, x)
-        c_skip, c_out, c_in, c_noise, n_skip, n_out = self._coefficients(t)
+        c_skip, c_out, c_in, c_noise, n_skip, n_out = self._of_present_data()(t)
         x_in, t_in = self._inputs(x, c_in, c_noise)
         try:
             output = self.net(x_in, t_in, **cond)
@@ -112,7 +125,15 @@ class Denoiser(ScoreModel):
 
     def warm(self, ts):
         super().warm(ts)
-        self._coefficients.warm(ts)
+        self._of_present_data().warm(ts)
+
+    def _of_present_data(self) -> CachedFunction:
+        """The coefficients, made anew if data_std was written to: by load_state_dict, a fit, an average, or by hand."""
+        std, (used, version) = self._buffers["known_std"], self._std_in_use
+        if std is not used or version_of(std) != version:
+            self._coefficients = CachedFunction(self._evaluate_coefficients)
+            self._std_in_use = std, version_of(std)
+        return self._coefficients
 
     def condition_names(self):
         net = unwrapped(self.net)

@@ -394,7 +394,9 @@ def test_a_learned_variance_is_saved_and_trained_in_a_folder(tmp_path):
         ours, theirs = (discrete.ddpm(m, 2, steps=5, variance="learned", seed=0).x for m in (model, back))
         close(ours, theirs, 0.0)
     plain = sg.Denoiser(sg.nets.UNet(1, channels=8), model.sde, parametrization="counting-noise")
-    with pytest.raises(sg.IncompatibleCheckpointError, match="class: got Denoiser, expected the checkpoint's 'LearnedVariance'"):
+    with pytest.raises(
+        sg.IncompatibleCheckpointError, match="class: got Denoiser, expected the checkpoint's 'LearnedVariance'"
+    ):
         sg.fit(plain, data, steps=3, batch_size=4, seed=0, out=tmp_path / "run", device="cpu", schedule="constant")
 
 

@@ -234,7 +234,7 @@ def test_eval_mode_for_the_check_only():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: Denoiser(Small(), VPSDE(), parametrization="eps"), "parametrization 'eps': wanted one of"),
+        (lambda: Denoiser(Small(), VPSDE(), parametrization="eps"), "parametrization: got 'eps', expected one of"),
         (lambda: Denoiser(Small(), VPSDE), "pass a process such as VPSDE"),
         (lambda: Denoiser(3, VPSDE()), "net is 3: pass a torch.nn.Module"),
         (
@@ -389,7 +389,7 @@ def test_check_model_catches_a_wrong_path():
         def on(self, sde):
             moved = super().on(sde)
             if self.widen:
-                moved.sde = sde
+                moved._shared = (self.sde, sde)
                 return moved
             inner = moved.forward
             moved.forward = lambda x, t: inner(self.factor * x, t)

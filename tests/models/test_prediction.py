@@ -216,7 +216,7 @@ def test_scaled_is_the_product(dtype):
 
 
 def test_an_unknown_name():
-    with pytest.raises(InvalidInputError, match="parametrization 'eps': wanted one of 'x0', 'noise'"):
+    with pytest.raises(InvalidInputError, match="parametrization: got 'eps', expected one of 'x0', 'noise'"):
         parametrization("eps")
     own = PARAMETRIZATIONS["own"]
     assert isinstance(own, Parametrization) and parametrization(own, math.pi) is own

@@ -191,20 +191,133 @@ def test_a_smooth_network_is_told():
     assert sg.Denoiser(Net(), sg.VPSDE(), smooth=True).data.smooth
 
 
-@pytest.mark.parametrize("name", ["data_std", "parametrization", "sde"])
-def test_what_is_assigned_later_is_used(name):
-    """As if the model had been made with it."""
-    values = {"data_std": 4.0, "parametrization": "v", "sde": sg.CosineSDE()}
-    model = small()
-    model.data_mean, model.data_std = 0.0, 1.0
-    x = points(6)
-    model(x, 0.4)  # what is remembered now must not be used below
-    setattr(model, name, values[name])
-    fresh = sg.Denoiser(
-        model.net, model.sde, parametrization=model.parametrization, data_mean=0.0, data_std=model.data_std
-    )
-    assert torch.equal(model(x, 0.4).x0, fresh(x, 0.4).x0)
-    assert torch.equal(model(x, torch.full((6,), 0.4, dtype=F64)).x0, fresh(x, torch.full((6,), 0.4, dtype=F64)).x0)
+class Wave(nn.Module):
+    """Nothing like the zeros of a network that is not trained."""
+
+    event_shape = (2,)
+
+    def __init__(self, factor: float):
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(factor))
+
+    def forward(self, x, t):
+        return torch.sin(self.factor * x.flip(1) + t[:, None])
+
+
+def widened(mean: float = 0.0, std: float = 1.0, factor: float = 2.0) -> sg.Denoiser:
+    return sg.Denoiser(Wave(factor), sg.VPSDE(), data_mean=mean, data_std=std)
+
+
+def averaged(model: sg.Denoiser) -> None:
+    """An average of weights, as other libraries write it: parameters and buffers, in place."""
+    average = torch.optim.swa_utils.AveragedModel(widened(1.0, 4.0), use_buffers=True)
+    average.module = model
+    average.update_parameters(widened(1.0, 4.0))
+
+
+AFTERWARDS = {
+    "assigned std": lambda m: setattr(m, "data_std", 4.0),
+    "assigned mean": lambda m: setattr(m, "data_mean", torch.tensor([5.0, 6.0])),
+    "assigned parametrization": lambda m: setattr(m, "parametrization", "v"),
+    "assigned process": lambda m: setattr(m, "sde", sg.CosineSDE()),
+    "assigned network": lambda m: setattr(m, "net", Wave(3.0)),
+    "loaded": lambda m: m.load_state_dict(widened(1.0, 4.0, 3.0).state_dict()),
+    "loaded by assignment": lambda m: m.load_state_dict(widened(1.0, 4.0, 3.0).state_dict(), assign=True),
+    "loaded through a wrapper": lambda m: Same(m).load_state_dict(Same(widened(1.0, 4.0, 3.0)).state_dict()),
+    "written in place": lambda m: m.data_std.fill_(4.0),
+    "averaged": averaged,
+    "fitted": lambda m: sg.fit(m, points() * 4, steps=1, batch_size=8, seed=0),
+}
+SEEN_AS = {
+    "itself": lambda m: m,
+    "wrapped": lambda m: Same(Same(m)),
+    "along another path": lambda m: m.on(sg.EDMSDE()),
+    "along two others": lambda m: m.on(sg.EDMSDE()).on(sg.LinearPathSDE()),
+}
+
+
+@pytest.mark.parametrize("view", SEEN_AS)
+@pytest.mark.parametrize("change", AFTERWARDS)
+def test_what_changes_after_the_first_use_is_used(change, view):
+    """As if the model had been made so: nothing that was remembered before is used."""
+    model = widened()
+    if change == "assigned process":  # "edm" is one function of the noise level, whatever the process
+        model.parametrization = "noise"
+    x, ts = points(6), torch.full((6,), 0.4, dtype=F64)
+    seen = SEEN_AS[view](model)
+    before = [seen(x, t).x0 for t in (0.4, ts)]
+    sg.sample(seen, (6, 2), steps=4, seed=0)
+    AFTERWARDS[change](model)
+    fresh = sg.Denoiser(model.net, model.sde, parametrization=model.parametrization)
+    fresh.set_statistics(model.data_mean, model.data_std)
+    fresh = SEEN_AS[view](fresh)
+    for t, old in zip((0.4, ts), before, strict=True):
+        assert torch.equal(seen(x, t).x0, fresh(x, t).x0)
+        assert change == "assigned mean" or not torch.equal(seen(x, t).x0, old)
+    ours, theirs = (sg.sample(m.eval(), (6, 2), steps=5, seed=0).x for m in (seen, fresh))
+    assert torch.equal(ours, theirs)
+
+
+def test_another_path_can_be_assigned():
+    """on(a) with b assigned is on(b), narrowed to what the model knows."""
+    seen, x = widened().on(sg.EDMSDE()), points(6)
+    seen(x, 0.4)
+    seen.sde = sg.LinearPathSDE()
+    fresh = widened().on(sg.LinearPathSDE())
+    assert torch.equal(seen(x, 0.4).x0, fresh(x, 0.4).x0) and seen.sde.t_min == fresh.sde.t_min
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("sde", "vp", "pass a process"),
+        ("parametrization", "w", "expected one of 'x0'"),
+        ("net", None, "pass a torch.nn.Module"),
+        ("net", sg.nets.MLP(3), r"samples of shape \(3,\), but the model's have \(2,\)"),
+        ("data_std", -1.0, "not negative"),
+        ("data_mean", torch.zeros(3), "event shape"),
+    ],
+)
+def test_what_cannot_be_is_refused_when_assigned(name, value, words):
+    model, x = sg.Denoiser(sg.nets.MLP(2), sg.VPSDE(), data_std=2.0), points(3)
+    before = model(x, 0.5).x0
+    with pytest.raises(sg.InvalidInputError, match=words):
+        setattr(model, name, value)
+    assert torch.equal(model(x, 0.5).x0, before)
+    if name == "sde":
+        with pytest.raises(sg.InvalidInputError, match=words):
+            Same(model).sde = value
+
+
+@pytest.mark.parametrize("change", ["made", "assigned", "loaded", "copied"])
+def test_inference_mode(change):
+    """Statistics that were set under inference mode are seen, and followed, outside it."""
+    model = widened()
+    with torch.inference_mode():
+        if change == "made":
+            model = widened(1.0, 4.0)
+        elif change == "assigned":
+            model.set_statistics(1.0, 4.0)
+        elif change == "loaded":
+            model.load_state_dict(widened(1.0, 4.0).state_dict())
+        else:
+            model = copy.deepcopy(widened(1.0, 4.0))
+        x = sg.sample(model, (4, 2), steps=3, seed=0).x
+    assert torch.equal(sg.sample(model, (4, 2), steps=3, seed=0).x, x)
+    assert float(model.data_mean) == 1 and model.sigma_data == 4
+    model.data_std = 2.0
+    assert model.sigma_data == 2
+
+
+def test_a_model_made_without_memory_keeps_what_is_known():
+    """The way of large networks: made on the device "meta", given memory, loaded."""
+    saved = sg.Denoiser(Net(), sg.VPSDE(), data_mean=1.0, data_std=4.0)
+    for assign in (False, True):
+        with torch.device("meta"):
+            model = sg.Denoiser(Net(), sg.VPSDE(), data_std=3.0)
+        assert model.to("meta").sigma_data == 3 and model.to_empty(device="cpu").sigma_data == 3
+        model.load_state_dict(saved.state_dict(), assign=assign)
+        assert model.sigma_data == 4 and float(model.data_mean) == 1
 
 
 class WithBuffers(nn.Module):
