@@ -32,6 +32,7 @@ from .models.denoiser import Denoiser
 from .models.diffusers import from_diffusers, to_scheduler
 from .models.exact import EmpiricalModel, MixtureModel
 from .models.facts import DataFacts
+from .models.guided.guidance import Guided
 from .models.parametrization import Parametrization
 from .models.prediction import Prediction
 from .noise.white import Noise
@@ -74,6 +75,7 @@ __all__ = [
     "ForwardSDE",
     "Gaussian",
     "GaussianMixture",
+    "Guided",
     "History",
     "IncompatibleCheckpointError",
     "InvalidInputError",

@@ -66,6 +66,10 @@ class Term(ABC):
         """What the final denoising makes of the state at the last time: E[x0 | x]."""
         return self.predict(x, t).x0
 
+    def evaluations(self, t: Tensor) -> int | Tensor:
+        """How many evaluations of networks the drift at t is, for each sample: a number, or (B,) where t is."""
+        return 1
+
     def measured(self, x: Tensor) -> Tensor:
         """The part of a state that is data, on whose scale a tolerance is measured: all of it, unless numbers of
         another kind travel beside the data."""
@@ -136,6 +140,9 @@ class _OfModel(Term):
                 "Prediction.from_x0(x, x0, self.sde, t)"
             )
         return prediction
+
+    def evaluations(self, t: Tensor) -> int | Tensor:
+        return self.model.evaluations(t)
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         return self.predict(x, t).combine(*self._rates(self.sde.at(t)))
@@ -259,37 +266,64 @@ class ProbabilityFlow(_OfModel):
 
 
 class Counted(Term):
-    """A term that counts the calls made on it: `calls` evaluations of a batch, which samples may leave."""
+    """A term that counts the evaluations of networks made through it, by a batch that samples may leave.
 
-    def __init__(self, term: Term) -> None:
+    Args:
+        term: the equation.
+        batch: how many samples.
+
+    Attributes:
+        calls: evaluations of a batch, or of a part of it.
+    """
+
+    def __init__(self, term: Term, batch: int) -> None:
         self.whole = self.term = term
         self.calls = 0
+        self._batch = batch
+        self._made: int | Tensor = 0  # for each sample in the batch, (B,) once they differ
         for name in ("t_min", "t_max", "upward", "downward", "stochastic", "event_shape", "model", "sde", "eta"):
             setattr(self, name, getattr(term, name))
 
+    def counts(self, like: Tensor) -> Tensor:
+        """(B,) how many evaluations each sample in the batch has had, on the device of an integer tensor."""
+        return torch.zeros_like(like) + (self._made.to(like.device) if isinstance(self._made, Tensor) else self._made)
+
+    def _count(self, t: Tensor, rows: Tensor | None = None) -> None:
+        """Note the evaluations at t of the whole batch, or of the samples at positions `rows` of it."""
+        n = self.term.evaluations(t)
+        self.calls += n if isinstance(n, int) else int(n.max())
+        if rows is not None:
+            n = torch.zeros(self._batch, dtype=torch.int64, device=rows.device).index_add(
+                0, rows, torch.zeros_like(rows) + n
+            )
+        self._made = self._made + n
+
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
-        self.calls += 1
+        self._count(t)
         return self.term.drift(x, t)
 
     def moved(self, x: Tensor, t: Tensor, h: float | Tensor) -> Tensor:
-        self.calls += 1
+        self._count(t)
         return self.term.moved(x, t, h)
 
     def drift_of(self, rows: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        self.calls += 1
+        self._count(t, rows)
         return self.term.drift_of(rows, x, t)
 
     def predict(self, x: Tensor, t: Tensor) -> Prediction:
-        self.calls += 1
+        self._count(t)
         return self.term.predict(x, t)
 
     def denoised(self, x: Tensor, t: Tensor, rows: Tensor | None = None) -> Tensor:
-        """The final denoising of the whole batch, or of the samples `rows` of it."""
-        self.calls += 1
+        """The final denoising of the whole batch, or of the samples `rows` of it, at a scalar t."""
+        self.calls += self.evaluations(t)
         return (self.whole if rows is None else self.whole.select(rows)).denoised(x, t)
 
     def diffusion(self, t: Tensor) -> Any:
         return self.term.diffusion(t)
+
+    def evaluations(self, t: Tensor) -> Any:
+        return self.whole.evaluations(t)
 
     def measured(self, x: Tensor) -> Tensor:
         return self.whole.measured(x)
@@ -299,7 +333,9 @@ class Counted(Term):
 
     def restrict(self, keep: Tensor) -> None:
         """Go on with some of the samples only."""
-        self.term = self.term.select(keep)
+        self.term, self._batch = self.term.select(keep), len(keep)
+        if isinstance(self._made, Tensor):
+            self._made = self._made[keep.to(self._made.device)]
 
 
 # ---- for other libraries' solvers

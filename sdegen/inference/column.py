@@ -157,8 +157,9 @@ class DensityColumn:
         self.errors["truncation"][there] = self._truncation_error()[there].double()
         self.errors["solver"][there] = self._tolerated(there) if self.plan.tolerance else self._missed(solution, there)
         nfe = solution.nfe.clone()
-        nfe[there.cpu()] += 1
-        return replace(solution, nfe=nfe, calls=solution.calls + 1)
+        made = self.term.evaluations(self.times[-1])
+        nfe[there.cpu()] += made
+        return replace(solution, nfe=nfe, calls=solution.calls + int(made))
 
     def _tolerated(self, there: Tensor) -> Tensor:
         """What a tolerance leaves: 2 (atol/s + rtol) sqrt(d) nats, calibrated on mixtures."""

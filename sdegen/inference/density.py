@@ -161,6 +161,9 @@ class DensityFlow(Term):
         x0 = self.flow.denoised(x[:, : self.dim].reshape(-1, *self.event), t)
         return torch.cat([flat(x0), self.at_the_end(x, t).to(x)], 1)
 
+    def evaluations(self, t: Tensor) -> int | Tensor:
+        return self.flow.evaluations(t)
+
     def measured(self, x: Tensor) -> Tensor:
         return x[:, : self.dim]
 

@@ -46,7 +46,6 @@ class Adaptive:
         self.h, self.cap = torch.full_like(self.t, self.length * advice.first), self.length * advice.largest
         self.tried = 0  # steps, by all samples in the batch
         self.rejected = torch.zeros(b, dtype=torch.int64, device=device)
-        self.uncounted = torch.zeros_like(self.rejected)  # calls made for other samples only
         # results, one row a sample
         self.out = x.clone()
         self.status = torch.full((b,), MAX_STEPS, dtype=torch.int64, device=device)
@@ -63,7 +62,6 @@ class Adaptive:
         else:
             entry = plan.solver.enter(self.term, self.x, self.t, self.tolerance, self.noise)
             self.x, self.t, state = entry.x, entry.t, entry.state
-            self.uncounted = self.uncounted + entry.uncounted
             for _ in range(plan.max_steps):
                 state = self._advance(state)
                 report(1 - len(self.rows) / len(self.out))
@@ -120,7 +118,7 @@ class Adaptive:
         rows = self.rows[who]
         self.out[rows], self.stopped_at[rows] = self.x[who], self.t[who]
         self.status[rows] = code[who] if isinstance(code, Tensor) else code
-        self.nfe[rows] = self.term.calls - self.uncounted[rows]
+        self.nfe[rows] = self.term.counts(self.rows)[who]
         self.taken[rows], self.refused[rows] = self.tried - self.rejected[who], self.rejected[who]
         keep = (~who).nonzero().flatten()
         state = self.plan.solver.select(state, keep, self.x)

@@ -58,7 +58,7 @@ def _denoise(plan: Plan, term: Counted, reached: Reached) -> None:
     elif len(arrived):
         x = x.index_copy(0, rows, term.denoised(x[rows], plan.times[-1], rows))
     good = finite(x).cpu()[arrived]
-    reached.nfe[arrived] += 1
+    reached.nfe[arrived] += term.evaluations(plan.times[-1])
     reached.accepted[arrived[good]] += 1
     reached.t[arrived[good]] = 0.0
     reached.status[arrived[~good]], reached.t[arrived[~good]] = NON_FINITE, plan.end

@@ -44,7 +44,7 @@ def fixed(plan: Plan, term: Counted, x: Tensor, noise: Noise, report: Callable[[
         path=path,
         t=torch.where(failed, ts[bad.clamp(0, steps)], ts[-1]),
         status=torch.where(failed, NON_FINITE, ARRIVED),
-        nfe=torch.full_like(accepted, term.calls),
+        nfe=term.counts(accepted),
         accepted=accepted,
         rejected=torch.zeros_like(accepted),
     )

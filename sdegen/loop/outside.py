@@ -67,7 +67,7 @@ class Outside:
     def _note(self, outcome: Outcome) -> None:
         """Write down what came of the samples in the batch, and go on with those that did not fail."""
         rows = self.rows
-        self.nfe[rows] = self.term.calls
+        self.nfe[rows] = self.term.counts(rows)
         self.accepted[rows], self.rejected[rows] = outcome.accepted, outcome.rejected
         self.parts.append((rows, outcome))
         if outcome.failure is None:

@@ -100,7 +100,7 @@ def run(plan: Plan, term: Term, x: Tensor, *, noise: Noise, report: Callable[[fl
     inside = plan.inside()
     if inside is not plan:
         term, x = term.along(plan.view.model), plan.view.state_there(x, plan.times[0])  # type: ignore[union-attr]
-    counted, report = Counted(term), report or _silent
+    counted, report = Counted(term, x.shape[0]), report or _silent
     seed = noise.seed if plan.noisy else None
     if x.shape[0] == 0:
         solution = nothing(inside, counted, x, seed)

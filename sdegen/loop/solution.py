@@ -34,8 +34,8 @@ class Solution:
         x: (B, *event), where it ended.
         ts: the saved times, (S,), or (S, B) where samples stepped on their own and everything was saved.
         xs: the saved states, (S, B, *event).
-        nfe: (B,) evaluations that each sample needed.
-        calls: network calls on a batch.
+        nfe: (B,) evaluations of networks that each sample needed: a guided call counts two, outside its interval one.
+        calls: network calls on a batch, or on a part of it.
         accepted, rejected: (B,) steps.
         t: (B,) the times they reached.
         status: (B,) 0 = arrived, 1 = not finite, 2 = out of steps, 3 = step size underflow.

@@ -149,6 +149,11 @@ class ScoreModel(nn.Module):
         """Compute the coefficients at all of these times in one go, before a fixed grid is walked."""
         self.sde.warm(ts)
 
+    def evaluations(self, t: Tensor) -> int | Tensor:
+        """How many evaluations of networks a call at t is, for each sample: a number, or (B,) where t is and they
+        differ. What a model made of several models says here is what `Solution.nfe` counts."""
+        return 1
+
     def condition_names(self) -> set[str] | None:
         """The words this model takes as conditions; None: any."""
         explicit, any_more = words_of(self.forward)
@@ -228,6 +233,9 @@ class Wrapped(ScoreModel):
             super().warm(ts)
         self.model.warm(ts)
 
+    def evaluations(self, t: Tensor) -> int | Tensor:
+        return self.model.evaluations(t)
+
     def condition_names(self) -> set[str] | None:
         """The words of the wrapper's own `forward`, and where that takes **cond those of the model inside."""
         explicit, any_more = words_of(self.forward)
@@ -286,6 +294,9 @@ class OnPath(Wrapped):
         centre = self.centre.to(x)
         belief = self.model(x + expand(alpha, x) * centre, as_time(there), **cond)
         return Prediction(belief.x0 - centre, belief.noise, sde, t)
+
+    def evaluations(self, t):
+        return self.model.evaluations(as_time(self._map(t)[0]))
 
     def on(self, sde):
         return self.model if sde is self.model.sde and self.centre is None else super().on(sde)

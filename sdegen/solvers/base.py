@@ -57,14 +57,11 @@ class Entry:
     Attributes:
         x, t: state and time of each sample, (B, *event) and (B,).
         state: what the solver carries into the first step.
-        uncounted: (B,) how many of the calls made so far are not to be counted in a sample's `nfe`, because they were
-            made for other samples only.
     """
 
     x: Tensor
     t: Tensor
     state: State
-    uncounted: Tensor | int = 0
 
 
 class Solver(ABC):

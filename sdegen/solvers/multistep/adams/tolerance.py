@@ -121,9 +121,7 @@ class AdamsTolerance(AdamsMethod):
             x_start = x_start.index_copy(0, refused, x[refused])
         one = leapt.good.to(layout.dtype)
         table = AdamsTable(differences, spacings, one + 1, 2 * one + 1, self._most(term))
-        # the second evaluation, if there was one, was for those refused only
-        uncounted = leapt.good.long() * (len(refused) > 0)
-        return Entry(x_start, torch.where(leapt.good, stops, t), table, uncounted)
+        return Entry(x_start, torch.where(leapt.good, stops, t), table)
 
     def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: AdamsTable, noise: Noise) -> Step:
         layout, phi, k = Layout(x), state.differences, state.order

@@ -1,0 +1,1 @@
+"""Models made of models: guidance, potentials and observations, one file a method."""
