@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from .core.conditions import rows_of, tensors_of
+from .core.conditions import merged, rows_of, tensors_of
 from .core.errors import InvalidInputError
 from .core.shapes import factor, plus
 from .models.base import ScoreModel
@@ -125,7 +125,7 @@ class _OfModel(Term):
                 "Denoiser(net, sde, parametrization=...)"
             )
         self.eta = eta
-        self._take(model, cond)
+        self._take(model, merged(cond))
 
     def _take(self, model: ScoreModel, cond: dict[str, Any]) -> None:
         self.model, self.sde, self.cond = model, model.sde, cond
@@ -203,7 +203,7 @@ class ReverseSDE(_OfModel):
     Args:
         model: a ScoreModel.
         eta: the noise's scale, at least 0.
-        **cond: conditions, passed to the model by name.
+        **cond: conditions, passed to the model by name; any of them in `cond={...}`.
 
     Source: Anderson 1982; Song et al. 2021 (arXiv 2011.13456) eq. 6; Zhang & Chen 2021 (arXiv 2106.10410) for eta.
     """
@@ -223,7 +223,7 @@ class ProbabilityFlow(_OfModel):
 
     Args:
         model: a ScoreModel.
-        **cond: conditions, passed to the model by name.
+        **cond: conditions, passed to the model by name; any of them in `cond={...}`.
 
     Source: Song et al. 2021 (arXiv 2011.13456) eq. 13.
     """

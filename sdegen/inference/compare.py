@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.conditions import merged
 from ..core.errors import InvalidInputError, SolverError
 from ..core.shapes import flat
 from ..core.table import table
@@ -19,6 +20,7 @@ from ..metrics import sliced_wasserstein
 from ..models.base import ScoreModel
 from ..noise.white import check_seed
 from ..solvers import Solver, make_solver
+from .checks import check_model
 from .sampling import sample
 
 _REFERENCE_RTOL = 1e-7
@@ -127,8 +129,10 @@ def compare(
     chosen = [make_solver(s) if isinstance(s, str) else s for s in solvers]
     if not chosen or not (list(steps) or list(tolerances)):
         raise InvalidInputError("nothing to compare: give at least one solver, and steps= or tolerances=")
+    check_model(model)
     seed = check_seed(seed)
-    common: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "dtype": torch.float64, "progress": False, **cond}
+    common: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "dtype": torch.float64, "progress": False}
+    common["cond"] = merged(cond, compare, model.condition_names())
     if reference is None:
         own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float64)
         rtol = _REFERENCE_RTOL if own == torch.float64 else 1e-5

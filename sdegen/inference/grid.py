@@ -9,6 +9,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from ..core.conditions import merged
 from ..core.errors import InvalidInputError
 from ..models.base import ScoreModel
 from ..solvers import Adams
@@ -57,6 +58,7 @@ def grid(
             raise InvalidInputError(f"{', '.join(cond)}: only kind='pilot' runs the model and takes conditions")
         return grid_along(model, n, kind=kind, t_span=t_span)
     check_model(model)
+    cond = merged(cond, grid, model.condition_names())
     ends = grid_along(model, n, kind="uniform", t_span=t_span)[[0, -1]].tolist()  # checks n and the span
     if model.event_shape is None:
         raise InvalidInputError("kind='pilot' draws samples, but this model does not know its event_shape: set it")
@@ -70,7 +72,7 @@ def grid(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "rtol=.* below what")  # as tight as the network's precision allows
         how = {"solver": "adams", "rtol": rtol, "t_span": (ends[0], stop), "save": "all", "progress": False}
-        run = sample(model, samples, seed=seed, **how, **cond)
+        run = sample(model, samples, seed=seed, **how, cond=cond)
     even = grid_along(model, 200, kind=advise(Adams(), model, steps=n).grid, t_span=(ends[0], stop))
     times = _quantiles(model, run.ts.cpu(), run.accepted.cpu(), inner, even)
     times[0], times[-1] = ends[0], stop

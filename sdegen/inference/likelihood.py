@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.conditions import rows_of
+from ..core.conditions import merged, rows_of
 from ..core.errors import InvalidInputError, SolverError
 from ..core.shapes import check_state, flat
 from ..loop.how import How
@@ -154,6 +154,7 @@ def log_prob(
     seed, numbers = check_seed(seed), sample_numbers(index, x.shape[0])
     choose_divergence(divergence, flat(x).shape[1], probes)
     check_batch_size(batch_size)
+    cond = merged(cond, log_prob, model.condition_names())
     model.check_conditions(cond, x.shape[0])
     if solver != "auto":
         check_density_solver(named(solver), grad=grad)
@@ -163,7 +164,7 @@ def log_prob(
     parts, columns = [], []
     with quiet(model, grad=grad), bar(progress) as report:
         for rows, tell in chunks(x.shape[0], batch_size, report):
-            term, start = ProbabilityFlow(model, **rows_of(cond, rows)), x[rows.to(x.device)]
+            term, start = ProbabilityFlow(model, cond=rows_of(cond, rows)), x[rows.to(x.device)]
             noise = Noise(seed, index=numbers[rows])
             column = DensityColumn(
                 plan, term, start, noise, divergence=divergence, probes=probes, differentiable=grad, errors=True

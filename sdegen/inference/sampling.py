@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.conditions import rows_of
+from ..core.conditions import merged, rows_of
 from ..core.errors import InvalidInputError
 from ..core.shapes import check_state
 from ..loop.how import How
@@ -78,7 +78,8 @@ def sample(
         return_log_prob: also the log-density of each sample in nats, `.log_prob`: that of its state at the last time
             before the final denoising, t_min (at 0 there is none to speak of), with the divergence that `log_prob`
             takes by default. Solvers of the flow only, from t_max; under error control they take more steps.
-        **cond: conditions for the model: tensors are per sample, anything else is passed as it is.
+        **cond: conditions for the model: tensors are per sample, also inside dicts and tuples, anything else is passed
+            as it is. Those whose names are options go in `cond={...}`.
 
     Returns:
         Solution.
@@ -104,6 +105,7 @@ def sample(
     dtype, device = placed(model, dtype, x_init)
     check_batch_size(batch_size)
     level = noise_level(eta, solver)
+    cond = merged(cond, sample, model.condition_names())
     model.check_conditions(cond, shape[0])
     how = How(solver, steps, rtol, atol, t_span, max_steps, on_failure, save)
     plan = how.plan(_equation(model, level, {}), dtype, span=(model.sde.t_max, 0.0))
@@ -121,7 +123,7 @@ def sample(
             else:
                 x = x_init[rows.to(x_init.device)].to(dtype)
             if return_log_prob:
-                column = DensityColumn(plan, ProbabilityFlow(model, **given), x, noise)
+                column = DensityColumn(plan, ProbabilityFlow(model, cond=given), x, noise)
                 parts.append(column.read(run(column.inside, column.term, column.x, noise=noise, report=tell)))
             else:
                 parts.append(run(plan, _equation(model, level, given), x, noise=noise, report=tell))
@@ -131,7 +133,7 @@ def sample(
 
 def _equation(model: ScoreModel, level: float, cond: dict[str, Any]) -> Term:
     """The reverse SDE of this noise level, or the flow."""
-    return ReverseSDE(model, eta=level, **cond) if level else ProbabilityFlow(model, **cond)
+    return ReverseSDE(model, eta=level, cond=cond) if level else ProbabilityFlow(model, cond=cond)
 
 
 def encode(
@@ -176,6 +178,7 @@ def encode(
     check_model(model)
     check_state(x, event_shape=model.event_shape)
     check_batch_size(batch_size)
+    cond = merged(cond, encode, model.condition_names())
     model.check_conditions(cond, x.shape[0])
     if solver != "auto" and named(solver).kind == "SDE":
         raise InvalidInputError(
@@ -187,6 +190,6 @@ def encode(
     parts = []
     with quiet(model), bar(progress) as report:
         for rows, tell in chunks(x.shape[0], batch_size, report):
-            term, start = ProbabilityFlow(model, **rows_of(cond, rows)), x[rows.to(x.device)]
+            term, start = ProbabilityFlow(model, cond=rows_of(cond, rows)), x[rows.to(x.device)]
             parts.append(run(plan, term, start, noise=Noise(0, index=rows), report=tell))
     return joined(parts).or_raise(on_failure)

@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 from scipy.fft import dctn, idctn
 from torch import Tensor
 
-from ..core.conditions import mapped
+from ..core.conditions import mapped, merged
 from ..core.errors import InvalidInputError
 from ..core.shapes import check_state, flat
 from ..distributions.mixture import GaussianMixture
@@ -91,6 +91,7 @@ def score_field(
     at = check_time_of(model, t)
     box = squared(box_of(model, at)) if extent is None else given(extent)
     device = device_of(model)
+    cond = merged(cond, score_field, model.condition_names())
     model.check_conditions(cond, 1)
     (a,) = panels(ax, 1, width=3.8, height=3.6)
 

@@ -10,7 +10,7 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from ..core.conditions import rows_of
+from ..core.conditions import merged, rows_of
 from ..core.errors import InvalidInputError
 from ..loop.modes import quiet
 from ..loop.solution import Solution
@@ -164,7 +164,7 @@ def denoising_strip(
 
 def _guesses(model: ScoreModel, ts: Tensor, xs: Tensor, rows: list[int], cond: dict[str, Any]) -> Tensor:
     """The clean images that a model predicts along the way, (S, n, *event); at t = 0 the state is its own."""
-    given = rows_of(cond, torch.tensor(rows))
+    given = rows_of(merged(cond), torch.tensor(rows))
     device = device_of(model)
     clean = []
     with quiet(model):

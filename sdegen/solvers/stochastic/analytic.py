@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...core.conditions import rows_of
+from ...core.conditions import merged, rows_of
 from ...core.errors import InvalidInputError
 from ...core.shapes import check_state, event_mean
 from ...models.base import ScoreModel
@@ -74,7 +74,7 @@ def measure_noise(
     check_state(data, name="data", event_shape=model.event_shape)
     if not len(data) or levels < 2:
         raise InvalidInputError(f"got {len(data)} samples and levels={levels}, expected at least 1 sample and 2 levels")
-    sde, noise = model.sde, Noise(check_seed(seed))
+    sde, noise, cond = model.sde, Noise(check_seed(seed)), merged(cond)
     ends = sde.half_log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64, device="cpu")).clamp_min(-10.0)
     l = torch.linspace(float(ends[0]), float(ends[1]), levels, dtype=torch.float64, device="cpu")
     ts = sde.time(l).clamp(sde.t_min, sde.t_max)
