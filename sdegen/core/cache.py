@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
+from torch._C._functorch import is_functorch_wrapped_tensor, maybe_current_level
 from torch.autograd import forward_ad
 
 _MOST = 8192
@@ -78,8 +78,11 @@ class CachedFunction:
 
     def _of_tensor(self, t: Tensor) -> Any:
         answer = self._function(t)
-        if not (isinstance(answer, tuple) and any(must_not_cache(v) for v in answer)):
-            self._at_tensor.keep(t, answer)
+        if isinstance(answer, tuple):
+            for value in answer:  # a loop: this is asked at every step of every sample
+                if must_not_cache(value):
+                    return answer
+        self._at_tensor.keep(t, answer)
         return answer
 
     def _of_number(self, t: float) -> Any:
@@ -136,7 +139,7 @@ def must_not_cache(value: Any) -> bool:
     return isinstance(value, Tensor) and (
         value.requires_grad
         or value.is_inference()
-        or is_functorch_wrapped_tensor(value)
+        or (maybe_current_level() is not None and is_functorch_wrapped_tensor(value))
         or (forward_ad._current_level >= 0 and forward_ad.unpack_dual(value).tangent is not None)
     )
 
@@ -145,6 +148,6 @@ def carries_derivatives(value: Tensor) -> bool:
     """Whether a tensor has more to it than its numbers: gradients, a tangent, or the axis of a `torch.func.vmap`."""
     return (
         value.requires_grad
-        or is_functorch_wrapped_tensor(value)
+        or (maybe_current_level() is not None and is_functorch_wrapped_tensor(value))
         or (forward_ad._current_level >= 0 and forward_ad.unpack_dual(value).tangent is not None)
     )

@@ -314,7 +314,7 @@ class OnPath(Wrapped):
         """The model's time of equal sigma/alpha, kept inside its range against rounding, the factor on x, and alpha."""
         at = self.sde.at(t.to(torch.float64))
         there = self.model.sde.at_ratio(at.sigma / at.alpha)
-        return there.t, _rescaling(at, there), self.model.sde.alpha(there.t)
+        return there.t, _rescaling(at, there), there.alpha
 
 
 def _check_process(sde: Any) -> None:

@@ -144,7 +144,7 @@ class SDE(metaclass=_Immutable):
 
         A time that carries derivatives gives tensors and is never remembered; see `sdegen.core.cache`.
         """
-        return self._cached(t if isinstance(t, Tensor) else as_time(t))
+        return self._cached(t if isinstance(t, (Tensor, float)) else as_time(t))
 
     def at_ratio(self, ratio: Tensor) -> Level:
         """The coefficients where sigma/alpha is `ratio` (B,), times moved onto [t_min, t_max] against rounding."""

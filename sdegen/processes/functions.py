@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
+from torch._C._functorch import is_functorch_wrapped_tensor, maybe_current_level
 
 from ..core.cache import carries_derivatives
 from ..core.errors import InvalidInputError
@@ -30,15 +30,15 @@ def function_of_time(function: Callable[[Any, Tensor], Any], name: str = "") -> 
     name = name or function.__name__
 
     def unchecked(self: Any, t: Tensor) -> Any:
-        return _all_like(function(self, t), t, name)
-
-    @functools.wraps(function)
-    def of_time(self: Any, t: Time) -> Any:
-        t = as_time(t) if name == "time" else process_time(t)
         value = function(self, t)
         if isinstance(value, Tensor) and value is not t and value.shape == t.shape and value.dtype == t.dtype:
             return value
         return _all_like(value, t, name)
+
+    @functools.wraps(function)
+    def of_time(self: Any, t: Time) -> Any:
+        t = as_time(t) if name == "time" else process_time(t)
+        return unchecked(self, t)
 
     of_time.unchecked, of_time.given = unchecked, function  # type: ignore[attr-defined]
     return of_time
@@ -48,7 +48,9 @@ def process_time(t: float | Tensor) -> Tensor:
     """t as a floating tensor, refused if it is negative, infinite or NaN. Times on a GPU are not waited for."""
     if not isinstance(t, Tensor) or not t.is_floating_point():
         t = as_time(t)
-    if not t.is_cpu or not t.numel() or is_functorch_wrapped_tensor(t) or torch.compiler.is_compiling():
+    if not t.is_cpu or not t.numel() or torch.compiler.is_compiling():
+        return t
+    if maybe_current_level() is not None and is_functorch_wrapped_tensor(t):
         return t
     low, high = torch.aminmax(t.detach() if t.requires_grad else t) if t.ndim else (t, t)
     if not (low.item() >= 0 and high.item() < math.inf):  # NaN too
@@ -59,9 +61,7 @@ def process_time(t: float | Tensor) -> Tensor:
 
 def _all_like(value: Any, t: Tensor, name: str) -> Any:
     """What a function returned for t, one value or a tuple of them, of t's shape, dtype and device."""
-    if isinstance(value, Tensor) and value is not t and value.shape == t.shape and value.dtype == t.dtype:
-        return value
-    return tuple(_like(v, t, name) for v in value) if isinstance(value, tuple) else _like(value, t, name)
+    return tuple([_like(v, t, name) for v in value]) if isinstance(value, tuple) else _like(value, t, name)
 
 
 def _like(value: Any, t: Tensor, name: str) -> Tensor:

@@ -31,7 +31,7 @@ class FromRate(SDE, checked=False):
         return torch.exp(self._rate.integral(t) * -0.5)
 
     def drift_coefficient(self, t: Time) -> Tensor:
-        return -self.beta(t) / 2
+        return -self._rate.beta(t) / 2
 
 
 class VariancePreserving(FromRate, checked=False):
@@ -41,11 +41,11 @@ class VariancePreserving(FromRate, checked=False):
         return torch.sqrt(-torch.expm1(-self._rate.integral(t)))
 
     def diffusion(self, t: Time) -> Tensor:
-        return self.beta(t).sqrt()
+        return self._rate.beta(t).sqrt()
 
     def rates(self, t: Time) -> tuple[Tensor, Tensor]:
         at = in_tensors(self, t)
-        half = self.beta(at.t) * at.alpha / 2
+        half = self._rate.beta(at.t) * at.alpha / 2
         return -half, half * at.alpha / at.sigma
 
     def half_log_snr(self, t: Time) -> Tensor:
@@ -108,7 +108,7 @@ class SubVPSDE(FromRate, checked=False):
         return -torch.expm1(-self._rate.integral(t))
 
     def diffusion(self, t: Time) -> Tensor:
-        return torch.sqrt(self.beta(t) * -torch.expm1(-2 * self._rate.integral(t)))
+        return torch.sqrt(self._rate.beta(t) * -torch.expm1(-2 * self._rate.integral(t)))
 
     def time(self, half_log_snr: Time) -> Tensor:
         # e^lambda = alpha/(1 - alpha^2): with u = e^(-lambda), alpha = 2/(u + sqrt(u^2 + 4))
