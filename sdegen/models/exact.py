@@ -60,11 +60,12 @@ class MixtureModel(ScoreModel):
         return self.mixture.denoise(x, self.sde.alpha(t), self.sde.sigma(t), self._picked(label))[0]
 
     def condition_names(self):
-        return set() if self._log_weights is None else {"label"}
+        names = super().condition_names()
+        return names - {"label"} if names and self._log_weights is None else names
 
     def check_conditions(self, cond, batch):
         super().check_conditions(cond, batch)
-        if "label" in cond:
+        if self._log_weights is not None and "label" in cond:
             self._picked(cond["label"])
 
     def _picked(self, label: Tensor | None) -> Tensor | None:

@@ -119,6 +119,15 @@ def test_it_is_a_model_with_a_condition():
     assert bool((found.x - MIXED.means[1]).norm(dim=1).lt(6 * MIXED.variances[1].max().sqrt()).all())
 
 
+def test_a_subclass_may_take_conditions_of_its_own():
+    class Shifted(sg.MixtureModel):
+        def forward(self, x, t, shift=0.0):
+            return super().forward(x + shift, t)
+
+    assert Shifted(MIXED, sg.VPSDE()).condition_names() == {"shift"}
+    sg.sample(Shifted(MIXED, sg.VPSDE()), 2, steps=4, shift=0.5)
+
+
 def test_wrong_labels():
     for wrong in ([0, 1], [0, 2, 0], [0.0, 1.0, 0.0], [-1, 0, 1], "abc"):
         with pytest.raises(sg.InvalidInputError, match="got labels"):
