@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core.shapes import flat
 from ..solvers.advice import advise
+from ..solvers.tolerance import effective_variance
 from ..terms import Counted
 from .plan import Plan
 from .record import OwnPath, SharedPath
 from .solution import ARRIVED, NON_FINITE, Solution, describe
+
+_ROUGH = "chosen for smooth=False"
 
 
 @dataclass(slots=True, eq=False)
@@ -90,17 +94,29 @@ def _solution(plan: Plan, term: Counted, reached: Reached, ts: Tensor, xs: Tenso
         t=reached.t,
         status=reached.status,
         message=describe(reached.status, reached.t, reached.accepted),
-        solver=f"{plan.solver!r}, {_how(plan, term)}",
+        solver=f"{plan.solver!r}, {_how(plan, term, reached.x)}",
         seed=seed,
     )
 
 
-def _how(plan: Plan, term: Counted) -> str:
-    """What ran, in words: the steps with the choices made for them, or the tolerance."""
+def _how(plan: Plan, term: Counted, x: Tensor) -> str:
+    """What ran, in words: the tolerance, or the steps with the choices made for them."""
     if plan.tolerance is not None:
-        return f"rtol={plan.tolerance.rtol:g}, atol={plan.tolerance.atol:g}"
-    steps = len(plan.times) - 1
-    orders = advise(plan.solver, term, steps=steps).orders
-    made = [] if orders is None else [f"order {orders}"]
-    laid = [f"grid {plan.grid!r}"] if plan.grid else []
-    return ", ".join([f"{steps + plan.denoise} steps", *made, *laid])
+        words = [f"rtol={plan.tolerance.rtol:g}, atol={plan.tolerance.atol:g}"]
+    else:
+        steps = len(plan.times) - 1
+        orders = advise(plan.solver, term, steps=steps).orders
+        words = [f"{steps + plan.denoise} steps"]
+        words += [] if orders is None else [f"order {orders}"]
+        words += [f"grid {plan.grid!r}"] if plan.grid else []
+    return ", ".join(words if _choices(plan, term, x) == _choices(plan, term, x, True) else [*words, _ROUGH])
+
+
+def _choices(plan: Plan, term: Counted, x: Tensor, smooth: bool | None = None) -> tuple[Any, ...]:
+    """What was chosen by whether the model is smooth, or would have been chosen."""
+    steps = None if plan.tolerance is not None else len(plan.times) - 1
+    advice = advise(plan.solver, term, steps=steps, tolerance=plan.tolerance, smooth=smooth)
+    if plan.tolerance is None:
+        return advice.orders, advice.grid if plan.grid else ""
+    down = plan.end < plan.start
+    return advice.first, effective_variance(term, x, smooth=smooth) if down else None

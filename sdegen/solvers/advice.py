@@ -80,6 +80,7 @@ def advise(
     *,
     steps: int | None = None,
     tolerance: Tolerance | None = None,
+    smooth: bool | None = None,
 ) -> Advice:
     """How to run a solver on a model, for a number of steps or a tolerance.
 
@@ -88,19 +89,20 @@ def advise(
         subject: the model, or a term that may have one; None: nothing is known, which counts as smooth.
         steps: how many of them; None: the solver's default.
         tolerance: of error control.
+        smooth: whether the belief is smooth in time; None: as the model says.
 
     Returns:
         Advice.
     """
     row = next((_TABLE[kind] for kind in type(solver).__mro__ if kind in _TABLE), _PLAIN)
     model = subject.model if isinstance(subject, Term) else subject
-    smooth = model is None or model.smooth
+    fine: bool = (model is None or model.smooth) if smooth is None else smooth
     n = row.steps if steps is None else steps
     grid, orders, first = solver.grid, None, row.first
     if isinstance(solver, AdamsMethod):
-        grid = _adams_grid(solver, n, smooth)
-        orders = _adams_orders(solver, n, smooth)
-        if not smooth and tolerance is not None:  # no estimate sees what a network makes of time in the first step
+        grid = _adams_grid(solver, n, fine)
+        orders = _adams_orders(solver, n, fine)
+        if not fine and tolerance is not None:  # no estimate sees what a network makes of time in the first step
             first = min(first / 4, math.sqrt(tolerance.rtol or tolerance.atol) / 4)
     leap = None
     if solver.leaps:

@@ -44,12 +44,12 @@ class Tolerance:
         return (self.atol + self.rtol * torch.maximum(rms(x), rms(x_next)).to(torch.float64)) * self.share
 
 
-def effective_variance(term: Term, x: Tensor) -> float | None:
+def effective_variance(term: Term, x: Tensor, *, smooth: bool | None = None) -> float | None:
     """v = |C|_F^2/tr C, the variance along the data's widest directions.
 
     Errors made at high noise lie in these directions and shrink less on the way down, so a tolerance is tightened for
     them (`share_of`). Without a known covariance C the upper bound d s^2 is taken; for exact scores, and along paths
-    that do not keep the data's scale, None: the data count as round.
+    that do not keep the data's scale, None: the data count as round. `smooth` is as the model says, unless given.
     """
     model = term.model
     if model is None or term.sde.data_scale is None:
@@ -59,7 +59,8 @@ def effective_variance(term: Term, x: Tensor) -> float | None:
         covariance = model.data_covariance.double()
         total = covariance.trace().clamp_min(torch.finfo(torch.float64).tiny)  # of a single point it is 0
         return max(float(covariance.square().sum() / total), s**2)
-    return None if model.smooth else flat(x).shape[1] * s**2
+    smooth = model.smooth if smooth is None else smooth
+    return None if smooth else flat(x).shape[1] * s**2
 
 
 def share_of(sde: SDE, variance: float, t: Tensor) -> Tensor:

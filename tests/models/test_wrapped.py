@@ -30,6 +30,19 @@ class Net(nn.Module):
         return torch.tanh(x + label[:, None] + t[:, None]) * strength
 
 
+class Wave(nn.Module):
+    """Nothing like the zeros of a network that is not trained."""
+
+    event_shape = (2,)
+
+    def __init__(self, factor: float):
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(factor))
+
+    def forward(self, x, t):
+        return torch.sin(self.factor * x.flip(1) + t[:, None])
+
+
 def labelled() -> sg.Denoiser:
     return sg.Denoiser(Net(), sg.VPSDE(), data_mean=[0.5, -1.0], data_std=[1.0, 2.0])
 
@@ -191,17 +204,16 @@ def test_a_smooth_network_is_told():
     assert sg.Denoiser(Net(), sg.VPSDE(), smooth=True).data.smooth
 
 
-class Wave(nn.Module):
-    """Nothing like the zeros of a network that is not trained."""
-
-    event_shape = (2,)
-
-    def __init__(self, factor: float):
-        super().__init__()
-        self.factor = nn.Parameter(torch.tensor(factor))
-
-    def forward(self, x, t):
-        return torch.sin(self.factor * x.flip(1) + t[:, None])
+@pytest.mark.parametrize("how", [{"steps": 1}, {"steps": 5}, {"steps": 20}, {"steps": [1.0, 0.5, 0.1]}, {"rtol": 3e-2}])
+@pytest.mark.parametrize("solver", ["auto", "dpm++2m", "d-adams2-sde", "dopri5"])
+def test_where_roughness_was_presumed_is_told(solver, how):
+    """Where a choice made for smooth=False makes another result, and nowhere else."""
+    rough, smooth = (sg.Denoiser(Wave(2.0), sg.VPSDE(), data_std=1.0, smooth=s) for s in (None, True))
+    if ("rtol" in how and solver == "dpm++2m") or ("rtol" not in how and solver == "dopri5"):
+        return  # a solver for grids alone, or for tolerances
+    one, other = (sg.sample(m, (4, 2), solver=solver, seed=0, **how) for m in (rough, smooth))
+    assert ("chosen for smooth=False" in one.solver) == (not torch.equal(one.x, other.x))
+    assert "smooth" not in other.solver
 
 
 def widened(mean: float = 0.0, std: float = 1.0, factor: float = 2.0) -> sg.Denoiser:
