@@ -174,18 +174,25 @@ def _own_state(net: nn.Module) -> dict[str, Tensor]:
     return {names[name]: value for name, value in state.items()}
 
 
-def check_same(model: Denoiser, description: Mapping[str, Any]) -> None:
+def check_same(model: Denoiser, description: Any, event_shape: Sequence[int]) -> None:
     """Raise unless `describe` gave this description for the same network, parametrisation, event and process.
+
+    Args:
+        model: as it is now.
+        description: as it was read.
+        event_shape: of the data.
 
     Raises:
         IncompatibleCheckpointError: naming what differs.
     """
-    own = json.loads(json.dumps(describe(model)))
+    if not isinstance(description, dict) or not isinstance(description.get("sde"), dict):
+        raise IncompatibleCheckpointError(f"got {shortened(description)}, expected a model's description")
+    own = {**json.loads(json.dumps(describe(model))), "event_shape": list(event_shape)}
     for key in ("class", "net", "parametrization", "event_shape"):
         theirs = description.get(key, Denoiser.__name__ if key == "class" else None)
         if own[key] != theirs:
             raise IncompatibleCheckpointError(f"{key}: got {own[key]}, expected the checkpoint's {shortened(theirs)}")
-    _check_path(model.sde, description["sde"]["path"])
+    _check_path(model.sde, description["sde"].get("path"))
 
 
 def set_weights(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -301,9 +308,7 @@ def _rebuilt_sde(state: Mapping[str, Any]) -> SDE:
 
 def _check_path(sde: SDE, path: Sequence[Sequence[float]]) -> None:
     if not isinstance(path, list) or len(path) != _POINTS:
-        raise IncompatibleCheckpointError(
-            f"path: got {shortened(path[:_POINTS])}, expected {_POINTS} points of a process"
-        )
+        raise IncompatibleCheckpointError(f"path: got {shortened(path)}, expected {_POINTS} points of a process")
     t, *expected = torch.tensor(path, dtype=torch.float64, device="cpu").unbind(1)
     wanted, found = torch.stack(expected, 1), torch.stack([sde.alpha(t), sde.sigma(t)], 1)
     if not torch.allclose(found, wanted, rtol=1e-6, atol=1e-12):

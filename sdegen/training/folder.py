@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
+import secrets
 import signal
 import threading
 import time
@@ -17,8 +17,10 @@ from torch import Tensor
 
 from .. import storage
 from ..core.errors import CheckpointError, InvalidInputError, RunLockedError
+from ..core.files import as_path, cure, remove
 
 _KEPT = 2  # checkpoints
+_MAX_BYTES = 1 << 26  # of JSON: it is the user's own, and lists every weight four times or more
 _LOCK, _OWNER, _SNAPSHOTS = ".lock", ".owner", "averages"
 
 Found = tuple[dict[str, dict[str, Tensor]], dict[str, Any]]  # what a checkpoint holds: tensors and state
@@ -36,7 +38,8 @@ class RunFolder:
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
-        self.path = Path(path).absolute()
+        self.path = as_path(path, "out")
+        self._mark = f"{os.getpid()} {secrets.token_hex(8)}"
 
     def __enter__(self) -> Self:
         import filelock  # where it is needed: importing it takes time
@@ -56,10 +59,10 @@ class RunFolder:
             raise CheckpointError(f"{self.path} cannot be locked: {error}") from error
         try:
             with writing(self.path):
-                (self.path / _OWNER).write_text(str(os.getpid()))
+                (self.path / _OWNER).write_text(self._mark)
                 for folder in (self.path, self.path / _SNAPSHOTS):
                     for left in folder.glob(".step-*"):  # by a crash: nobody else writes here
-                        shutil.rmtree(left)
+                        remove(left)
         except BaseException:
             self._lock.release()
             raise
@@ -68,44 +71,63 @@ class RunFolder:
     def __exit__(self, *_: Any) -> None:
         try:
             with suppress(OSError):  # the number of a process that is no more does no harm
-                (self.path / _OWNER).unlink(missing_ok=True)
+                if self._is_ours():
+                    (self.path / _OWNER).unlink(missing_ok=True)
         finally:
             self._lock.release()
 
     def _owner(self) -> str:
+        """The number of the process that has the folder."""
         try:
-            return (self.path / _OWNER).read_text() or "(unknown)"
+            return (self.path / _OWNER).read_text(errors="replace").split(" ")[0][:20] or "(unknown)"
         except OSError:
             return "(unknown)"
 
+    def _is_ours(self) -> bool:
+        """Whether this is still the folder that was locked: another one of its name may have another owner."""
+        try:
+            return (self.path / _OWNER).read_text(errors="replace") == self._mark
+        except FileNotFoundError:
+            return False
+
+    def _check_ours(self) -> None:
+        with writing(self.path):
+            if not self._is_ours():
+                raise CheckpointError(
+                    f"{self.path} was removed, or replaced, while this run wrote to it: nothing more is kept there. "
+                    "The model has its weights; run again to begin anew"
+                )
+
     def resumable(self, resume: str | bool) -> Found | None:
         """Tensors and state of the newest valid checkpoint, None where the run begins."""
-        there = storage.steps(self.path)
-        if there and resume is False:
+        kept = storage.steps(self.path)
+        if kept and resume is False:
             raise InvalidInputError(f"{self.path} has a run and resume=False: pass another folder, or resume='auto'")
-        if not there and resume is True:
+        if not kept and resume is True:
             raise InvalidInputError(f"{self.path} has no checkpoint and resume=True: pass resume='auto' to begin one")
-        return storage.newest(self.path, ["model", "training"])
+        return storage.newest(self.path, ["model", "training"], max_bytes=_MAX_BYTES)
 
     def rewind(self, step: int) -> None:
         """Drop the snapshots after a step."""
         with writing(self.path):
             for later in storage.steps(self.path / _SNAPSHOTS):
                 if later.name > _name(step):
-                    shutil.rmtree(later)
+                    remove(later)
 
     def save(self, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
         """Write the checkpoint of a step; drop all but the newest two, and later ones: they were too damaged to use."""
+        self._check_ours()
         with writing(self.path):
             for damaged in storage.steps(self.path):
                 if damaged.name >= _name(step):
-                    shutil.rmtree(damaged)
+                    remove(damaged)
         storage.write(self.path / _name(step), tensors, state)
         for old in storage.steps(self.path)[:-_KEPT]:
-            shutil.rmtree(old, ignore_errors=True)
+            remove(old, ignore_errors=True)
 
     def keep_averages(self, step: int, averages: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Write a snapshot of the averages, to be mixed later."""
+        self._check_ours()
         storage.write(self.path / _SNAPSHOTS / _name(step), {"averages": averages}, state)
 
 
@@ -121,8 +143,7 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CheckpointError(
-            f"could not write to {path}: {error}. Make room or see to the folder's rights, and run again: the run goes "
-            "on from its last checkpoint"
+            f"could not write to {path}: {error}. To go on from the last checkpoint {cure(error)}, and run again"
         ) from error
 
 
@@ -137,7 +158,8 @@ class Interrupts:
 
     Args:
         patience: seconds in which a second signal is the first one once more, as where both a terminal and torchrun
-            pass on what the user pressed.
+            pass on what the user pressed. A process that leaves because of a signal goes on ignoring it for so long:
+            the second one may come while it exits.
     """
 
     def __init__(self, patience: float = 0.0) -> None:
@@ -146,18 +168,33 @@ class Interrupts:
     def __enter__(self) -> Self:
         self._previous: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            self._previous = {n: signal.signal(n, self._note) for n in (signal.SIGTERM, signal.SIGINT)}
+            self._previous = {n: signal.signal(n, self._handle) for n in (signal.SIGTERM, signal.SIGINT)}
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        leaves = self.number and kind is not None and issubclass(kind, SystemExit)
+        if not (leaves and self._waits()):
+            self._restore()
+        if self.number and kind is None:  # it came after the last step
+            signal.raise_signal(self.number)
+
+    def note(self, number: int) -> None:
+        """Take in a signal, of this process or of another one of the run; 0 is none."""
+        if number and not self.number:
+            self.number, self._first = number, time.monotonic()
+
+    def _waits(self) -> bool:
+        return time.monotonic() < self._first + self._patience
+
+    def _restore(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         if not self.number:
-            self.number, self._first = number, now
-        elif now >= self._first + self._patience:
-            self.__exit__()
+            self.note(number)
+        elif not self._waits():
+            self._restore()
+            self.number = 0
             signal.raise_signal(number)  # to whoever handled it before

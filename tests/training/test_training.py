@@ -9,6 +9,7 @@ import math
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 import warnings
@@ -40,6 +41,7 @@ from sdegen.storage.models import load
 from sdegen.training import History, fit
 from sdegen.training.batches import batches
 from sdegen.training.ema import Average
+from sdegen.training.folder import Interrupts
 from sdegen.training.losses import dsm_loss, implicit_loss, sliced_loss
 from sdegen.training.options import Options
 
@@ -671,6 +673,126 @@ def test_a_second_signal_acts_at_once(tmp_path):
     fit(model, points(), steps=1, out=tmp_path, seed=0)  # the lock is free
 
 
+@pytest.mark.parametrize("kind", ["file", "link", "folder", "link to nothing"])
+@pytest.mark.parametrize("place", [".", "averages"])
+def test_what_is_named_as_temporaries_are_blocks_no_run(tmp_path, kind, place):
+    run, other = tmp_path / "run", tmp_path / "other"
+    other.mkdir()
+    (other / "kept").write_text("kept")
+    fit(small(), points(), steps=2, out=run, seed=0, ema=(0.05, 0.1))
+    left = run / place / ".step-00000004.1.tmp"
+    if kind == "file":
+        left.write_text("x")
+    elif kind == "folder":
+        left.mkdir()
+    else:
+        left.symlink_to(other if kind == "link" else tmp_path / "nowhere")
+    fit(small(), points(), steps=4, out=run, ema=(0.05, 0.1))
+    assert not left.exists() and not left.is_symlink() and (other / "kept").read_text() == "kept"
+
+
+@pytest.mark.parametrize("then", ["nothing", "an empty folder", "another run"])
+def test_a_run_whose_folder_is_removed_says_so_and_blocks_nobody(tmp_path, then):
+    run = tmp_path / "run"
+
+    def removes(step: int, model: ScoreModel, history: History) -> None:
+        if step == 3:
+            shutil.rmtree(run)
+            if then == "an empty folder":
+                run.mkdir()
+            elif then == "another run":
+                fit(small(1), points(), steps=2, out=run, seed=1)
+
+    model = small()
+    with pytest.raises(CheckpointError, match="removed, or replaced|No such file"):
+        fit(model, points(), steps=9, out=run, seed=0, save_every=2, callback=removes, callback_every=1)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    start = time.monotonic()
+    if then == "another run":
+        assert [p.name for p in steps(run)] == ["step-00000002"]
+    fit(small(1), points(), steps=4, out=run, seed=1)
+    assert time.monotonic() - start < 30 and equal(load(run, device="cpu"), load(run, device="cpu"))
+
+
+def test_a_run_folder_may_be_a_link_or_as_long_as_the_disk_takes(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    for out in (tmp_path / "link", tmp_path / ("r" * 255)):
+        fit(small(), points(), steps=2, out=out, seed=0)
+        fit(small(), points(), steps=4, out=out)
+        assert [p.name for p in steps(out)] == ["step-00000002", "step-00000004"]
+    assert (tmp_path / "link").is_symlink()
+    for wrong in (3, "", "a\0b", b"x"):
+        with pytest.raises(InvalidInputError, match="out: got .*expected a path"):
+            fit(small(), points(), steps=2, out=wrong)
+    with pytest.raises(InvalidInputError, match="cannot be a folder"):
+        fit(small(), points(), steps=2, out=tmp_path / ("r" * 256))
+
+
+def test_wrapped_networks_go_on_as_the_plain_one(tmp_path):
+    def model_of(wrap) -> Denoiser:
+        model = small()
+        model.net = wrap(model.net)
+        return model
+
+    plain = small()
+    fit(plain, points(), steps=12, seed=0)
+    wrappers = (nn.DataParallel, lambda net: torch.compile(net, backend="eager"), lambda net: net)
+    for total, wrap in zip((4, 8, 12), wrappers, strict=True):
+        model = model_of(wrap)
+        with pytest.raises(Stop):
+            fit(model, points(), steps=12, seed=0, out=tmp_path, save_every=total, callback=_stop_at(total + 1), callback_every=1)  # fmt: skip
+        assert steps(tmp_path)[-1].name == f"step-{total:08d}" or total == 12
+    fit(model_of(nn.DataParallel), points(), steps=12, out=tmp_path)
+    assert equal(load(tmp_path, device="cpu"), plain)
+
+
+def _stop_at(step: int):
+    def stops(at: int, model: ScoreModel, history: History) -> None:
+        if at == min(step, 12):
+            raise Stop
+
+    return stops
+
+
+def test_conditions_in_dicts_and_tuples_follow_their_samples(tmp_path):
+    n, seen = 60, []
+    x = torch.arange(n).float()[:, None].repeat(1, 2)
+
+    def loss(model: ScoreModel, x0: Tensor, *, where, **cond) -> Tensor:
+        seen.append((x0[:, 0], where["a"], where["b"][0]))
+        return dsm_loss(model, x0)
+
+    model = small()
+    model.condition_names = lambda: None
+    where = {"a": torch.arange(n), "b": (torch.arange(n), 3)}
+    fit(model, x, steps=4, batch_size=20, loss=loss, seed=0, where=where, accumulate=2, out=tmp_path)
+    assert len(seen) == 8 and all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in seen)
+
+
+def test_a_signal_after_the_last_step_is_passed_on():
+    seen = []
+    before = signal.signal(signal.SIGTERM, lambda n, f: seen.append(n))
+    try:
+        with Interrupts():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.001)
+            assert not seen
+        assert seen == [signal.SIGTERM]
+        interrupts = Interrupts(patience=0.05)
+        with pytest.raises(SystemExit), interrupts:
+            interrupts.note(signal.SIGTERM)  # another process of the run was told to end
+            raise SystemExit(143)
+        os.kill(os.getpid(), signal.SIGTERM)  # now this one is told, too, while it exits
+        time.sleep(0.06)
+        assert seen == [signal.SIGTERM]
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.001)
+        assert seen == [signal.SIGTERM] * 2 and signal.getsignal(signal.SIGTERM) is not interrupts._handle
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class Training:
     """A process that trains, to be killed."""
 
@@ -809,8 +931,8 @@ def test_wrong_input_is_refused_before_the_network_is_called(arguments, says):
 
 def test_losses_of_the_wrong_kind_are_refused():
     for loss, says in (
-        (lambda model, x0: dsm_loss(model, x0).mean(), r"returned \(\) for 6 samples"),
-        (lambda model, x0: 1.0, "returned float"),
+        (lambda model, x0: dsm_loss(model, x0).mean(), r"loss: got \(\) for 6 samples"),
+        (lambda model, x0: 1.0, "got float"),
         (lambda model, x0: dsm_loss(model, x0).detach(), "does not depend"),
     ):
         with pytest.raises(InvalidInputError, match=says):

@@ -35,7 +35,7 @@ from sdegen.storage.folders import steps
 from sdegen.storage.models import load
 from sdegen.training import History, averaged, fit
 from sdegen.training.batches import batches
-from sdegen.training.draws import Draws, takes_seed
+from sdegen.training.draws import BatchNoise, takes_seed
 from sdegen.training.ema import Average, exponential, gamma, mixture_of, power_function
 from sdegen.training.folder import Interrupts
 from sdegen.training.losses import dsm_loss, sliced_loss
@@ -73,23 +73,23 @@ def same_history(a: History, b: History) -> bool:
 @pytest.mark.parametrize("event", [(1,), (3, 20, 40)])
 def test_rows_draw_what_the_whole_batch_draws(total, event):
     words = dict(dtype=torch.float32, device="cpu")
-    whole = Draws(7, 0, total, total).normal((total, *event), 5, **words)
-    times = Draws(7, 0, total, total).uniform((total, *event), 5, **words)
+    whole = BatchNoise(7, 0, total, total).normal((total, *event), 5, **words)
+    times = BatchNoise(7, 0, total, total).uniform((total, *event), 5, **words)
     assert bool(((times >= 0) & (times < 1)).all())
     for ends in ([0, total], [0, total // 2, total], [0, 1, total], sorted({0, total // 3, 2 * total // 3, total})):
-        rows = [Draws(7, a, b, total).normal((b - a, *event), 5, **words) for a, b in zip(ends, ends[1:])]
+        rows = [BatchNoise(7, a, b, total).normal((b - a, *event), 5, **words) for a, b in zip(ends, ends[1:])]
         assert torch.equal(torch.cat(rows), whole)
-        rows = [Draws(7, a, b, total).uniform((b - a, *event), 5, **words) for a, b in zip(ends, ends[1:])]
+        rows = [BatchNoise(7, a, b, total).uniform((b - a, *event), 5, **words) for a, b in zip(ends, ends[1:])]
         assert torch.equal(torch.cat(rows), times)
     chosen = torch.tensor([total - 1])  # as samples of a batch they keep their numbers
-    z = Draws(7, 0, total, total).select(chosen).normal((1, *event), 5, **words)
+    z = BatchNoise(7, 0, total, total).select(chosen).normal((1, *event), 5, **words)
     assert torch.equal(z, Noise(7, index=[total - 1]).normal((1, *event), 5, **words))
-    assert not torch.equal(Draws(7, 0, total, total).normal((total, *event), 6, **words), whole)
-    assert not torch.equal(Draws(8, 0, total, total).normal((total, *event), 5, **words), whole)
+    assert not torch.equal(BatchNoise(7, 0, total, total).normal((total, *event), 6, **words), whole)
+    assert not torch.equal(BatchNoise(8, 0, total, total).normal((total, *event), 5, **words), whole)
 
 
 def test_draws_are_normal_and_blocks_are_not_alike():
-    z = Draws(0, 0, 400, 400).normal((400, 100), 1, dtype=torch.float64, device="cpu")
+    z = BatchNoise(0, 0, 400, 400).normal((400, 100), 1, dtype=torch.float64, device="cpu")
     n = z.numel()
     assert abs(float(z.mean())) < 4 / n**0.5 and abs(float(z.var()) - 1) < 4 * (2 / n) ** 0.5
     assert abs(float((z[:100] * z[100:200]).mean())) < 4 / (n / 4) ** 0.5
@@ -264,7 +264,7 @@ def test_a_run_lets_the_width_be_chosen_afterwards(tmp_path):
         averaged(tmp_path / "run", 0.1, step=1)
     with pytest.raises(InvalidInputError, match="widths below"):
         fit(small(), points(), steps=3, ema=(0.05, 0.4))
-    with pytest.raises(IncompatibleCheckpointError, match="does not fit this run"):
+    with pytest.raises(IncompatibleCheckpointError, match="average: got .0.05, 0.1.; the run in this folder was made with exponential"):
         fit(small(), points(), steps=3, out=tmp_path / "plain", ema=(0.05, 0.1), resume=True)
 
 

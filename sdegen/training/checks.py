@@ -1,0 +1,101 @@
+"""What is checked, and learned of the data, before the first step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .. import storage
+from ..core.errors import IncompatibleCheckpointError, InvalidInputError, SdegenError
+from ..core.shapes import check_state
+from ..models.base import ScoreModel
+from ..models.denoiser import Denoiser
+from ..noise.white import check_seed
+from .batches import Batch, Statistics
+from .folder import Found
+from .options import Options
+from .team import Team
+
+
+def check_model(model: ScoreModel, first: Batch, *, saves: bool) -> None:
+    """Raise unless the model can be trained on batches of such shapes and conditions and, if asked for, kept."""
+    if not any(p.requires_grad for p in model.parameters()):
+        raise InvalidInputError(f"this {type(model).__name__} has no weights that ask for gradients: nothing to train")
+    check_state(first.x0, name="data", event_shape=model.event_shape, finite=False)
+    model.check_conditions(first.cond, len(first.x0))
+    if saves:
+        storage.describe(saveable(model))
+
+
+def saveable(model: ScoreModel) -> Denoiser:
+    """The model, if `out=` can keep it."""
+    if not isinstance(model, Denoiser):
+        raise InvalidInputError(f"out= keeps a Denoiser, not a {type(model).__name__}: train the one inside it")
+    return model
+
+
+def device_of(device: torch.device | str | None) -> torch.device:
+    """The device asked for, or CUDA if there is one."""
+    try:
+        found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except (RuntimeError, TypeError) as error:
+        raise InvalidInputError(f"device={device!r}: expected 'cpu', 'cuda', 'cuda:1', ...") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise InvalidInputError(f"device={device!r}, but there is no CUDA device here: use device='cpu' or None")
+    return found
+
+
+def seed_of(seed: int | None, found: Found | None) -> int:
+    """The seed given, the one of the run that goes on, or a fresh one."""
+    if not found:
+        return check_seed(seed)
+    before = progress_of(found).get("seed")
+    if not isinstance(before, int):
+        raise IncompatibleCheckpointError("the checkpoint in this folder has no seed: it is of no run")
+    if seed is not None and check_seed(seed) != before:
+        raise IncompatibleCheckpointError(
+            f"seed: the run in this folder has seed {before}, not {seed}: leave it out to go on, or pass another out="
+        )
+    return before
+
+
+def progress_of(found: Found) -> dict[str, Any]:
+    """What a checkpoint says of its run."""
+    progress = found[1].get("training")
+    if not isinstance(progress, dict) or not isinstance(progress.get("step"), int):
+        raise IncompatibleCheckpointError("the checkpoint in this folder is a model, of no run: pass another out=")
+    return progress
+
+
+def check_parts(total: int, options: Options, team: Team) -> None:
+    """Raise unless a batch can be cut into the parts asked for."""
+    parts = options.accumulate * team.size
+    if total < parts:
+        raise InvalidInputError(
+            f"a batch of {total} cannot be cut into {parts} parts (accumulate={options.accumulate} in {team.size} "
+            "processes): pass a larger batch_size, or a smaller accumulate"
+        )
+
+
+def check_same_model(model: ScoreModel, first: Batch, found: Found) -> None:
+    """Raise unless a checkpoint is of such a model of such data."""
+    try:
+        storage.check_same(saveable(model), found[1].get("model"), first.x0.shape[1:])
+    except SdegenError:
+        raise
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise IncompatibleCheckpointError(f"the checkpoint does not say what its model was: {error!r}") from error
+
+
+def learn_about_data(model: ScoreModel, first: Batch, found: Found | None, measured: Statistics | None) -> None:
+    """Event shape, mean and standard deviation: those of the checkpoint, else those known, else measured."""
+    if model.event_shape is None:
+        model.event_shape = tuple(first.x0.shape[1:])
+    mean, std = model.data_mean, model.data_std
+    if found:
+        mean, std = (found[0]["model"].get(name) for name in ("data_mean", "data_std"))
+    elif measured is not None:
+        mean = measured.mean if mean is None else mean
+        std = measured.std or None if std is None else std  # None where all samples are the same
+    model.set_statistics(mean, std)

@@ -1,0 +1,187 @@
+"""What a run knows itself by: a fingerprint of its data, and its settings.
+
+When it goes on, what may have changed is told, what may not is refused.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from hashlib import blake2b
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.conditions import tensors_of
+from ..core.errors import IncompatibleCheckpointError, shortened
+from .batches import Batch, Batches, Statistics
+from .options import Options
+
+# Settings that another part of a run may have.
+_FREE = ("batch_size", "lr", "schedule", "warmup", "clip", "weight_decay", "decay", "precision")
+
+_ROUNDING = 1e-5  # of mean and standard deviation, relative to the latter
+
+
+def fingerprint(source: Batches, statistics: Statistics) -> dict[str, Any]:
+    """What tells data from other data, as JSON.
+
+    How many samples there are, their shape and dtype, mean and standard deviation; and a hash of some of them with
+    their conditions, None where the same samples are not the same a second time, such as those of a generator.
+    """
+    first = source.first
+    return {
+        "samples": source.size,
+        "shape": list(first.x0.shape[1:]),
+        "dtype": str(first.x0.dtype),
+        "mean": float(statistics.mean.mean()) if statistics.mean.numel() else 0.0,
+        "std": statistics.std,
+        "measured": statistics.samples,
+        "conditions": sorted(first.cond),
+        "hash": _hash_of(source),
+    }
+
+
+def settings(options: Options) -> dict[str, Any]:
+    """The settings that decide a run, as JSON: by name, the loss with its options in words."""
+    widths = list(options.widths)
+    return {
+        "loss": in_words(options.loss),
+        "average": widths or "exponential",
+        "decay": None if widths else options.ema,
+        **{name: getattr(options, name) for name in _FREE if name != "decay"},
+    }
+
+
+def check_same_run(found: Mapping[str, Any], data: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Compare a run with what its checkpoint says of itself.
+
+    Args:
+        found: what was kept, {"data": `fingerprint`, "settings": `settings`}; nothing in checkpoints from before.
+        data, own: the same of now.
+
+    Raises:
+        IncompatibleCheckpointError: other data, another loss or weighting, other averages: with the two values.
+
+    Warns:
+        UserWarning: lists the settings that have changed and may.
+    """
+    before = found.get("settings", {})
+    for name, cure in (("loss", "pass the same one"), ("average", "ema= decides it: pass the same")):
+        if name in before and before[name] != own[name]:
+            raise _refused(name, own[name], before[name], cure)
+    if found.get("data"):
+        _check_same_data(found["data"], data)
+    changed = [n for n in _FREE if n in before and not _alike(before[n], own[n])]
+    if changed:
+        told = ", ".join(f"{name} {before[name]!r} -> {own[name]!r}" for name in changed)
+        warnings.warn(f"this run goes on with other settings: {told}", UserWarning, stacklevel=5)
+
+
+def _check_same_data(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    for name in ("samples", "shape", "conditions"):
+        if before[name] != now[name]:
+            raise _other_data(before, now, name)
+    std = max(before["std"], now["std"])
+    known = before["hash"] is not None and now["hash"] is not None
+    if known and before["hash"] != now["hash"]:
+        raise _other_data(before, now, "values")
+    chance = 5 / math.sqrt(max(1, min(before["measured"], now["measured"])))  # samples that differ from time to time
+    slack = _ROUNDING if known else max(0.5, chance)
+    apart = max(abs(before["mean"] - now["mean"]), abs(before["std"] - now["std"]))
+    if not apart <= slack * std:
+        raise _other_data(before, now, "values")
+
+
+def _other_data(before: Mapping[str, Any], now: Mapping[str, Any], name: str) -> IncompatibleCheckpointError:
+    def told(data: Mapping[str, Any]) -> str:
+        size = "samples" if data["samples"] is None else f"{data['samples']} samples"
+        conditions = f" with {', '.join(data['conditions'])}" if data["conditions"] else ""
+        spread = f"mean {data['mean']:.4g}, standard deviation {data['std']:.4g}"
+        return f"{size} {tuple(data['shape'])}{conditions}, {spread}"
+
+    return _refused(f"data (their {name})", told(now), told(before), "pass the same ones")
+
+
+def _refused(name: str, now: Any, before: Any, cure: str) -> IncompatibleCheckpointError:
+    return IncompatibleCheckpointError(
+        f"{name}: got {now}; the run in this folder was made with {before}: {cure}, or another out= for a new run, "
+        "which may begin with this one's model: load(out)"
+    )
+
+
+def _alike(a: Any, b: Any) -> bool:
+    numbers = isinstance(a, int | float) and isinstance(b, int | float)
+    return math.isclose(a, b, rel_tol=1e-12) if numbers else a == b
+
+
+# ---- data
+
+
+def _hash_of(source: Batches) -> str | None:
+    """Of a few samples, if they are the same when they are asked for again."""
+    first = source.some()
+    if first is None:
+        return None
+    one, two = (_digest(batch) for batch in (first, source.some()))
+    return one if one == two else None
+
+
+def _digest(batch: Batch | None) -> str:
+    digest = blake2b(digest_size=16)
+    if batch is not None:
+        for name, value in [("x0", batch.x0), *sorted(batch.cond.items())]:
+            digest.update(f"{name} {_kind(value)};".encode())
+            for words, tensor in tensors_of(value, name):
+                digest.update(f"{words} {tensor.dtype} {tuple(tensor.shape)};".encode())
+                digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _bytes(value: Tensor) -> Any:
+    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def _kind(value: Any) -> str:
+    return repr(value) if isinstance(value, int | float | str | bool | None) else type(value).__name__
+
+
+# ---- settings
+
+
+def in_words(function: Callable[..., Any]) -> str:
+    """A function by its name, with the arguments that functools.partial gives it and that are not its defaults."""
+    if not isinstance(function, functools.partial):
+        module = getattr(function, "__module__", None) or type(function).__module__
+        return f"{module}.{getattr(function, '__qualname__', None) or type(function).__qualname__}"
+    defaults = _defaults(function.func)
+    given = [_value(value) for value in function.args]
+    given += [
+        f"{name}={_value(value)}"
+        for name, value in sorted(function.keywords.items())
+        if not (name in defaults and _value(defaults[name]) == _value(value))
+    ]
+    name = in_words(function.func)
+    return f"{name}({', '.join(given)})" if given else name
+
+
+def _defaults(function: Any) -> dict[str, Any]:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return {}
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"tensor{tuple(value.shape)}-{blake2b(_bytes(value), digest_size=8).hexdigest()}"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_value, value))})"
+    if isinstance(value, int | float | str | bool | None):
+        return shortened(value)
+    return in_words(value) if callable(value) else type(value).__name__

@@ -1,0 +1,55 @@
+"""What one process does between the steps, for all: the progress bar, the metrics, the callback, the checkpoints."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from typing import Any, Self
+
+from .folder import RunFolder
+from .logs import Logs
+from .trainer import Trainer
+
+
+class Reporter:
+    """Writes and shows what is due. Use it in a `with` statement."""
+
+    def __init__(self, trainer: Trainer, folder: RunFolder | None) -> None:
+        self.trainer, self.folder, self.options = trainer, folder, trainer.options
+
+    def __enter__(self) -> Self:
+        from tqdm import tqdm  # where it is needed: importing it takes time
+
+        options, trainer = self.options, self.trainer
+        self.saved = self.started = time.monotonic()
+        with ExitStack() as stack:
+            hidden = None if options.progress is None else not options.progress
+            about: dict[str, Any] = {"total": options.steps, "initial": trainer.step, "desc": "fit", "unit": "step"}
+            self.bar = stack.enter_context(tqdm(disable=hidden, **about))
+            if self.folder is not None:
+                self.folder.rewind(trainer.step)
+                self.logs = stack.enter_context(Logs(self.folder.path, trainer.step, tensorboard=options.tensorboard))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._stack.close()
+
+    def saves(self) -> bool:
+        """Whether a checkpoint is due."""
+        return self.folder is not None and self.options.saves(self.trainer.step, time.monotonic() - self.saved)
+
+    def act(self, *, saves: bool) -> None:
+        """Whatever is due after this step, all steps having been evaluated."""
+        trainer, folder = self.trainer, self.folder
+        self.bar.update(trainer.step - self.bar.n)
+        self.bar.set_postfix(loss=f"{trainer.recent_loss():.4g}", refresh=False)
+        if folder is not None:
+            self.logs.write(trainer.rows(time.monotonic() - self.started), trainer.recorder.levels())
+        if self.options.shows(trainer.step):
+            trainer.show()
+        if folder is not None and self.options.keeps_averages(trainer.step):
+            folder.keep_averages(trainer.step, *trainer.snapshot())
+        if folder is not None and saves:
+            folder.save(trainer.step, *trainer.checkpoint())
+            self.saved = time.monotonic()

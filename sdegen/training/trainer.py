@@ -1,0 +1,275 @@
+"""Everything that a step of training changes, and what a checkpoint keeps of it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from .. import storage
+from ..core.conditions import mapped
+from ..core.errors import IncompatibleCheckpointError, InvalidInputError, shortened
+from ..core.shapes import as_time
+from ..loop.modes import quiet
+from ..models.base import ScoreModel
+from ..models.networks import plain_names
+from .batches import Batch
+from .checks import saveable
+from .draws import BatchNoise, derived_seed, own_draws, seed_draws
+from .ema import Average, power_function
+from .folder import Found
+from .history import History, Recorder, Step
+from .objective import Objective
+from .options import PRECISIONS, Options
+from .team import Team
+
+_WAIT_STEPS, _WAIT_SECONDS = 64, 0.5  # how many steps, and how long, are left unevaluated
+_LOG_STEPS = 50  # between rows of the metrics
+
+
+class Trainer:
+    """Everything that a step changes."""
+
+    def __init__(
+        self, model: ScoreModel, options: Options, seed: int, team: Team, made_with: Mapping[str, Any]
+    ) -> None:
+        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.model, self.options, self.seed, self.team = model, options, seed, team
+        self.made_with = made_with  # what a checkpoint tells the run's data and settings by
+        _start_alike(model, team)
+        _fill_memory(named.values())
+        self.names, self.parameters = list(plain_names(model, named).values()), list(named.values())
+        self.device = self.parameters[0].device
+        self.optimiser = torch.optim.AdamW(
+            self.parameters, lr=options.lr, weight_decay=options.weight_decay, fused=True
+        )
+        self.clip = math.inf if options.clip is None else options.clip
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=options.precision == "fp16")
+        decays = [partial(power_function, width) for width in options.widths] or [options.ema or 0.0]
+        self.averages = [Average(self.parameters, decay) for decay in decays]  # type: ignore[arg-type]
+        self.recorder = Recorder(model.sde)
+        self.step = 0  # how many are done
+        self.objective = Objective(options.loss)
+        self._times: Tensor | None = None  # at which the loss first asked the model, for some rows
+        self._evaluated = time.monotonic()
+        self._logged = 0
+        self._paced = (0, 0.0)  # how many steps were made when the metrics were last written, and the seconds then
+
+    @property
+    def average(self) -> Average:
+        """The one that the model is left with."""
+        return self.averages[0]
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Training mode; afterwards modes and generators as they were, and the averages in the model."""
+        modes = {module: module.training for module in self.model.modules()}
+        hook = self.model.register_forward_pre_hook(self._note_time, with_kwargs=True)
+        try:
+            with own_draws(self.device), torch.enable_grad():
+                self.model.train()
+                yield
+        finally:
+            hook.remove()
+            self.average.settle()
+            for module, mode in modes.items():
+                module.training = mode
+
+    def advance(self, batch: Batch) -> None:
+        """One step of the optimiser; if loss or gradient is not finite, it changes no weight."""
+        self.optimiser.zero_grad()
+        losses, t = self._summed([self._backward(part) for part in batch.parts(self.options.accumulate)], batch)
+        self.scaler.unscale_(self.optimiser)
+        norm, mean = clip_grad_norm_(self.parameters, self.clip), losses.mean()
+        failed = ((norm + mean) * 0).nan_to_num(1.0).float()  # of NaN or infinity, not waited for
+        self.optimiser.found_inf = failed  # type: ignore  # with it the fused AdamW leaves weights and moments alone
+        self.optimiser.param_groups[0]["lr"] = self.options.rate(self.step)
+        self.optimiser.step()
+        self.scaler.update()
+        for average in self.averages:
+            average.update(self.step)
+        self.recorder.add(Step(losses, t, mean, norm, failed, batch.numbers))
+        self.step += 1
+
+    def _backward(self, part: Batch) -> tuple[Tensor, Tensor | None]:
+        """Add the gradient of these rows' part of the mean loss; their losses and times."""
+        rows = len(part.x0)
+        if not rows:
+            raise InvalidInputError(f"a batch has {part.total} samples: too few for accumulate= and the processes")
+        x0 = part.x0.to(self.device, non_blocking=True)
+        cond = mapped(part.cond, lambda value: value.to(self.device, non_blocking=True))
+        noise = BatchNoise(derived_seed(self.seed, "noise", self.step), part.start, part.start + rows, part.total)
+        seed_draws(derived_seed(self.seed, "draws", self.step, part.start), self.device)
+        self._times, dtype = None, PRECISIONS[self.options.precision]
+        with torch.autocast(self.device.type, dtype) if dtype is not None else nullcontext():
+            losses = self.objective(self.model, x0, cond, noise)
+        _check_losses(losses, rows)
+        self.scaler.scale(losses.sum() / part.total).backward()
+        return losses.detach(), self._times
+
+    def _summed(self, parts: list[tuple[Tensor, Tensor | None]], batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Losses and times of the whole batch; gradients are added up over the processes."""
+        if self.team.size == 1 and len(parts) == 1:
+            return parts[0]
+        losses = torch.cat([own for own, _ in parts])
+        times = [t.to(losses.device).expand(len(own)) for own, t in parts if t is not None]
+        t = torch.cat(times) if len(times) == len(parts) else None
+        if self.team.size > 1:
+            both = torch.zeros(2, batch.total, dtype=torch.float64, device=self.device)
+            rows = slice(batch.start, batch.start + len(losses))
+            both[0, rows], both[1, rows] = losses, math.nan if t is None else t
+            self.team.add_up([both, *(p.grad for p in self.parameters if p.grad is not None)])
+            losses, t = both[0], None if t is None else both[1]
+        return losses, t
+
+    def _note_time(self, model: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        if self._times is None:
+            self._times = as_time(args[1] if len(args) > 1 else kwargs["t"]).detach()
+
+    # ---- what is known of the steps
+
+    def has_waited(self) -> bool:
+        """Whether it is time to evaluate."""
+        return len(self.recorder) >= _WAIT_STEPS or time.monotonic() > self._evaluated + _WAIT_SECONDS
+
+    def evaluate(self) -> None:
+        self.recorder.evaluate(self.seed)
+        self._evaluated = time.monotonic()
+
+    def recent_loss(self) -> float:
+        return _mean(self.recorder.loss[-_LOG_STEPS:])
+
+    def history(self) -> History:
+        return self.recorder.history(self.seed)
+
+    def show(self) -> None:
+        """Call the callback with the averaged model."""
+        with self.average.in_place(), own_draws(self.device), quiet(self.model):
+            self.options.callback(self.step, self.model, self.history())  # type: ignore[misc]
+
+    def rows(self, seconds: float) -> list[dict[str, Any]]:
+        """The metrics since the last rows: one for every so many steps, and one for the last."""
+        (then, before), self._paced = self._paced, (self.step, seconds)
+        pace = (self.step - then) * self.options.batch_size / max(seconds - before, 1e-9)
+        ends = list(range(self._logged + _LOG_STEPS, self.step + 1, _LOG_STEPS))
+        if self.step == self.options.steps and self.step % _LOG_STEPS:
+            ends.append(self.step)
+        starts = [self._logged, *ends]
+        self._logged = starts[-1]
+        return [
+            {
+                "step": end,
+                "loss": _mean(self.recorder.loss[start:end]),
+                "gradient_norm": self.recorder.gradient_norm[end - 1],
+                "lr": self.options.rate(end - 1),
+                "skipped": sum(i < end for i in self.recorder.skipped),
+                "samples_per_second": round(pace, 1),
+                "seconds": round(seconds, 3),
+            }
+            for start, end in zip(starts, ends, strict=False)
+        ]
+
+    # ---- checkpoints
+
+    def checkpoint(self) -> Found:
+        """Tensors and state: "model" with the averaged weights, as `load` reads it, and "training" with the rest."""
+        with self.average.in_place():
+            model = storage.model_tensors(saveable(self.model))
+        training = self.recorder.tensors()
+        for name, p in zip(self.names, self.parameters, strict=True):
+            own = {"weight": p, **self.optimiser.state[p]}
+            training |= {f"{key}.{name}": value for key, value in own.items()}
+        for k, average in enumerate(self.averages[1:], 1):
+            training |= {f"average{k}.{name}": value for name, value in zip(self.names, average.values, strict=True)}
+        state: dict[str, Any] = {"step": self.step, "seed": self.seed, "failures": self.recorder.failures}
+        state |= {"scaler": self.scaler.state_dict(), "made_with": self.made_with}
+        description = storage.describe(saveable(self.model))
+        return {"model": model, "training": training}, {"model": description, "training": state}
+
+    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The averages as they are, and what they are."""
+        tensors = {
+            f"{k}.{name}": value
+            for k, average in enumerate(self.averages)
+            for name, value in zip(self.names, average.values, strict=True)
+        }
+        return tensors, {"step": self.step, "widths": list(self.options.widths), "names": self.names}
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
+        """Go on where a checkpoint was written.
+
+        Raises:
+            InvalidInputError: it is beyond the last step.
+            IncompatibleCheckpointError: it does not have what this run needs.
+        """
+        own, progress = tensors["training"], state["training"]
+        if progress["step"] > self.options.steps:
+            raise InvalidInputError(
+                f"the run in this folder has made {progress['step']} steps, more than steps={self.options.steps}: "
+                "pass more, or load the model"
+            )
+        try:
+            storage.set_weights(saveable(self.model).net, tensors["model"])
+            for name, p, average in zip(self.names, self.parameters, self.average.values, strict=True):
+                average.copy_(p)
+                p.copy_(own[f"weight.{name}"])
+                moments = {key: own.get(f"{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
+                self.optimiser.state[p] = {k: _laid_out_as(p, v) for k, v in moments.items() if v is not None}
+            for k, average in enumerate(self.averages[1:], 1):
+                for name, value in zip(self.names, average.values, strict=True):
+                    value.copy_(own[f"average{k}.{name}"])
+            if scaler := progress.get("scaler"):
+                self.scaler.load_state_dict(scaler)
+            self.recorder.restore(own, int(progress["failures"]))
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise IncompatibleCheckpointError(
+                f"the checkpoint does not fit this run: {type(error).__name__}: {shortened(str(error), 300)}"
+            ) from error
+        self.step = progress["step"]
+        self._logged = self.step // _LOG_STEPS * _LOG_STEPS
+        self._paced = (self.step, 0.0)
+
+
+def _start_alike(model: ScoreModel, team: Team) -> None:
+    """Weights and buffers are those of the first process."""
+    if team.size > 1:
+        model.load_state_dict(team.from_leader(lambda: {k: v.cpu() for k, v in model.state_dict().items()}))
+
+
+def _fill_memory(parameters: Iterable[Tensor]) -> None:
+    """Give parameters whose memory has gaps, or is shared by their elements, memory of their own.
+
+    The fused optimiser walks memory, not elements.
+    """
+    for p in parameters:
+        if p.stride() != torch.empty_like(p).stride():
+            p.data = p.detach().clone()
+
+
+def _laid_out_as(p: Tensor, moment: Tensor) -> Tensor:
+    """A copy beside a parameter and, but for numbers, in its memory layout: the fused optimiser walks both as one."""
+    if moment.shape != p.shape:
+        return moment.to(p.device, copy=True)
+    return torch.empty_like(p, dtype=moment.dtype).copy_(moment)
+
+
+def _check_losses(losses: Any, batch: int) -> None:
+    if not isinstance(losses, Tensor) or losses.shape != (batch,):
+        got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        raise InvalidInputError(f"loss: got {got} for {batch} samples, expected one number per sample, ({batch},)")
+    if not losses.requires_grad:
+        raise InvalidInputError("the loss does not depend on the model's weights: it must call the model it is given")
+
+
+def _mean(values: Any) -> float:
+    """The mean of those that are not NaN."""
+    finite = [v for v in values if not math.isnan(v)]
+    return sum(finite) / len(finite) if finite else math.nan

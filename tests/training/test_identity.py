@@ -1,0 +1,343 @@
+"""A run goes on with its own data and settings: what may change is told, what may not is refused with both values."""
+
+from __future__ import annotations
+
+import functools
+import random
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cases import points, small
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+import sdegen as sg
+from sdegen.core.errors import IncompatibleCheckpointError, InvalidInputError
+from sdegen.storage import read, steps, write
+from sdegen.training.identity import in_words
+from sdegen.training.losses import dsm_loss, implicit_loss
+
+fit = functools.partial(sg.fit, progress=False, device="cpu")
+X = points(100)
+
+
+def labelled(k: int = 3):
+    return [(x, {"label": i % k}) for i, x in enumerate(X)]
+
+
+def classes(_: int = 0):
+    return small(n_classes=3)
+
+
+# ---- data
+
+OTHER_DATA: dict[str, tuple[Any, Any]] = {
+    "fewer": (X, X[:99]),
+    "one row": (X, torch.cat([X[:50], X[50:51] + 3, X[51:]])),
+    "far away": (X, X + 50),
+    "wider": (X, X * 3),
+    "other draws": (X, points(100, seed=4)),
+    "in another order": (X, X.flip(0)),
+    "dtype": (X, X.double() + 1e-12),
+    "list": (list(X), list(X + 1)),
+    "dataset": (TensorDataset(X), TensorDataset(X.flip(0))),
+    "labels": (labelled(3), labelled(2)),
+    "labels gone": (labelled(3), list(X)),
+    "loader": (DataLoader(TensorDataset(X), batch_size=8, shuffle=True), DataLoader(TensorDataset(X + 1), batch_size=8, shuffle=True)),
+    "loader of fewer": (DataLoader(TensorDataset(X), batch_size=8), DataLoader(TensorDataset(X[:98]), batch_size=8)),
+    "generator": (lambda: (X[i : i + 20] for i in range(0, 100, 20)), lambda: (X[i : i + 20] + 9 for i in range(0, 100, 20))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize(("then", "now"), OTHER_DATA.values(), ids=OTHER_DATA.keys())
+def test_other_data_are_refused_with_the_two_values(tmp_path, then, now, finished):
+    model = classes()
+    then, now = (data() if callable(data) else data for data in (then, now))
+    fit(model, then, steps=4, batch_size=8, seed=0, out=tmp_path)
+    other = classes()
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    with pytest.raises(IncompatibleCheckpointError, match=r"data .*got .*made with .*another out=") as error:
+        fit(other, now, steps=4 if finished else 8, batch_size=8, out=tmp_path)
+    told = str(error.value)
+    assert told.count("mean") == 2 and told.count("standard deviation") == 2
+    after = other.state_dict()
+    assert before.keys() == after.keys() and other.data_mean is None and other.event_shape == (2,)
+    assert all(torch.equal(after[name], value) for name, value in before.items() if value.isfinite().all())
+
+
+def test_other_conditions_are_refused(tmp_path):
+    label = torch.arange(100) % 3
+    fit(classes(), X, steps=2, batch_size=8, seed=0, out=tmp_path, label=label)
+    for cond in ({"label": (label + 1) % 3}, {"label": 1}, {}):
+        with pytest.raises(IncompatibleCheckpointError, match="data"):
+            fit(classes(), X, steps=4, batch_size=8, out=tmp_path, **cond)
+    fit(classes(), X, steps=4, batch_size=8, out=tmp_path, label=label.clone())
+
+
+class Changing(Dataset):
+    """Samples that are never the same: drawn by the machine's own generator."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        self.random, self.scale = np.random.default_rng(), scale
+
+    def __len__(self) -> int:
+        return 400
+
+    def __getitem__(self, i: int) -> Tensor:
+        return torch.from_numpy(self.random.standard_normal(2) * self.scale).float()
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        while True:
+            yield torch.from_numpy(np.random.default_rng().standard_normal((16, 2))).float()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        lambda: X.clone(),
+        lambda: X.numpy(),
+        lambda: list(X),
+        lambda: labelled(3),
+        Changing,
+        Endless,
+        lambda: DataLoader(TensorDataset(X), batch_size=8, shuffle=True),
+        lambda: DataLoader(TensorDataset(X), batch_size=8, shuffle=True, generator=torch.Generator()),
+        lambda: (torch.randn(64, 2) for _ in range(20)),
+    ],
+)
+def test_the_same_data_go_on_without_a_word(tmp_path, data):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(classes(), data(), steps=4, batch_size=8, seed=0, out=tmp_path)
+        torch.randn(5)
+        fit(classes(), data(), steps=8, batch_size=8, out=tmp_path)
+
+
+def test_what_is_never_the_same_is_known_by_its_size_and_spread(tmp_path):
+    fit(small(), Changing(), steps=2, batch_size=8, seed=0, out=tmp_path)
+    for scale in (0.3, 3.0):
+        with pytest.raises(IncompatibleCheckpointError, match="standard deviation"):
+            fit(small(), Changing(scale), steps=4, batch_size=8, out=tmp_path)
+
+
+# ---- settings
+
+MAY: dict[str, tuple[Any, Any]] = {
+    "batch_size": (16, 8),
+    "lr": (1e-2, 1e-3),
+    "schedule": ("cosine", "constant"),
+    "warmup": (None, 3),
+    "clip": (1.0, None),
+    "weight_decay": (0.0, 0.1),
+    "ema": (0.999, 0.9),
+    "precision": ("full", "bf16"),
+}
+MAY_NOT: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
+    "loss": (dict(loss=dsm_loss), dict(loss=implicit_loss), "dsm_loss", "implicit_loss"),
+    "weighting": (dict(), dict(loss=functools.partial(dsm_loss, weight="edm")), "dsm_loss", "weight='edm'"),
+    "option": (dict(loss=functools.partial(dsm_loss, t=0.5)), dict(loss=functools.partial(dsm_loss, t=0.4)), "t=0.5", "t=0.4"),
+    "widths": (dict(ema=(0.05, 0.1)), dict(ema=(0.05, 0.2)), r"\[0.05, 0.1\]", r"\[0.05, 0.2\]"),
+    "fewer widths": (dict(ema=(0.05, 0.1)), dict(ema=(0.05,)), r"\[0.05, 0.1\]", r"\[0.05\]"),
+    "one to widths": (dict(), dict(ema=(0.05, 0.1)), "exponential", r"\[0.05, 0.1\]"),
+    "widths to one": (dict(ema=(0.05, 0.1)), dict(), r"\[0.05, 0.1\]", "exponential"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MAY)
+def test_what_may_change_is_told(tmp_path, name):
+    then, now = MAY[name]
+    words = dict(steps=4, batch_size=16, seed=0, out=tmp_path)
+    fit(small(), X, **{**words, name: then})
+    with pytest.warns(UserWarning, match="goes on with other settings") as told:
+        fit(small(), X, **{**words, "steps": 8, name: now})
+    (text,) = (str(w.message) for w in told)
+    assert f"{'decay' if name == 'ema' else name} {then!r} -> {now!r}" in text and text.count("->") == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(small(), X, **{**words, "steps": 12, name: now})  # what a run was told is its own from then on
+
+
+@pytest.mark.parametrize("name", MAY_NOT)
+def test_what_may_not_change_is_refused(tmp_path, name):
+    then, now, one, two = MAY_NOT[name]
+    words = dict(batch_size=8, seed=0, out=tmp_path)
+    fit(small(), X, steps=4, **words, **then)
+    for total in (4, 8):
+        with pytest.raises(IncompatibleCheckpointError, match=f"got .*{two}.*made with .*{one}"):
+            fit(small(), X, steps=total, **words, **now)
+    fit(small(), X, steps=8, **words, **then)
+
+
+def test_a_loss_is_known_by_its_name_and_what_differs_from_its_defaults():
+    plain = in_words(dsm_loss)
+    assert plain.endswith("losses.dsm_loss") and in_words(functools.partial(dsm_loss, weight=None)) == plain
+    assert in_words(functools.partial(functools.partial(dsm_loss, weight="edm"), t="uniform")) == f"{plain}(t='uniform', weight='edm')"  # fmt: skip
+    one, other = (in_words(functools.partial(dsm_loss, t=torch.tensor([a, 0.5]))) for a in (0.1, 0.2))
+    assert one != other
+    assert in_words(functools.partial(dsm_loss, weight=lambda sde, t: t)).endswith("<lambda>)")
+    assert in_words(functools.partial(dsm_loss, calls=[])) == in_words(functools.partial(dsm_loss, calls=[1]))
+
+    class Callable:
+        def __call__(self, model, x0):
+            return dsm_loss(model, x0)
+
+    assert in_words(Callable()).endswith("Callable")
+
+
+def test_checkpoints_from_before_go_on_and_broken_ones_are_named(tmp_path):
+    fit(small(), X, steps=2, batch_size=8, seed=0, out=tmp_path)
+    newest = steps(tmp_path)[-1]
+    tensors, state = read(newest, ["model", "training"])
+    for made_with, error in (
+        ({}, None),
+        ({"settings": {}}, None),
+        ([1], IncompatibleCheckpointError),
+        ({"data": {"samples": 3}}, IncompatibleCheckpointError),
+        ({"settings": 3}, IncompatibleCheckpointError),
+    ):
+        write(newest, tensors, {**state, "training": {**state["training"], "made_with": made_with}})
+        if error is None:
+            fit(small(), X + 1, steps=2, batch_size=8, out=tmp_path)
+        else:
+            with pytest.raises(error):
+                fit(small(), X, steps=2, batch_size=8, out=tmp_path)
+    for training in ({}, {"seed": 0}, {"step": "many", "seed": 0}, [], {**state["training"], "seed": "x"}, {**state["training"], "failures": None}):  # fmt: skip
+        write(newest, tensors, {**state, "training": training})
+        with pytest.raises(IncompatibleCheckpointError):
+            fit(small(), X, steps=2, batch_size=8, out=tmp_path)
+    for model in (None, [], {}, {**state["model"], "sde": {}}, {**state["model"], "sde": {"path": [[]] * 5}}):
+        write(newest, tensors, {**state, "model": model})
+        with pytest.raises(IncompatibleCheckpointError):
+            fit(small(), X, steps=2, batch_size=8, out=tmp_path)
+
+
+# ---- random data
+
+
+class Augmented(Dataset):
+    """Noise from every global generator on every sample."""
+
+    def __init__(self, seen: list | None = None) -> None:
+        self.seen = seen
+
+    def __len__(self) -> int:
+        return 60
+
+    def __getitem__(self, i: int) -> Tensor:
+        noise = torch.tensor([float(torch.randn(())), np.random.standard_normal() + random.gauss(0, 1)])  # noqa: NPY002
+        if self.seen is not None:
+            self.seen.append(noise)
+        return X[i] + noise.float()
+
+
+class Batched(IterableDataset):
+    def __iter__(self):
+        for i in range(7):
+            yield torch.stack([Augmented()[j] for j in range(i, i + 8)])
+
+
+class Stop(Exception):
+    pass
+
+
+RANDOM = {
+    "dataset": Augmented,
+    "loader": lambda: DataLoader(Augmented(), batch_size=8, shuffle=True),
+    "loader with a generator": lambda: DataLoader(Augmented(), batch_size=8, shuffle=True, generator=torch.Generator()),
+    "workers": lambda: DataLoader(Augmented(), batch_size=8, shuffle=True, num_workers=2, multiprocessing_context="fork"),
+    "workers that stay": lambda: DataLoader(
+        Augmented(), batch_size=8, shuffle=True, num_workers=1, persistent_workers=True, multiprocessing_context="fork"
+    ),
+    "iterable": Batched,
+    "generator": lambda: (torch.stack([Augmented()[j] for j in range(8)]) for _ in range(100)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", RANDOM)
+def test_random_data_are_decided_by_seed_and_step(tmp_path, kind):
+    """The same after any cut, whatever the generators were before; and they are as they were afterwards."""
+
+    def run(name: str, stops: tuple[int, ...]) -> nn.Module:
+        for at in (*stops, None):
+            torch.manual_seed(random.randrange(10**6))
+            np.random.seed(random.randrange(10**6))  # noqa: NPY002
+
+            def look(step: int, model: sg.ScoreModel, history: sg.History, at: int | None = at) -> None:
+                if step == at:
+                    raise Stop
+
+            model = small()
+            before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
+            try:
+                fit(model, RANDOM[kind](), steps=18, batch_size=8, seed=3, out=tmp_path / name, save_every=1, callback=look, callback_every=1)  # fmt: skip
+            except Stop:
+                continue
+            finally:
+                after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
+                assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
+        return model
+
+    random.seed(kind)
+    whole, broken = run("whole", ()), run("broken", (1, 8, 9, 15))
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), broken.parameters(), strict=True))
+
+
+def test_the_first_step_draws_by_the_seed_and_every_step_draws_anew():
+    seen: list[list[Tensor]] = []
+    for seed, before in ((0, 1), (0, 2), (1, 1)):
+        torch.manual_seed(before)
+        drawn: list[Tensor] = []
+        history = fit(small(), Augmented(drawn), steps=3, batch_size=8, seed=seed)
+        assert history.seed == seed
+        seen.append(drawn[-24:])
+    one, same, other = (torch.stack(drawn) for drawn in seen)
+    assert torch.equal(one, same) and len(one.unique()) == 48
+    assert not torch.isin(other, one).any()
+
+
+# ---- files larger than memory
+
+
+@pytest.mark.parametrize("view", ["file", "reversed", "slice"])
+def test_a_mapped_file_trains_as_the_array(tmp_path, view):
+    cut = {"file": np.s_[:], "reversed": np.s_[::-1], "slice": np.s_[3:90:2]}[view]
+    array = X.numpy()
+    array.tofile(tmp_path / "x")
+    mapped = np.memmap(tmp_path / "x", np.float32, "r", shape=array.shape)
+    one, two = small(), small()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(one, array[cut].copy(), steps=5, batch_size=16, seed=0)
+        fit(two, mapped[cut], steps=5, batch_size=16, seed=0)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [">f4", "f2", "i8", "O", "U3", "c8"])
+def test_arrays_that_are_no_numbers_are_refused(dtype):
+    data = np.zeros((4, 2), dtype)
+    if dtype == "f2":  # half precision is a floating dtype
+        fit(small().half(), data + np.float16(1), steps=1, batch_size=4, seed=0, loss=lambda m, x0: m(x0.float(), 0.5).x0.mean(1))  # fmt: skip
+        return
+    with pytest.raises(InvalidInputError, match="data"):
+        fit(small(), data, steps=1)
+
+
+def test_statistics_do_not_depend_on_the_chunks(monkeypatch):
+    from sdegen.training import batches as module
+
+    x = torch.randn(300, 3, 5, generator=torch.Generator().manual_seed(0)) * 3 + 100
+    for numbers in (1, 40, 10**9):
+        monkeypatch.setattr(module, "_CHUNK_NUMBERS", numbers)
+        found = module.batches(x, {}, 8).statistics()
+        torch.testing.assert_close(found.mean, x.double().mean(0), rtol=1e-12, atol=0)
+        assert found.std == pytest.approx(float((x.double() - found.mean).square().mean().sqrt()), rel=1e-10)
+        assert found.samples == 300
+    x[::50] = torch.inf
+    with pytest.raises(InvalidInputError, match=r"infinity in 6 samples \(0, 50, 100, 150, 200, 250\)"):
+        module.batches(x, {}, 8).statistics()
