@@ -98,26 +98,32 @@ def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 def tensors_of(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
     """Every tensor in a condition, with the words that name it."""
-    if isinstance(value, Tensor):
-        yield name, value
-    elif isinstance(value, Mapping):
+    return ((words, part) for words, part in _parts(value, name) if isinstance(part, Tensor))
+
+
+def _parts(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """What is in a condition and no dict or tuple itself, with the words that name it."""
+    if isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from tensors_of(inner, f"{name}[{key!r}]")
+            yield from _parts(inner, f"{name}[{key!r}]")
     elif isinstance(value, tuple):
         for i, inner in enumerate(value):
-            yield from tensors_of(inner, f"{name}[{i}]")
+            yield from _parts(inner, f"{name}[{i}]")
+    else:
+        yield name, value
 
 
 def check_rows(name: str, value: Any, batch: int) -> None:
-    """Raise unless every tensor in a condition has a row for each sample, and lists hold nothing per sample."""
-    for words, tensor in tensors_of(value, repr(name)):
-        if tensor.ndim == 0 or tensor.shape[0] != batch:
+    """Raise unless every tensor in a condition has a row for each sample, and nothing else is of many samples."""
+    for words, part in _parts(value, repr(name)):
+        if isinstance(part, Tensor):
+            if part.ndim == 0 or part.shape[0] != batch:
+                raise InvalidInputError(
+                    f"condition {words} has shape {tuple(part.shape)} for {batch} samples: tensors are per sample, "
+                    f"({batch}, ...); pass a Python number for a value that all share"
+                )
+        elif isinstance(part, list | range | set | Iterator) or getattr(part, "ndim", 0):
             raise InvalidInputError(
-                f"condition {words} has shape {tuple(tensor.shape)} for {batch} samples: tensors are per sample, "
-                f"({batch}, ...); pass a Python number for a value that all share"
+                f"condition {words} is a {type(part).__name__}: pass a tensor with a row for each sample, such as "
+                "torch.tensor(values), or a tuple for a value that all share"
             )
-    if isinstance(value, list | range):
-        raise InvalidInputError(
-            f"condition {name!r} is a {type(value).__name__}: pass a tensor with a row for each sample, such as "
-            "torch.tensor(values), or a tuple for a value that all share"
-        )

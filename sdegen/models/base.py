@@ -36,7 +36,8 @@ class ScoreModel(nn.Module):
             can be assigned.
         data_mean, data_std: the data's mean and standard deviation, scalar or event-shaped float64 tensors, None where
             unknown. They travel in `state_dict()` as `known_mean` and `known_std`, NaN where unknown, so that a model
-            has the same buffers before and after they are known and averages of weights made by others keep them.
+            has the same buffers before and after they are known and averages of weights made by others keep them (those
+            made and updated before they are known do not learn them: NaN averages to NaN).
         data_covariance: the data's covariance, (d, d) over the flattened event, None where unknown.
         event_shape: the shape of one sample, None where unknown.
         smooth: whether the belief is an analytic function of time, as exact scores are. What networks make of time is
