@@ -33,6 +33,7 @@ from .models.diffusers import from_diffusers, to_scheduler
 from .models.exact import EmpiricalModel, MixtureModel
 from .models.facts import DataFacts
 from .models.guided.guidance import Guided
+from .models.guided.tilted import Tilted
 from .models.parametrization import Parametrization
 from .models.prediction import Prediction
 from .noise.white import Noise
@@ -104,6 +105,7 @@ __all__ = [
     "TabulatedVESDE",
     "TabulatedVPSDE",
     "Term",
+    "Tilted",
     "TrigSDE",
     "VESDE",
     "VPSDE",

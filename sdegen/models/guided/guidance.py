@@ -16,6 +16,7 @@ from ...core.errors import InvalidInputError
 from ...core.shapes import as_time, check_time, expand, flat
 from ..base import ScoreModel, Wrapped
 from ..prediction import Prediction
+from .gradients import taken
 
 
 class Guided(Wrapped):
@@ -103,7 +104,7 @@ class Guided(Wrapped):
         if self.null_alone:
             return self._other(x, t, **self._unguided(cond, len(x)))
         inside = not self.self_alone and self._inside(t)
-        given = self.model(x, t, **self._taken(self.model, cond))
+        given = self.model(x, t, **taken(self.model, cond))
         if inside is False:
             return given
         if inside is True:
@@ -155,12 +156,7 @@ class Guided(Wrapped):
     def _unguided(self, cond: dict[str, Any], batch: int) -> dict[str, Any]:
         """The conditions that the unguided belief hears."""
         null = {name: _for_batch(value, cond.get(name), batch) for name, value in self.null.items()}
-        return self._taken(self._other, {**cond, **null})
-
-    @staticmethod
-    def _taken(model: ScoreModel, cond: dict[str, Any]) -> dict[str, Any]:
-        names = model.condition_names()
-        return cond if names is None else {name: value for name, value in cond.items() if name in names}
+        return taken(self._other, {**cond, **null})
 
     def evaluations(self, t: Tensor) -> int | Tensor:
         own, other = self.model.evaluations(t), self._other.evaluations(t)
@@ -180,7 +176,7 @@ class Guided(Wrapped):
         for name in self.null:
             if name not in cond and not self.self_alone:
                 raise InvalidInputError(f"got no {name}=, expected the condition that null= replaces")
-        self.model.check_conditions(self._taken(self.model, dict(cond)), batch)
+        self.model.check_conditions(taken(self.model, cond), batch)
         self._other.check_conditions(self._unguided(dict(cond), batch), batch)
 
     def warm(self, ts: Tensor) -> None:
