@@ -15,6 +15,7 @@ from ..noise.white import check_seed
 from .batches import Batch, Statistics
 from .folder import Found
 from .options import Options
+from .statistics import learn_statistics
 from .team import Team
 
 
@@ -88,14 +89,16 @@ def check_same_model(model: ScoreModel, first: Batch, found: Found) -> None:
         raise IncompatibleCheckpointError(f"the checkpoint does not say what its model was: {error!r}") from error
 
 
-def learn_about_data(model: ScoreModel, first: Batch, found: Found | None, measured: Statistics | None) -> None:
-    """Event shape, mean and standard deviation: those of the checkpoint, else those known, else measured."""
+def learn_about_data(
+    model: ScoreModel, first: Batch, found: Found | None, measured: Statistics | None, options: Options, *, tell: bool
+) -> str:
+    """Event shape, mean and standard deviation: those of the checkpoint, or as `learn_statistics` says, in words."""
     if model.event_shape is None:
         model.event_shape = tuple(first.x0.shape[1:])
-    mean, std = model.data_mean, model.data_std
     if found:
-        mean, std = (found[0]["model"].get(name) for name in ("data_mean", "data_std"))
-    elif measured is not None:
-        mean = measured.mean if mean is None else mean
-        std = measured.std or None if std is None else std  # None where all samples are the same
-    model.set_statistics(mean, std)
+        model.set_statistics(*(found[0]["model"].get(name) for name in ("data_mean", "data_std")))
+        return "data_mean and data_std of the checkpoint"
+    if measured is None:
+        return "data_mean kept, data_std kept"
+    wish, steps = options.statistics, options.steps
+    return learn_statistics(model, measured.mean, measured.std, wish=wish, steps=steps, tell=tell)

@@ -46,12 +46,14 @@ class History:
         loss_by_level: the loss by noise level.
         skipped: steps, counted from 0, that were left out because their loss or gradient was not finite.
         seed: what the run drew from.
+        statistics: whether data_mean and data_std were measured, measured again or kept, in words.
     """
 
     loss: Tensor
     loss_by_level: LossByLevel
     skipped: list[int]
     seed: int
+    statistics: str = ""
 
     def __repr__(self) -> str:
         last = float(self.loss[-max(1, len(self.loss) // 10) :].nanmean())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -23,6 +24,7 @@ from .losses import dsm_loss
 from .objective import Objective
 from .options import Options
 from .reporter import Reporter
+from .statistics import count_steps
 from .team import LostProcessError, local_device, team
 from .trainer import Trainer
 
@@ -53,6 +55,7 @@ def fit(
     accumulate: int = 1,
     precision: str = "full",
     tensorboard: bool = False,
+    statistics: str | None = None,
     **cond: Any,
 ) -> History:
     """Train a model in place, on CUDA if there is one, and leave the averaged weights in it.
@@ -107,6 +110,10 @@ def fit(
         precision: what the network computes in, by torch.autocast: "full" (its own dtype), "bf16" or "fp16" (with a
             scaled loss). Weights, averages and the optimiser stay in the network's dtype.
         tensorboard: write the metrics for TensorBoard too, into `out`.
+        statistics: "measure" takes `data_mean` and `data_std` of these data, "keep" leaves what the model knows. None:
+            what an earlier `fit` measured is measured again if this one makes more steps than were trained so far (the
+            real run after a trial); all else that is known is kept, and data far from it are told. A run that goes on
+            keeps its own.
         **cond: conditions for the loss, by name: tensors have N rows and follow their samples, also inside dicts and
             tuples; all else goes as it is. Those whose names are options, of `fit` or of the loss, go in `cond={...}`;
             those that come with the data may have any names.
@@ -123,8 +130,8 @@ def fit(
         SdegenError: another process of the run has ended.
 
     Warns:
-        UserWarning: a run goes on with another batch_size, lr, schedule, warmup, clip, weight_decay, decay of the
-            average or precision.
+        UserWarning: the scale of the data does not suit the process, or is far from what the model knows; a run goes on
+            with another batch_size, lr, schedule, warmup, clip, weight_decay, decay of the average or precision.
 
     Source: Loshchilov & Hutter 2019 (arXiv 1711.05101) for AdamW, 2017 (arXiv 1608.03983) for the schedule; Karras et
     al. 2024 (arXiv 2312.02696) section 3 for power-function averages; Micikevicius et al. 2018 (arXiv 1710.03740) for
@@ -155,6 +162,7 @@ def fit(
         accumulate=accumulate,
         precision=precision,
         tensorboard=tensorboard,
+        statistics=statistics,
     )
     source = batches(data, _conditions(model, cond, loss), batch_size)
     check_model(model, source.first, saves=out is not None)
@@ -163,20 +171,23 @@ def fit(
     with ExitStack() as stack:
         processes = stack.enter_context(team(place))
         check_parts(source.first.total, options, processes)
-        measured, fingerprinted = processes.from_leader(lambda: _survey(model, source, identified=out is not None))
+        measured, fingerprinted = processes.from_leader(
+            lambda: _survey(model, source, options, identified=out is not None)
+        )
         made_with = {"data": fingerprinted, "settings": settings(options)}
         folder = None if out is None or not processes.leads else RunFolder(out)
         found = processes.from_leader(lambda: stack.enter_context(folder).resumable(resume) if folder else None)
         chosen = processes.from_leader(lambda: seed_of(seed, found))
         processes.from_leader(lambda: _check_same(model, source, found, made_with))
-        learn_about_data(model, source.first, found, measured)
+        learned = learn_about_data(model, source.first, found, measured, options, tell=processes.leads)
         trainer = Trainer(model.to(place), options, chosen, processes, made_with)
         stack.enter_context(trainer.training())
         if found:
             trainer.restore(*found)
         found = None  # the trainer has copies
+        stack.callback(lambda begun: count_steps(model, trainer.step - begun), trainer.step)
         _drive(trainer, source, folder, orderly=out is not None)
-        return trainer.history()
+        return replace(trainer.history(), statistics=learned)
 
 
 def _conditions(model: ScoreModel, cond: dict[str, Any], loss: Callable[..., Tensor]) -> dict[str, Any]:
@@ -188,10 +199,12 @@ def _conditions(model: ScoreModel, cond: dict[str, Any], loss: Callable[..., Ten
     return merged(cond, fit, known)
 
 
-def _survey(model: ScoreModel, source: Batches, *, identified: bool) -> tuple[Statistics | None, dict[str, Any] | None]:
+def _survey(
+    model: ScoreModel, source: Batches, options: Options, *, identified: bool
+) -> tuple[Statistics | None, dict[str, Any] | None]:
     """Statistics of the data and, where a run has to know them again, their fingerprint."""
     known = model.data_mean is not None and model.data_std is not None
-    if known and not identified and not source.in_memory:
+    if known and options.statistics == "keep" and not identified:
         return None, None
     measured = source.statistics()
     return measured, fingerprint(source, measured) if identified else None

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..core.errors import InvalidInputError
 from .ema import LARGEST_WIDTH
+from .statistics import WISHES
 
 # Factors on the learning rate, of the part of the run that is done.
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -51,6 +52,7 @@ class Options:
     accumulate: int
     precision: str
     tensorboard: bool
+    statistics: str | None = None
 
     def __post_init__(self) -> None:
         self._check(_is_count, "a whole number, at least 1", "steps", "batch_size", "accumulate")
@@ -72,6 +74,7 @@ class Options:
         self._check(lambda v: v in PRECISIONS, " or ".join(map(repr, PRECISIONS)), "precision")
         self._check(lambda v: v in (True, False), "True or False", "progress", none=True)
         self._check(lambda v: v in (True, False), "True or False", "tensorboard")
+        self._check(lambda v: v in WISHES, " or ".join(map(repr, WISHES)), "statistics", none=True)
 
     def _check(self, fits: Callable[[Any], bool], wanted: str, *names: str, none: bool = False) -> None:
         for name in names:

@@ -537,7 +537,7 @@ def test_float32_keeps_what_it_can():
 
 WRONG = {
     "not a model": (lambda m, x: log_prob(nn.Linear(2, 2), x), "model is Linear"),
-    "not floating": (lambda m, x: log_prob(m, x.long()), "wanted a floating one"),
+    "not floating": (lambda m, x: log_prob(m, x.long()), "expected a floating one"),
     "another event": (lambda m, x: log_prob(m, x[:, :1]), r"event shape \(1,\)"),
     "infinite": (lambda m, x: log_prob(m, x / 0), "NaN or infinity in 3 samples"),
     "a solver of SDEs": (lambda m, x: log_prob(m, x, solver="langevin", steps=5), "draws noise"),
