@@ -48,6 +48,7 @@ class ScoreModel(nn.Module):
     smooth: bool = False
     sde: SDE
     event_shape: tuple[int, ...] | None
+    _fixed: tuple[str, ...] = ()  # attributes of subclasses from which the statistics follow
 
     def __init__(
         self,
@@ -111,6 +112,9 @@ class ScoreModel(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "sde":
             _check_process(value)
+        elif name in self._fixed and hasattr(self, name):
+            kind = type(self).__name__
+            raise InvalidInputError(f"{name} of a {kind} cannot be assigned: make another {kind}")
         if name not in _STATISTICS:
             super().__setattr__(name, value)
             return

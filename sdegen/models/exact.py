@@ -34,6 +34,7 @@ class MixtureModel(ScoreModel):
     """
 
     smooth = True
+    _fixed = ("mixture",)
 
     def __init__(self, mixture: GaussianMixture, sde: SDE, *, labels: Sequence[int] | Tensor | None = None) -> None:
         if not isinstance(mixture, GaussianMixture):
@@ -117,6 +118,7 @@ class EmpiricalModel(ScoreModel):
     samples: Tensor
 
     smooth = True
+    _fixed = ("samples",)
 
     def __init__(self, data: Tensor, sde: SDE) -> None:
         check_state(data, name="data")

@@ -301,6 +301,17 @@ def test_what_cannot_be_is_refused_when_assigned(name, value, words):
             Same(model).sde = value
 
 
+@pytest.mark.parametrize(
+    "model, name", [(MODELS["exact-vp"], "mixture"), (MODELS["empirical"], "samples")], ids=["mixture", "samples"]
+)
+def test_what_an_exact_score_is_of_stays(model, name):
+    """Its statistics follow from it."""
+    value = getattr(model, name)
+    with pytest.raises(sg.InvalidInputError, match=f"{name} of a .* cannot be assigned: make another"):
+        setattr(model, name, value)
+    assert getattr(model, name) is value
+
+
 @pytest.mark.parametrize("change", ["made", "assigned", "loaded", "copied"])
 def test_inference_mode(change):
     """Statistics that were set under inference mode are seen, and followed, outside it."""
