@@ -30,7 +30,7 @@ FEWEST = 40  # samples that a kernel distance needs
 
 def count(word: str) -> int:
     if int(word) < 1:
-        raise argparse.ArgumentTypeError(f"{word}: wanted a whole number, at least 1")
+        raise argparse.ArgumentTypeError(f"{word}: expected a whole number, at least 1")
     return int(word)
 
 

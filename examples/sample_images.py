@@ -33,7 +33,7 @@ RANK, PROCESSES = (int(os.environ.get(name, default)) for name, default in (("RA
 
 def count(word: str) -> int:
     if int(word) < 1:
-        raise argparse.ArgumentTypeError(f"{word}: wanted a whole number, at least 1")
+        raise argparse.ArgumentTypeError(f"{word}: expected a whole number, at least 1")
     return int(word)
 
 
@@ -76,7 +76,7 @@ def chosen(args: argparse.Namespace) -> list[int]:
         ends = [[int(end) for end in part.split("-")] for part in args.index.split(",")]
         return sorted({i for end in ends for i in range(end[0], end[-1] + 1)})
     except ValueError:
-        raise SystemExit(f"--index {args.index}: wanted numbers and ranges such as 0-63,100") from None
+        raise SystemExit(f"--index {args.index}: expected numbers and ranges such as 0-63,100") from None
 
 
 def write(path: Path, data: bytes) -> None:

@@ -94,7 +94,7 @@ def changes(words: list[str]) -> dict[str, Any]:
     try:
         return {name: json.loads(value) for name, value in (word.split("=", 1) for word in words)}
     except ValueError:
-        raise SystemExit(f"--net {' '.join(words)}: wanted such as channels=16 or multipliers=[1,2,4]") from None
+        raise SystemExit(f"--net {' '.join(words)}: expected such as channels=16 or multipliers=[1,2,4]") from None
 
 
 class Previews:

@@ -136,7 +136,7 @@ class _OfModel(Term):
         prediction = self.model(x, t, **self.cond)
         if not isinstance(prediction, Prediction):
             raise InvalidInputError(
-                f"{type(self.model).__name__} returned a {type(prediction).__name__}: wanted a Prediction, such as "
+                f"{type(self.model).__name__} returned a {type(prediction).__name__}: expected a Prediction, such as "
                 "Prediction.from_x0(x, x0, self.sde, t)"
             )
         return prediction
@@ -212,7 +212,7 @@ class ReverseSDE(_OfModel):
 
     def __init__(self, model: ScoreModel, *, eta: float = 1.0, **cond: Any) -> None:
         if isinstance(eta, bool) or not isinstance(eta, Real) or not 0 <= eta < float("inf"):
-            raise InvalidInputError(f"eta={eta}: wanted a number of at least 0 (0: the flow, 1: the reverse SDE)")
+            raise InvalidInputError(f"eta={eta}: expected a number of at least 0 (0: the flow, 1: the reverse SDE)")
         super().__init__(model, float(eta), cond)
         self.stochastic = eta > 0
         self.upward = eta == 0
@@ -257,10 +257,10 @@ class ProbabilityFlow(_OfModel):
         try:
             start, stop = (self.t_max, self.t_min) if t_span is None else (float(t) for t in t_span)
         except (TypeError, ValueError) as error:
-            raise InvalidInputError(f"t_span={t_span!r}: wanted (from, to), two times") from error
+            raise InvalidInputError(f"t_span={t_span!r}: expected (from, to), two times") from error
         if not all(self.t_min * (1 - 1e-6) <= t <= self.t_max * (1 + 1e-6) for t in (start, stop)) or start == stop:
             raise InvalidInputError(
-                f"t_span={t_span}: wanted two different times in [t_min, t_max] = [{self.t_min:g}, {self.t_max:g}]"
+                f"t_span={t_span}: expected two different times in [t_min, t_max] = [{self.t_min:g}, {self.t_max:g}]"
             )
         return in_best_coordinates(lambda model: self._with(model, self.cond), self.model, (start, stop), like)
 

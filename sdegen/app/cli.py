@@ -101,7 +101,7 @@ def _sample(args: argparse.Namespace) -> None:
     from ..storage.models import load
 
     if not args.out.endswith((".png", ".npy")):
-        raise InvalidInputError(f"--out {args.out}: wanted a name that ends in .png (a picture) or .npy (the numbers)")
+        raise InvalidInputError(f"--out {args.out}: expected a name ending in .png (a picture) or .npy (the numbers)")
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = load(args.model, device=device)
     _check_out(args.out, model.event_shape)

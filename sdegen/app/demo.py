@@ -75,7 +75,7 @@ def toy(folder: Path, seed: int, scale: float, progress: bool | None) -> dict[st
     n = some(10_000, scale)
     flow = sample(model, n, rtol=1e-3, seed=seed, progress=progress)
     reverse = sample(model, n, solver="ancestral", steps=some(SDE_STEPS, scale), seed=seed, progress=progress)
-    draw_toy(folder, model, mixture, flow.x, reverse.x, seed, scale)
+    draw_toy(folder, model, mixture, flow.x, reverse.x, seed=seed, scale=scale)
     held_out = mixture.sample(n, seed=seed + 1)
     distance = distances_to(held_out, lambda x, y: metrics.sliced_wasserstein(x, y, seed=seed))
     return {
@@ -94,7 +94,7 @@ def toy(folder: Path, seed: int, scale: float, progress: bool | None) -> dict[st
 
 
 def draw_toy(
-    folder: Path, model: Denoiser, mixture: GaussianMixture, flow: Tensor, reverse: Tensor, seed: int, scale: float
+    folder: Path, model: Denoiser, mixture: GaussianMixture, flow: Tensor, reverse: Tensor, *, seed: int, scale: float
 ) -> None:
     exact = MixtureModel(mixture, model.sde)
     paths = plot.trajectories(model, density=mixture, seed=seed, data=mixture.sample(300, seed=seed))

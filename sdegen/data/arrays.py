@@ -63,7 +63,7 @@ def from_array(
             raise InvalidInputError(f"{name} is {values.dtype}, which has no levels: leave levels out, or round it")
         return Raw(_within(values, value_range, name), labels, None, notes=notes)
     if kind not in "biu":
-        raise InvalidInputError(f"{name} is {values.dtype}: wanted whole or floating numbers")
+        raise InvalidInputError(f"{name} is {values.dtype}: expected whole or floating numbers")
     if value_range is not None:
         raise InvalidInputError(f"{name} is {values.dtype}, levels from 0: value_range is for floating numbers")
     levels, told = _levels_of(values, levels, name, decides)
@@ -120,7 +120,7 @@ def _channels_first(values: np.ndarray, channels: int | None, layout: str | None
     if values.ndim == 3:
         return values[:, None]
     if values.ndim != 4:
-        raise InvalidInputError(f"{name} has shape {values.shape}: wanted (N, H, W), (N, C, H, W) or (N, H, W, C)")
+        raise InvalidInputError(f"{name} has shape {values.shape}: expected (N, H, W), (N, C, H, W) or (N, H, W, C)")
     if layout is None:
         ends = {"channels-first": values.shape[1], "channels-last": values.shape[3]}
         able = [key for key, c in ends.items() if c in (1, 2, 3, 4)]

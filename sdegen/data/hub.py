@@ -40,7 +40,7 @@ def read_hub(name: str, column: str | None, part: str, wanted: Wanted) -> tuple[
         raise InvalidInputError(f"datasets could not load {name!r}: {type(error).__name__}: {error}") from error
     held_out = next((end for end in _HELD_OUT if end in parts), None)
     if "train" not in parts:
-        raise InvalidInputError(f"{name!r} has the parts {', '.join(parts)}: wanted one called train")
+        raise InvalidInputError(f"{name!r} has the parts {', '.join(parts)}: expected one called train")
     chosen = {"train": ["train"], "held-out": [held_out], "all": ["train", held_out]}[part] if held_out else ["train"]
     rows = [(parts[end], i) for end in chosen if end for i in range(len(parts[end]))]
     features = parts["train"].features

@@ -135,7 +135,7 @@ class Images:
         """
         check_split(part)
         if isinstance(held_out_every, bool) or not isinstance(held_out_every, int) or held_out_every < 2:
-            raise InvalidInputError(f"held_out_every={held_out_every!r}: wanted a whole number, at least 2")
+            raise InvalidInputError(f"held_out_every={held_out_every!r}: expected a whole number, at least 2")
         if part == "all":
             return self
         labels = torch.zeros(len(self), dtype=torch.long) if self.labels is None else self.labels

@@ -120,7 +120,7 @@ def _read(
     if isinstance(source, np.ndarray):
         return from_array(source, **of_arrays), False
     if not isinstance(source, str | os.PathLike):
-        raise InvalidInputError(f"source is a {type(source).__name__}: wanted a name, a path, an array or a tensor")
+        raise InvalidInputError(f"source is a {type(source).__name__}: expected a name, a path, an array or a tensor")
     if source == "digits":
         found = digits("all")
         return Raw(found.stored.numpy(), np.asarray(found.labels), found.levels), False
@@ -203,10 +203,10 @@ def _label_file(path: Path, most: int | None) -> np.ndarray:
 
 def _checked(labels: np.ndarray, n: int) -> np.ndarray:
     if labels.shape != (n,) or labels.dtype.kind not in "iu":
-        raise InvalidInputError(f"labels are {labels.dtype} of shape {labels.shape}: wanted whole numbers ({n},)")
+        raise InvalidInputError(f"labels are {labels.dtype} of shape {labels.shape}: expected whole numbers ({n},)")
     labels = labels.astype(np.int64)
     if n and labels.min() < -1:
-        raise InvalidInputError(f"labels go down to {labels.min()}: wanted 0, 1, ..., and -1 for no class")
+        raise InvalidInputError(f"labels go down to {labels.min()}: expected 0, 1, ..., and -1 for no class")
     return labels
 
 
@@ -253,7 +253,7 @@ def _size(size: Any) -> tuple[int, int] | None:
     if size is None:
         return None
     if len(pair) != 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in pair):
-        raise InvalidInputError(f"size={size!r}: wanted a whole number of pixels, or (height, width)")
+        raise InvalidInputError(f"size={size!r}: expected a whole number of pixels, or (height, width)")
     return pair[0], pair[1]
 
 
@@ -262,8 +262,8 @@ def _check_options(corrupt: str, frames: str, held_out_every: int | None, max_by
     if frames not in ("all", "first"):
         raise InvalidInputError(f"frames={frames!r}: expected 'all' or 'first'")
     if corrupt not in ("refuse", "skip"):
-        raise InvalidInputError(f"corrupt={corrupt!r}: wanted 'refuse' or 'skip'")
+        raise InvalidInputError(f"corrupt={corrupt!r}: expected 'refuse' or 'skip'")
     if held_out_every is not None and (
         isinstance(held_out_every, bool) or not isinstance(held_out_every, int) or held_out_every < 2
     ):
-        raise InvalidInputError(f"held_out_every={held_out_every!r}: wanted a whole number, at least 2")
+        raise InvalidInputError(f"held_out_every={held_out_every!r}: expected a whole number, at least 2")

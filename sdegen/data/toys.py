@@ -208,4 +208,4 @@ def _points(x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
 
 def _check_count(name: str, value: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InvalidInputError(f"{name}={value!r}: wanted a whole number, at least 1")
+        raise InvalidInputError(f"{name}={value!r}: expected a whole number, at least 1")

@@ -78,7 +78,7 @@ def vlb(
             noise = draws.normal(x0.shape, Purpose.CHAIN, i, dtype=x0.dtype, device=x0.device)
             t = torch.full((len(x0),), i / n, dtype=torch.float64, device=x0.device)
             prediction = model(model.sde.perturb(x0, t, noise), t, **cond)
-            columns.append(_term(model.sde, t, prediction, x0, variance, first, levels))
+            columns.append(_term(model.sde, t, prediction, x0, variance, first, levels=levels))
         prior = _prior_term(model.sde, x0)
     terms = torch.stack(columns, 1)
     return Bound(prior + terms.sum(1), prior, terms)
@@ -127,7 +127,7 @@ def vlb_term(
     _check(model, x0, variance, first, levels, cond)
     times = node_times(model, x0, t, seed)
     prediction, _ = _believed(model, x0, times, noise, seed, cond)
-    return _term(model.sde, times, prediction, x0, variance, first, levels)
+    return _term(model.sde, times, prediction, x0, variance, first, levels=levels)
 
 
 def hybrid_loss(
@@ -168,7 +168,7 @@ def hybrid_loss(
     times = node_times(model, x0, t, seed)
     prediction, noise = _believed(model, x0, times, noise, seed, cond)
     simple = event_mean((prediction.noise - noise) ** 2)
-    bound = _term(model.sde, times, prediction, x0, "learned", first, levels, stop_mean=True)
+    bound = _term(model.sde, times, prediction, x0, "learned", first, levels=levels, stop_mean=True)
     return simple + scale * len(nodes(model)) * bound
 
 
@@ -209,8 +209,8 @@ def _term(
     x0: Tensor,
     variance: str,
     first: str,
-    levels: int | None,
     *,
+    levels: int | None,
     stop_mean: bool = False,
 ) -> Tensor:
     """`vlb_term` from a belief at x_t."""
@@ -289,13 +289,13 @@ def _check(model: ScoreModel, x0: Tensor, variance: str, first: str, levels: int
     model.check_conditions(cond, len(x0))
     if variance not in _VARIANCES or first not in _FIRST:
         raise InvalidInputError(
-            f"variance={variance!r}, first={first!r}: wanted variance {', '.join(map(repr, _VARIANCES))}; "
+            f"variance={variance!r}, first={first!r}: expected variance {', '.join(map(repr, _VARIANCES))}; "
             f"first {', '.join(map(repr, _FIRST))}"
         )
     if levels is None:
         return
     if isinstance(levels, bool) or not isinstance(levels, int) or levels < 2:
-        raise InvalidInputError(f"levels={levels!r}: wanted at least 2, or None for continuous data")
+        raise InvalidInputError(f"levels={levels!r}: expected at least 2, or None for continuous data")
     u = (x0.double() + 1) * ((levels - 1) / 2)
     if not bool((((u - u.round()).abs() < 1e-2) & (u > -0.5) & (u < levels - 0.5)).all()):
         raise InvalidInputError(

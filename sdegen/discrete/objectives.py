@@ -91,17 +91,17 @@ def node_times(model: ScoreModel, x0: Tensor, t: Tensor | None, seed: Seed) -> T
             u = torch.special.ndtr(z[:, 0])
         return (1 + torch.floor(n * u).clamp_max(n - 1)) / n
     if isinstance(t, bool | str) or not isinstance(t, Tensor | Real) or getattr(t, "dtype", None) == torch.bool:
-        raise InvalidInputError(f"t={t!r}: wanted (B,) node numbers 1 to {n} as integers, or their times i/{n}")
+        raise InvalidInputError(f"t={t!r}: expected (B,) node numbers 1 to {n} as integers, or their times i/{n}")
     given = torch.as_tensor(t)
     if given.is_floating_point():
         given = torch.round(given.double() * n)
         if not bool(((given - as_time(t) * n).abs() < 1e-3).all()):
             raise InvalidInputError(f"t: these times are not nodes of the table; wanted i/{n}, or integers i")
     if given.shape not in ((), (1,), (len(x0),)):
-        raise InvalidInputError(f"t has shape {tuple(given.shape)}: wanted one node for each sample, ({len(x0)},)")
+        raise InvalidInputError(f"t has shape {tuple(given.shape)}: expected one node for each sample, ({len(x0)},)")
     if not bool(((given >= 1) & (given <= n)).all()):
         raise InvalidInputError(
-            f"t: node numbers from {int(given.min())} to {int(given.max())}: wanted 1 to {n} as integers, or times "
+            f"t: node numbers from {int(given.min())} to {int(given.max())}: expected 1 to {n} as integers, or times "
             f"i/{n}; nodes count from 1, DDPM's code from 0"
         )
     return (given.to(x0.device, torch.float64) / n).expand(len(x0))

@@ -52,10 +52,10 @@ def betas(
     n = _count(n, "n")
     for word, value in (("first", first), ("last", last), ("offset", offset), ("most", most)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
-            raise InvalidInputError(f"{word}={value!r}: wanted a number")
+            raise InvalidInputError(f"{word}={value!r}: expected a number")
     if name == "cosine":
         if not (0 <= offset < math.inf and 0 < most <= 1):
-            raise InvalidInputError(f"offset={offset}, most={most}: wanted offset >= 0 and most in (0, 1]")
+            raise InvalidInputError(f"offset={offset}, most={most}: expected offset >= 0 and most in (0, 1]")
         phase = (torch.arange(n + 1, dtype=torch.float64, device="cpu") / n + offset) * (math.pi / 2 / (1 + offset))
         c = torch.cos(phase) ** 2
         table = (1 - c[1:] / c[:-1]).clamp_max(most)
@@ -64,11 +64,11 @@ def betas(
         low, high = low / n if first is None else first, high / n if last is None else last
         if not (0 < low < 1 and 0 < high < 1):
             raise InvalidInputError(
-                f"betas from {low:g} to {high:g}: wanted them in (0, 1); with so few nodes pass first= and last="
+                f"betas from {low:g} to {high:g}: expected them in (0, 1); with so few nodes pass first= and last="
             )
         table = shape(float(low), float(high), n)
     else:
-        raise InvalidInputError(f"betas {name!r}: wanted one of {', '.join(map(repr, (*_SHAPES, 'cosine')))}")
+        raise InvalidInputError(f"betas {name!r}: expected one of {', '.join(map(repr, (*_SHAPES, 'cosine')))}")
     return zero_terminal_snr(table) if zero_snr else table
 
 
@@ -93,7 +93,7 @@ def zero_terminal_snr(betas: Sequence[float] | Tensor) -> Tensor:
     """
     table = torch.as_tensor(betas, dtype=torch.float64, device="cpu")
     if table.ndim != 1 or len(table) < 2 or not bool(((table > 0) & (table <= 1)).all()):
-        raise InvalidInputError("betas: wanted (N,) numbers in (0, 1], N >= 2")
+        raise InvalidInputError("betas: expected (N,) numbers in (0, 1], N >= 2")
     alpha = torch.cumprod(1 - table, 0).sqrt()
     alpha = (alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))
     before = torch.cat([torch.ones(1, dtype=torch.float64, device="cpu"), alpha[:-1]])
@@ -108,7 +108,7 @@ def sigmas(n: int, *, sigma_min: float = 0.01, sigma_max: float = 50.0) -> Tenso
     """
     n = _count(n, "n")
     if not 0 < sigma_min < sigma_max < math.inf:
-        raise InvalidInputError(f"sigma_min={sigma_min}, sigma_max={sigma_max}: wanted 0 < sigma_min < sigma_max")
+        raise InvalidInputError(f"sigma_min={sigma_min}, sigma_max={sigma_max}: expected 0 < sigma_min < sigma_max")
     table = torch.exp(_equal(math.log(sigma_min), math.log(sigma_max), n))
     table[0], table[-1] = sigma_min, sigma_max
     return table
@@ -141,7 +141,7 @@ def spaced(model: ScoreModel | SDE, steps: int | None = None, *, spacing: str = 
     n = len(nodes(model))
     s = n if steps is None else _count(steps, "steps")
     if s > n:
-        raise InvalidInputError(f"steps={s}: the table has {n} nodes, wanted at most as many")
+        raise InvalidInputError(f"steps={s}: the table has {n} nodes, expected at most as many")
     k = torch.arange(s, dtype=torch.float64, device="cpu")
     if spacing == "leading":
         at = 1 + offset + (s - 1 - k) * (n // s)
@@ -150,9 +150,9 @@ def spaced(model: ScoreModel | SDE, steps: int | None = None, *, spacing: str = 
     elif spacing == "linspace":
         at = 1 + torch.round(torch.linspace(0, n - 1, s, dtype=torch.float64, device="cpu")).flip(0)
     else:
-        raise InvalidInputError(f"spacing={spacing!r}: wanted 'leading', 'trailing' or 'linspace'")
+        raise InvalidInputError(f"spacing={spacing!r}: expected 'leading', 'trailing' or 'linspace'")
     if offset and (spacing != "leading" or not 1 <= at[-1] <= at[0] <= n):
-        raise InvalidInputError(f"offset={offset}: wanted spacing='leading' and nodes from 1 to {n}")
+        raise InvalidInputError(f"offset={offset}: expected spacing='leading' and nodes from 1 to {n}")
     return torch.cat([at / n, torch.zeros(1, dtype=torch.float64, device="cpu")])
 
 
@@ -162,12 +162,12 @@ def nodes(model: Any) -> Tensor:
     table = getattr(sde, "nodes", None)
     if table is None:
         raise InvalidInputError(
-            f"{sde!r} has no table of nodes: wanted a model along TabulatedVPSDE(betas) or TabulatedVESDE(sigmas)"
+            f"{sde!r} has no table of nodes: expected a model along TabulatedVPSDE(betas) or TabulatedVESDE(sigmas)"
         )
     return table
 
 
 def _count(n: Any, name: str) -> int:
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise InvalidInputError(f"{name}={n!r}: wanted a positive integer")
+        raise InvalidInputError(f"{name}={n!r}: expected a positive integer")
     return n

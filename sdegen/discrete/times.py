@@ -40,10 +40,10 @@ class LossAware:
 
     def __init__(self, loss: Callable[..., Tensor], n: int, *, history: int = 10, uniform: float = 1e-3) -> None:
         if not callable(loss):
-            raise InvalidInputError(f"loss is {type(loss).__name__}: wanted a function such as discrete.vlb_term")
+            raise InvalidInputError(f"loss is {type(loss).__name__}: expected a function such as discrete.vlb_term")
         if not (_counts(n) and _counts(history) and 0 <= uniform <= 1):
             raise InvalidInputError(
-                f"n={n!r}, history={history!r}, uniform={uniform!r}: wanted whole numbers of at least 1, and a share "
+                f"n={n!r}, history={history!r}, uniform={uniform!r}: expected whole numbers of at least 1, and a share "
                 "from 0 to 1"
             )
         self.loss, self.n, self.history, self.uniform = loss, int(n), int(history), float(uniform)

@@ -135,9 +135,9 @@ def _errors(found: list[LogProb], scale: float) -> dict[str, Tensor]:
 def _check(x: Tensor, levels: int, draws: int, dequantisation: str, how: dict[str, Any]) -> None:
     if dequantisation not in DEQUANTISATIONS:
         wanted = " or ".join(map(repr, DEQUANTISATIONS))
-        raise InvalidInputError(f"dequantisation={dequantisation!r}: wanted {wanted}")
+        raise InvalidInputError(f"dequantisation={dequantisation!r}: expected {wanted}")
     if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
-        raise InvalidInputError(f"draws={draws!r}: wanted a number of draws, at least 1")
+        raise InvalidInputError(f"draws={draws!r}: expected a number of draws, at least 1")
     kind = choose_divergence(how.get("divergence", "auto"), flat(x).shape[1], how.get("probes", 1))
     if draws > 1 and kind != "exact":
         raise InvalidInputError(
@@ -150,6 +150,6 @@ def _check(x: Tensor, levels: int, draws: int, dequantisation: str, how: dict[st
     off = (u - u.round()).abs()
     if x.numel() and (bool((off > 1e-3).any()) or bool((u < -0.5).any()) or bool((u > levels - 0.5).any())):
         raise InvalidInputError(
-            f"x is not on {levels} levels: wanted clean data 2 u/{levels - 1} - 1, u = 0 .. {levels - 1}, but a value "
-            f"is {float(x.flatten()[off.flatten().argmax()]):g}; for data scaled or dequantised otherwise use log_prob"
+            f"x is not on {levels} levels: expected clean data 2 u/{levels - 1} - 1, u = 0 .. {levels - 1}, but a "
+            f"value is {float(x.flatten()[off.flatten().argmax()]):g}; for data scaled otherwise use log_prob"
         )

@@ -47,9 +47,9 @@ def full_shape(model: ScoreModel, shape: int | Sequence[int], x_init: Tensor | N
     try:
         full = tuple(operator.index(n) for n in ((shape,) if not isinstance(shape, Sequence) else shape))
     except TypeError as error:
-        raise InvalidInputError(f"shape={shape!r}: wanted (B, *event), or B alone, as integers") from error
+        raise InvalidInputError(f"shape={shape!r}: expected (B, *event), or B alone, as integers") from error
     if not full or any(n < 0 for n in full) or isinstance(shape, bool | str):
-        raise InvalidInputError(f"shape={shape!r}: wanted (B, *event) with B at least 0")
+        raise InvalidInputError(f"shape={shape!r}: expected (B, *event) with B at least 0")
     if not isinstance(shape, Sequence):
         if event is None:
             raise InvalidInputError(
@@ -60,7 +60,7 @@ def full_shape(model: ScoreModel, shape: int | Sequence[int], x_init: Tensor | N
     if model.event_shape is not None and full[1:] != tuple(model.event_shape):
         wanted = ", ".join(map(str, (full[0], *model.event_shape)))
         raise InvalidInputError(
-            f"shape={full}: the model works on events of shape {tuple(model.event_shape)}, wanted ({wanted})"
+            f"shape={full}: the model works on events of shape {tuple(model.event_shape)}, expected ({wanted})"
         )
     if x_init is not None and tuple(x_init.shape) != full:
         raise InvalidInputError(
@@ -72,7 +72,7 @@ def full_shape(model: ScoreModel, shape: int | Sequence[int], x_init: Tensor | N
 def placed(model: ScoreModel, dtype: torch.dtype | None, x_init: Tensor | None) -> tuple[torch.dtype, torch.device]:
     """The dtype and device of the state: the network's, at least float32."""
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise InvalidInputError(f"dtype={dtype!r}: wanted torch.float32 or torch.float64")
+        raise InvalidInputError(f"dtype={dtype!r}: expected torch.float32 or torch.float64")
     if x_init is not None:
         return dtype or x_init.dtype, x_init.device
     tensor = next((p for p in model.parameters() if p.is_floating_point()), None)
@@ -86,5 +86,5 @@ def noise_level(eta: Any, solver: str | Solver) -> float:
     if eta is None:
         return 0.0 if solver == "auto" else named(solver).default_eta
     if isinstance(eta, bool) or not isinstance(eta, Real) or not 0 <= float(eta) < math.inf:
-        raise InvalidInputError(f"eta={eta!r}: wanted a number of at least 0 (0: the flow, 1: the reverse SDE)")
+        raise InvalidInputError(f"eta={eta!r}: expected a number of at least 0 (0: the flow, 1: the reverse SDE)")
     return float(eta)

@@ -14,7 +14,7 @@ from ..loop.solution import Solution, describe
 
 def check_batch_size(batch_size: Any) -> None:
     if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
-        raise InvalidInputError(f"batch_size={batch_size!r}: wanted a positive integer, or None for all at once")
+        raise InvalidInputError(f"batch_size={batch_size!r}: expected a positive integer, or None for all at once")
 
 
 def chunks(

@@ -146,13 +146,13 @@ def compare(
         hows: list[tuple[str, dict[str, Any]]] = [(f"{n} steps", {"steps": n}) for n in steps]
         if solver.adaptive:
             hows += [(f"rtol={tol:g}", {"rtol": tol}) for tol in tolerances]
-        rows = (_measured(model, shape, solver, setting, how, exact, common) for setting, how in hows)
+        rows = (_measured(model, shape, solver, setting, how, exact=exact, common=common) for setting, how in hows)
         table += [row for row in rows if row is not None]
     return table
 
 
 def _measured(
-    model: ScoreModel, shape: Any, solver: Solver, setting: str, how: dict, exact: Tensor, common: dict
+    model: ScoreModel, shape: Any, solver: Solver, setting: str, how: dict, *, exact: Tensor, common: dict
 ) -> Comparison | None:
     """One row; None for a grid that a solver with error control only refuses."""
     begun = time.perf_counter()

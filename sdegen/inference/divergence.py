@@ -29,9 +29,9 @@ def choose_divergence(kind: str, dim: int, probes: int) -> str:
     if kind == "hutchinson":
         kind = "rademacher"
     if kind not in DIVERGENCES:
-        raise InvalidInputError(f"divergence={kind!r}: wanted one of {', '.join(map(repr, DIVERGENCES))}")
+        raise InvalidInputError(f"divergence={kind!r}: expected one of {', '.join(map(repr, DIVERGENCES))}")
     if isinstance(probes, bool) or not isinstance(probes, int) or probes < 1:
-        raise InvalidInputError(f"probes={probes!r}: wanted a number of random vectors, at least 1")
+        raise InvalidInputError(f"probes={probes!r}: expected a number of random vectors, at least 1")
     if kind == "hutch++" and probes < 3:
         raise InvalidInputError(f"probes={probes}: 'hutch++' needs at least 3 of them, or use 'rademacher'")
     if kind == "auto":

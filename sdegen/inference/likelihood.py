@@ -83,7 +83,7 @@ class LogProb:
 def check_levels(levels: Any) -> int:
     """A number of grey levels."""
     if isinstance(levels, bool) or not isinstance(levels, int) or levels < 2:
-        raise InvalidInputError(f"levels={levels!r}: wanted the number of grey levels, such as 256")
+        raise InvalidInputError(f"levels={levels!r}: expected the number of grey levels, such as 256")
     return levels
 
 

@@ -78,9 +78,9 @@ class How:
                 "them"
             )
         if isinstance(self.max_steps, bool) or not isinstance(self.max_steps, int) or self.max_steps < 1:
-            raise InvalidInputError(f"max_steps={self.max_steps!r}: wanted a positive integer")
+            raise InvalidInputError(f"max_steps={self.max_steps!r}: expected a positive integer")
         if self.on_failure not in ("raise", "mark"):
-            raise InvalidInputError(f"on_failure={self.on_failure!r}: wanted 'raise' or 'mark'")
+            raise InvalidInputError(f"on_failure={self.on_failure!r}: expected 'raise' or 'mark'")
 
     def _tolerance(self, solver: Solver, dtype: torch.dtype, noisy: bool) -> Tolerance | None:
         if self.rtol is None and self.atol is None:

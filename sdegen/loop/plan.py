@@ -121,7 +121,7 @@ def _check_order(term: Term, nodes: Tensor, denoise: bool) -> None:
     rise = nodes.diff()
     if not (bool((rise > 0).all()) or bool((rise < 0).all())):
         raise InvalidInputError(
-            f"times must rise or fall throughout, without repeats: came {[round(t, 6) for t in nodes.tolist()[:6]]}..."
+            f"times must rise or fall throughout, without repeats: got {[round(t, 6) for t in nodes.tolist()[:6]]}..."
         )
     upward = len(rise) > 0 and float(rise[0]) > 0
     first, last, name = float(nodes[0]), float(nodes[-1]), type(term).__name__
@@ -130,26 +130,26 @@ def _check_order(term: Term, nodes: Tensor, denoise: bool) -> None:
             f"times rise from {first:g} to {last:g} and end at 0: sampling goes down, from t_max to 0"
         )
     if upward and not term.upward:
-        raise InvalidInputError(f"{name} runs from noise to data, t falling: came {first:g} to {last:g}; swap t_span")
+        raise InvalidInputError(f"{name} runs from noise to data, t falling: got {first:g} to {last:g}; swap t_span")
     if len(rise) and not upward and not term.downward:
-        raise InvalidInputError(f"{name} runs from data to noise, t rising: came {first:g} to {last:g}; swap t_span")
+        raise InvalidInputError(f"{name} runs from data to noise, t rising: got {first:g} to {last:g}; swap t_span")
 
 
 def check_save(save: Any, times: Tensor, denoise: bool, *, nodes_only: bool) -> str | Tensor:
     """`save=` as "last", "all" or (S,) times inside the span; with `nodes_only` among `times` (or 0, denoised)."""
     if isinstance(save, str):
         if save not in ("last", "all"):
-            raise InvalidInputError(f"save={save!r}: wanted 'last', 'all' or a list of times")
+            raise InvalidInputError(f"save={save!r}: expected 'last', 'all' or a list of times")
         return save
     try:
         wanted = torch.as_tensor(save, dtype=torch.float64, device="cpu").detach().flatten()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InvalidInputError(f"save={save!r}: wanted 'last', 'all' or a list of times") from error
+        raise InvalidInputError(f"save={save!r}: expected 'last', 'all' or a list of times") from error
     first, last = float(times[0]), 0.0 if denoise else float(times[-1])
     low, high = min(first, last), max(first, last)
     near = NEAR * high
     if not len(wanted) or not bool(((wanted >= low - near) & (wanted <= high + near)).all()):
-        raise InvalidInputError(f"save={wanted.tolist()}: wanted times inside the span, between {first:g} and {last:g}")
+        raise InvalidInputError(f"save={wanted.tolist()}: expected times inside the span, {first:g} to {last:g}")
     if nodes_only:
         nodes = torch.cat([times, torch.zeros(int(denoise), dtype=torch.float64, device="cpu")])
         if bool(((wanted[:, None] - nodes).abs().amin(1) > near).any()):

@@ -73,7 +73,7 @@ class SharedPath:
         if slope_next is None and slope is not None and following is not None:
             slope_next = _value(following.slope)
         for i in inside:
-            self._at[i] = interpolate(self._wanted[i], t, t_next, x, step.x, slope, slope_next)
+            self._at[i] = interpolate(self._wanted[i], t, t_next, x, step.x, slope, slope_next=slope_next)
         self._open = None
 
 
@@ -102,7 +102,7 @@ class OwnPath:
         for i, s in enumerate(self._save.to(t.device)):
             inside = accept & (low * (1 - NEAR) <= s) & (s <= high * (1 + NEAR))
             if bool(inside.any()):
-                x_s = interpolate(s, t, t_next, x, step.x, slope, step.slope_next)
+                x_s = interpolate(s, t, t_next, x, step.x, slope, slope_next=step.slope_next)
                 self._at[i, rows[inside]] = x_s[inside]  # type: ignore[index]
 
     def denoised(self, x: Tensor, t: Tensor, x0: Tensor) -> None:
@@ -138,7 +138,7 @@ class OwnPath:
 
 
 def interpolate(
-    s: Tensor, t: Tensor, t_next: Tensor, x: Tensor, x_next: Tensor, slope: Tensor | None, slope_next: Tensor | None
+    s: Tensor, t: Tensor, t_next: Tensor, x: Tensor, x_next: Tensor, slope: Tensor | None, *, slope_next: Tensor | None
 ) -> Tensor:
     """The state at time s inside a step: cubic Hermite where both slopes are known, quadratic with one, else linear.
 

@@ -42,9 +42,9 @@ def sliced_wasserstein(x: Tensor, y: Tensor, *, p: float = 2, projections: int =
     """
     x, y = samples(x, y)
     if not p >= 1 or math.isinf(p):
-        raise InvalidInputError(f"p={p!r}: wanted a finite number, at least 1")
+        raise InvalidInputError(f"p={p!r}: expected a finite number, at least 1")
     if isinstance(projections, bool) or not isinstance(projections, int) or projections < 1:
-        raise InvalidInputError(f"projections={projections!r}: wanted a whole number, at least 1")
+        raise InvalidInputError(f"projections={projections!r}: expected a whole number, at least 1")
     (n, d), m = x.shape, len(y)
     projections = 1 if d == 1 else projections
     i, j, du = _quantile_steps(n, m, x.device)
@@ -106,7 +106,7 @@ def mmd(x: Tensor, y: Tensor, *, bandwidth: float | None = None) -> float:
     x, y = samples(x, y)
     h = median_distance(x, y) if bandwidth is None else bandwidth
     if not h > 0 or math.isinf(h):
-        cure = "most points coincide, pass bandwidth=" if bandwidth is None else "wanted a positive number"
+        cure = "most points coincide, pass bandwidth=" if bandwidth is None else "expected a positive number"
         raise InvalidInputError(f"bandwidth={h!r}: {cure}")
 
     def kernel(distance: Tensor) -> Tensor:
@@ -140,14 +140,14 @@ def samples(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     x, y = torch.as_tensor(x).detach(), torch.as_tensor(y).detach()
     if not x.ndim or not y.ndim or x.shape[1:] != y.shape[1:]:
         raise InvalidInputError(
-            f"x has shape {tuple(x.shape)} and y {tuple(y.shape)}: wanted (N, *event) and (M, *event), one event shape"
+            f"x has shape {tuple(x.shape)} and y {tuple(y.shape)}: expected (N, *event) and (M, *event), the same event"
         )
     flat = []
     for name, z in (("x", x), ("y", y)):
         if not z.numel():
             raise InvalidInputError(f"{name} has shape {tuple(z.shape)}: there is nothing to compare")
         if z.is_complex():
-            raise InvalidInputError(f"{name} is {z.dtype}: wanted real numbers")
+            raise InvalidInputError(f"{name} is {z.dtype}: expected real numbers")
         z = z.reshape(len(z), -1).to(x.device, torch.float64)
         bad = int((~torch.isfinite(z)).any(1).sum())
         if bad:

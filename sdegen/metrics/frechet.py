@@ -63,7 +63,7 @@ def frechet_distance_of_moments(m1: Tensor, c1: Tensor, m2: Tensor, c2: Tensor) 
     d = m1.numel()
     if m1.shape != (d,) or m2.shape != (d,) or c1.shape != (d, d) or c2.shape != (d, d):
         shapes = ", ".join(str(tuple(a.shape)) for a in (m1, c1, m2, c2))
-        raise InvalidInputError(f"moments have shapes {shapes}: wanted (d,), (d, d), (d,), (d, d)")
+        raise InvalidInputError(f"moments have shapes {shapes}: expected (d,), (d, d), (d,), (d, d)")
     if not all(bool(torch.isfinite(a).all()) for a in (m1, c1, m2, c2)):
         raise InvalidInputError("the moments hold NaN or infinity")
     cross = torch.linalg.svdvals(_root(c1) @ _root(c2)).sum()
@@ -118,5 +118,5 @@ def _root(c: Tensor) -> Tensor:
     """The symmetric square root of a covariance, rounding below 0 cut off."""
     values, vectors = torch.linalg.eigh((c + c.mT) / 2)
     if values[0] < -1e-8 * values[-1].abs():
-        raise InvalidInputError(f"a covariance has the eigenvalue {float(values[0]):g}: wanted positive semidefinite")
+        raise InvalidInputError(f"a covariance has the eigenvalue {float(values[0]):g}: expected positive semidefinite")
     return vectors * values.clamp_min(0).sqrt() @ vectors.mT

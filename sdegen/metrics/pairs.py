@@ -83,7 +83,7 @@ def _pair(x: Tensor, reference: Tensor, data_range: float | None) -> tuple[Tenso
     x, reference = torch.as_tensor(x).detach(), torch.as_tensor(reference).detach()
     if x.shape != reference.shape or x.ndim != 4 or not x.numel():
         raise InvalidInputError(
-            f"x has shape {tuple(x.shape)} and reference {tuple(reference.shape)}: wanted one shape (B, C, H, W)"
+            f"x has shape {tuple(x.shape)} and reference {tuple(reference.shape)}: expected one shape (B, C, H, W)"
         )
     if x.is_floating_point() != reference.is_floating_point():
         raise InvalidInputError(

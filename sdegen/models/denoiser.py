@@ -105,7 +105,7 @@ class Denoiser(ScoreModel):
         if not isinstance(output, Tensor) or output.shape != x.shape:
             got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise InvalidInputError(
-                f"the network returned {got} for an input of shape {tuple(x.shape)}: wanted the input's shape"
+                f"the network returned {got} for an input of shape {tuple(x.shape)}: expected the input's shape"
             )
         output = output if output.dtype == x.dtype else output.to(x.dtype)
         return Prediction.spanned(x, output, x0, noise, self.sde, t)

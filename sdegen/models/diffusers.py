@@ -84,7 +84,7 @@ def from_diffusers(unet: Any, scheduler: Any) -> ScoreModel:
     """
     _check_unet(unet)
     if not hasattr(scheduler, "config"):
-        raise InvalidInputError(f"scheduler is {type(scheduler).__name__}: wanted a diffusers scheduler object")
+        raise InvalidInputError(f"scheduler is {type(scheduler).__name__}: expected a diffusers scheduler object")
     sde, kind, std = _process(scheduler)
     config = unwrapped(unet).config
     wide = config["out_channels"] == 2 * config["in_channels"]
@@ -119,7 +119,7 @@ def _check_unet(unet: Any) -> Any:
     """Its configuration, if it is a network that can be called as net(x, t)."""
     config = getattr(unwrapped(unet), "config", None)
     if not isinstance(unet, nn.Module) or config is None or "in_channels" not in config:
-        raise InvalidInputError(f"unet is {type(unet).__name__}: wanted a diffusers UNet2DModel")
+        raise InvalidInputError(f"unet is {type(unet).__name__}: expected a diffusers UNet2DModel")
     if "cross_attention_dim" in config:
         raise InvalidInputError(
             f"{type(unet).__name__} takes token conditions: wrap it in a module net(x, t, **cond) and use "
@@ -128,7 +128,7 @@ def _check_unet(unet: Any) -> Any:
     c_in, c_out = config["in_channels"], config["out_channels"]
     if c_out not in (c_in, 2 * c_in):
         raise InvalidInputError(
-            f"the UNet takes {c_in} channels and returns {c_out}: wanted as many, or twice as many with a learned "
+            f"the UNet takes {c_in} channels and returns {c_out}: expected as many, or twice as many with a learned "
             "variance; where part of its input is a condition, wrap it in a module net(x, t, **cond)"
         )
     return config
@@ -149,7 +149,7 @@ def _process(scheduler: Any) -> tuple[SDE, str | Parametrization, float | None]:
     if getattr(scheduler, "betas", None) is not None and "prediction_type" in config:
         return _tabulated(scheduler, config)
     raise InvalidInputError(
-        f"{name} has neither betas nor flow nor Karras sigmas: wanted a scheduler such as DDPMScheduler, "
+        f"{name} has neither betas nor flow nor Karras sigmas: expected a scheduler such as DDPMScheduler, "
         "EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler or EDMEulerScheduler; "
         "otherwise use Denoiser(net, sde, parametrization=...)"
     )
@@ -168,7 +168,7 @@ def _tabulated(scheduler: Any, config: Any) -> tuple[SDE, str | Parametrization,
 
 def _flow(scheduler: Any, config: Any) -> tuple[SDE, Parametrization, None]:
     if config.get("invert_sigmas"):
-        raise InvalidInputError("invert_sigmas=True runs from data to noise: wanted a scheduler that samples")
+        raise InvalidInputError("invert_sigmas=True runs from data to noise: expected a scheduler that samples")
     n = config["num_train_timesteps"]
     name = "velocity" if "prediction_type" not in config else _prediction(config, tuple(_PREDICTIONS))
     kind = dataclasses.replace(parametrization(name), c_noise=lambda sde, t: n * t)
@@ -194,7 +194,7 @@ def _prediction(config: Any, known: tuple[str, ...]) -> str:
     kind = config["prediction_type"]
     if kind not in known:
         raise InvalidInputError(
-            f"prediction_type={kind!r} has no meaning for this process: wanted {', '.join(map(repr, known))}"
+            f"prediction_type={kind!r} has no meaning for this process: expected {', '.join(map(repr, known))}"
         )
     return _PREDICTIONS[kind]
 
@@ -226,7 +226,7 @@ def to_scheduler(model: ScoreModel) -> Any:
     import diffusers
 
     if not isinstance(model, Denoiser):
-        raise InvalidInputError(f"{type(model).__name__} has no network of its own: wanted a Denoiser")
+        raise InvalidInputError(f"{type(model).__name__} has no network of its own: expected a Denoiser")
     at = _Seen(model)
     if at.is_table:
         betas = model.sde.betas  # type: ignore[attr-defined]
@@ -297,7 +297,7 @@ class _Seen:
             if self.means(_PREDICTIONS[word]):
                 return word
         raise InvalidInputError(
-            f"the network predicts nothing that diffusers has for {self.sde!r}: wanted a parametrisation "
+            f"the network predicts nothing that diffusers has for {self.sde!r}: expected a parametrisation "
             f"{', '.join(repr(_PREDICTIONS[w]) for w in known)}"
         )
 
@@ -307,7 +307,7 @@ class _Seen:
         self.c_out = -self.c_out
         if self.means("edm"):
             return -1.0
-        raise InvalidInputError(f"the network along {self.sde!r} has not Karras' preconditioning: wanted 'edm'")
+        raise InvalidInputError(f"the network along {self.sde!r} has not Karras' preconditioning: expected 'edm'")
 
     def follows(self, alpha: Tensor, sigma: Tensor) -> bool:
         return _close(self.alpha, alpha) and _close(self.sigma, sigma)
@@ -320,7 +320,7 @@ class _Seen:
         if not _close(self.c_noise, wanted):
             raise InvalidInputError(
                 f"the network is told {float(self.c_noise[0]):g} at t = {float(self.t[0]):g}, where diffusers would "
-                f"tell it {float(wanted[0]):g}: wanted a Parametrization whose c_noise is {words}"
+                f"tell it {float(wanted[0]):g}: expected a Parametrization whose c_noise is {words}"
             )
 
 

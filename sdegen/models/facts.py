@@ -105,17 +105,17 @@ def statistic(name: str, value: Any, event_shape: Sequence[int] | None) -> Tenso
         )
         tensor = tensor.detach() if tensor.requires_grad else tensor
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InvalidInputError(f"data_{name} = {value!r}: wanted a number or a tensor") from error
+        raise InvalidInputError(f"data_{name} = {value!r}: expected a number or a tensor") from error
     good = bool(torch.isfinite(tensor).all())
     if name == "std":
         good = good and bool((tensor >= 0).all() and tensor.max() > 0)
     if not good:
         raise InvalidInputError(
-            f"data_{name} = {value}: wanted finite numbers{', not negative, not all 0' * (name == 'std')}"
+            f"data_{name} = {value}: expected finite numbers{', not negative, not all 0' * (name == 'std')}"
         )
     wanted = None if event_shape is None or name == "covariance" else tuple(event_shape)
     if tensor.ndim and wanted is not None and tuple(tensor.shape) != wanted:
         raise InvalidInputError(
-            f"data_{name} has shape {tuple(tensor.shape)}, wanted a scalar or the event shape {wanted}"
+            f"data_{name} has shape {tuple(tensor.shape)}, expected a scalar or the event shape {wanted}"
         )
     return tensor

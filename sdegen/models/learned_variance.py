@@ -40,7 +40,7 @@ class LearnedVariance(Denoiser):
         if not isinstance(output, Tensor) or output.shape != expected:
             got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise InvalidInputError(
-                f"the network returned {got} for an input of shape {tuple(x.shape)}: wanted {expected}"
+                f"the network returned {got} for an input of shape {tuple(x.shape)}: expected {expected}"
             )
         first, second = output.to(x.dtype).chunk(2, 1)
         prediction = VariancePrediction.spanned(x, first, x0, noise, self.sde, t)

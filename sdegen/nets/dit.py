@@ -76,7 +76,7 @@ class DiT(nn.Module):
         }
         if hidden % 4:
             raise InvalidInputError(
-                f"hidden={hidden}: wanted a multiple of 4, for sines and cosines of two coordinates"
+                f"hidden={hidden}: expected a multiple of 4, for sines and cosines of two coordinates"
             )
         self.recompute = False
         self.embedding = Embedding(

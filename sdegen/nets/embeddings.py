@@ -101,7 +101,7 @@ class LabelEmbedding(nn.Module):
         came = f"{label.dtype} of shape {tuple(label.shape)}" if isinstance(label, Tensor) else repr(label)
         if not isinstance(label, Tensor) or label.shape != (batch,) or label.dtype not in INTEGERS:
             raise InvalidInputError(
-                f"label is {came}: wanted integers of shape ({batch},), one per sample, or None for no class"
+                f"label is {came}: expected integers of shape ({batch},), one per sample, or None for no class"
             )
         if torch.compiler.is_compiling() or label.device.type != "cpu" or not batch:
             return
@@ -165,21 +165,21 @@ def check_time(x: Tensor, t: Tensor) -> None:
     """Refuse a t that is not one number per sample of x."""
     if t.shape != x.shape[:1]:
         raise InvalidInputError(
-            f"t has shape {tuple(t.shape)}: wanted ({x.shape[0]},), one time per sample; use t.expand({x.shape[0]})"
+            f"t has shape {tuple(t.shape)}: expected ({x.shape[0]},), one time per sample; use t.expand({x.shape[0]})"
         )
 
 
 def check_count(name: str, value: int, least: int = 1) -> int:
     """A whole number of at least `least`, or an InvalidInputError."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InvalidInputError(f"{name}={value!r}: wanted a whole number, at least {least}")
+        raise InvalidInputError(f"{name}={value!r}: expected a whole number, at least {least}")
     return value
 
 
 def check_share(name: str, value: float) -> float:
     """A probability in [0, 1), or an InvalidInputError."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-        raise InvalidInputError(f"{name}={value!r}: wanted a probability in [0, 1)")
+        raise InvalidInputError(f"{name}={value!r}: expected a probability in [0, 1)")
     return value
 
 

@@ -188,10 +188,10 @@ class UNet(nn.Module):
         if tokens is None:
             return none, None
         if tokens.ndim != 3 or tokens.shape[0] != batch or tokens.shape[2] != d:
-            raise InvalidInputError(f"tokens have shape {tuple(tokens.shape)}: wanted ({batch}, T, {d})")
+            raise InvalidInputError(f"tokens have shape {tuple(tokens.shape)}: expected ({batch}, T, {d})")
         if mask is not None and (mask.shape != tokens.shape[:2] or mask.dtype != torch.bool):
             raise InvalidInputError(
-                f"token_mask is {mask.dtype} of shape {tuple(mask.shape)}: wanted bool {tuple(tokens.shape[:2])}"
+                f"token_mask is {mask.dtype} of shape {tuple(mask.shape)}: expected bool {tuple(tokens.shape[:2])}"
             )
         seen = None if mask is None else F.pad(mask, (1, 0), value=True)
         return torch.cat([none, tokens.to(none.dtype)], 1), seen
@@ -272,9 +272,9 @@ class Block(nn.Module):
 
 def _levels(attention: Sequence[int], n: int) -> set[int]:
     if not n:
-        raise InvalidInputError("multipliers is empty: wanted one per level, for example (1, 2)")
+        raise InvalidInputError("multipliers is empty: expected one per level, for example (1, 2)")
     if any(isinstance(i, bool) or not isinstance(i, int) or not -n <= i < n for i in attention):
         raise InvalidInputError(
-            f"attention={list(attention)!r}: wanted levels from 0 (finest) to {n - 1}, or -1 for the coarsest"
+            f"attention={list(attention)!r}: expected levels from 0 (finest) to {n - 1}, or -1 for the coarsest"
         )
     return {i % n for i in attention}

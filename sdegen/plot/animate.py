@@ -75,7 +75,7 @@ def animate(
     """
     for name, value in (("fps", fps), ("frames", frames)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 1:
-            raise InvalidInputError(f"{name}={value!r}: wanted a number, at least 1")
+            raise InvalidInputError(f"{name}={value!r}: expected a number, at least 1")
     file = None if path is None else check_file(path)
     if file is not None and file.suffix.lower() != ".gif":
         raise InvalidInputError(
@@ -86,7 +86,7 @@ def animate(
     event = tuple(whole.xs.shape[2:])
     if event != (2,) and not is_image(event):
         raise InvalidInputError(
-            f"the solution holds events of shape {event}: wanted points (2,), or images (H, W), (1, H, W), "
+            f"the solution holds events of shape {event}: expected points (2,), or images (H, W), (1, H, W), "
             "(3, H, W) or (4, H, W)"
         )
     whole = whole.first(samples or (1000 if event == (2,) else 36))

@@ -59,7 +59,7 @@ def as_density(what: Any, *, t: float | None = None, sde: SDE | None = None, nam
     exact: Any = getattr(what, "log_prob", None)
     if not isinstance(what, ScoreModel) or not callable(exact):
         raise InvalidInputError(
-            f"{name} is {type(what).__name__}: wanted a GaussianMixture or a MixtureModel, whose densities "
+            f"{name} is {type(what).__name__}: expected a GaussianMixture or a MixtureModel, whose densities "
             "are known exactly"
         )
     at = check_time_of(what, what.sde.t_min if t is None else t)
@@ -85,7 +85,7 @@ def check_time_of(model: ScoreModel, t: Any) -> float:
     try:
         at = float(t)
     except (TypeError, ValueError) as error:
-        raise InvalidInputError(f"t={t!r}: wanted one time") from error
+        raise InvalidInputError(f"t={t!r}: expected one time") from error
     low, high = model.sde.t_min, model.sde.t_max
     if not low * (1 - 1e-6) <= at <= high * (1 + 1e-6):
         raise InvalidInputError(f"time {at:g} is outside [t_min, t_max] = [{low:g}, {high:g}]")
@@ -120,7 +120,7 @@ def event_dim(model: ScoreModel) -> int:
         shape = (2,) if known is None else tuple(known.shape)
     if len(shape) != 1:
         raise InvalidInputError(
-            f"the model works on events of shape {tuple(shape)}: wanted points, (1,) or (2,); for images use image_grid"
+            f"the model works on events of shape {tuple(shape)}: expected points, (1,) or (2,); images go to image_grid"
         )
     return shape[0]
 

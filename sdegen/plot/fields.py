@@ -81,9 +81,9 @@ def score_field(
             f"model is {type(model).__name__}: score_field takes a ScoreModel, such as MixtureModel(mixture, sde)"
         )
     if kind not in ("quiver", "stream"):
-        raise InvalidInputError(f"kind={kind!r}: wanted 'quiver' or 'stream'")
+        raise InvalidInputError(f"kind={kind!r}: expected 'quiver' or 'stream'")
     if isinstance(arrows, bool) or not isinstance(arrows, int) or arrows < 2:
-        raise InvalidInputError(f"arrows={arrows!r}: wanted a whole number, at least 2")
+        raise InvalidInputError(f"arrows={arrows!r}: expected a whole number, at least 2")
     if event_dim(model) != 2:
         raise InvalidInputError(
             f"the model works on points in {event_dim(model)} dimensions: score_field draws the plane"
@@ -198,7 +198,7 @@ def density(
     """
     x = what.x if isinstance(what, Solution) else what
     if isinstance(x, Tensor):
-        return _of_samples(x, exact, t, ax, "hist" if kind == "auto" else kind, bins, extent)
+        return _of_samples(x, exact, t, ax, "hist" if kind == "auto" else kind, bins=bins, extent=extent)
     if exact is not None:
         raise InvalidInputError("exact= goes with samples; a known density is drawn by itself")
     return _of_density(what, t, ax, "density" if kind == "auto" else kind, extent)
@@ -207,7 +207,7 @@ def density(
 def _of_density(what: Any, t: float | None, ax: Any, kind: str, extent: Sequence[float] | None) -> Axes:
     if kind not in ("density", "log_prob", "contour"):
         raise InvalidInputError(
-            f"kind={kind!r}: of a known density wanted 'density', 'log_prob' or 'contour'; {kind!r} may go with samples"
+            f"kind={kind!r}: of a known density expected 'density', 'log_prob' or 'contour'; {kind!r} goes with samples"
         )
     by_flow = isinstance(what, ScoreModel) and not hasattr(what, "log_prob")
     known = flow_density(what, t) if by_flow else as_density(what, t=t, name="what")
@@ -240,11 +240,11 @@ def _of_density(what: Any, t: float | None, ax: Any, kind: str, extent: Sequence
 
 
 def _of_samples(
-    x: Tensor, exact: Any, t: float | None, ax: Any, kind: str, bins: int | None, extent: Sequence[float] | None
+    x: Tensor, exact: Any, t: float | None, ax: Any, kind: str, *, bins: int | None, extent: Sequence[float] | None
 ) -> Axes | Figure:
     if kind not in ("hist", "scatter", "marginals"):
         raise InvalidInputError(
-            f"kind={kind!r}: of samples wanted 'hist', 'scatter' or 'marginals'; {kind!r} may go with a known density"
+            f"kind={kind!r}: of samples expected 'hist', 'scatter' or 'marginals'; {kind!r} may go with a known density"
         )
     check_state(x, name="samples")
     points = flat(x).detach().to("cpu", torch.float64)
@@ -334,7 +334,7 @@ def _mixture_at(exact: Any, t: float | None) -> GaussianMixture:
 def _limits(known: Density, extent: Sequence[float] | None) -> Box:
     if known.dim > 2:
         raise InvalidInputError(
-            f"the density is over {known.dim} dimensions: wanted one or two; for samples there is kind='marginals'"
+            f"the density is over {known.dim} dimensions: expected one or two; for samples there is kind='marginals'"
         )
     if extent is not None:
         return given(extent, known.dim)

@@ -56,7 +56,7 @@ def image_grid(
     images = as_images(separated)
     n = len(images) // parts
     if nrow is not None and (isinstance(nrow, bool) or not isinstance(nrow, int) or nrow < 1):
-        raise InvalidInputError(f"nrow={nrow!r}: wanted a whole number of images in a row, at least 1")
+        raise InvalidInputError(f"nrow={nrow!r}: expected a whole number of images in a row, at least 1")
     shape = images.shape[1] / (parts * images.shape[2])
     columns = parts * min(n, nrow or int(np.ceil(np.sqrt(n * shape))))
     words = None if titles is None else [str(v.item() if isinstance(v, Tensor) else v) for v in titles]
@@ -123,7 +123,7 @@ def denoising_strip(
     path = Path.of(solution)
     if not is_image(path.xs.shape[2:]):
         raise InvalidInputError(
-            f"the solution holds events of shape {tuple(path.xs.shape[2:])}: wanted images (H, W), (1, H, W), "
+            f"the solution holds events of shape {tuple(path.xs.shape[2:])}: expected images (H, W), (1, H, W), "
             "(3, H, W) or (4, H, W); draw points with trajectories"
         )
     if model is not None and not isinstance(model, ScoreModel):
@@ -251,7 +251,7 @@ def as_images(x: Tensor) -> Tensor:
             if x.ndim == 4 and shape[3] in CHANNELS
             else ""
         )
-        raise InvalidInputError(f"images have shape {shape}: wanted (B, H, W) or (B, C, H, W), C = 1, 3 or 4{hint}")
+        raise InvalidInputError(f"images have shape {shape}: expected (B, H, W) or (B, C, H, W), C = 1, 3 or 4{hint}")
     if not x.numel():
         raise InvalidInputError(f"images have shape {shape}: there is nothing to draw")
     x = x.detach().to("cpu", torch.float64)
@@ -263,9 +263,9 @@ def shades(images: Tensor, value_range: tuple[float, float]) -> np.ndarray:
     try:
         low, high = (float(v) for v in value_range)
     except (TypeError, ValueError) as error:
-        raise InvalidInputError(f"value_range={value_range!r}: wanted (low, high)") from error
+        raise InvalidInputError(f"value_range={value_range!r}: expected (low, high)") from error
     if not low < high:
-        raise InvalidInputError(f"value_range={value_range!r}: wanted low < high")
+        raise InvalidInputError(f"value_range={value_range!r}: expected low < high")
     colours = ((images - low) / (high - low)).clamp(0, 1)
     if images.shape[3] == 4:
         opacity = colours[..., 3:]
@@ -294,7 +294,7 @@ def time_label(t: float, first: bool) -> str:
 
 def _count(n: int, name: str) -> int:
     if isinstance(n, bool) or n < 1:
-        raise InvalidInputError(f"{name}={n!r}: wanted a whole number, at least 1, or a list of numbers")
+        raise InvalidInputError(f"{name}={n!r}: expected a whole number, at least 1, or a list of numbers")
     return n
 
 
@@ -303,5 +303,5 @@ def _chosen(which: int | Sequence[int], n: int, name: str) -> list[int]:
         return list(range(min(n, _count(which, name))))
     chosen = [int(i) for i in which]
     if not chosen or any(not -n <= i < n for i in chosen):
-        raise InvalidInputError(f"{name}={list(which)}: wanted numbers below {n}, at least one")
+        raise InvalidInputError(f"{name}={list(which)}: expected numbers below {n}, at least one")
     return [i % n for i in chosen]

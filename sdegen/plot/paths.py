@@ -79,7 +79,7 @@ class Scale:
     def chosen(cls, frame: str, sde: SDE | None, s: float | None, path: Path | None = None) -> Scale:
         """The frame asked for; "auto" is the data's where the process stretches data a lot."""
         if frame not in FRAMES:
-            raise InvalidInputError(f"frame={frame!r}: wanted one of {', '.join(map(repr, FRAMES))}")
+            raise InvalidInputError(f"frame={frame!r}: expected one of {', '.join(map(repr, FRAMES))}")
         if sde is None:
             if frame == "data":
                 raise InvalidInputError("frame='data' needs the process: pass sde= (or the model as density=)")

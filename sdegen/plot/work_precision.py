@@ -82,7 +82,7 @@ def _lines(table: Any, cost: str, error: str, group: str) -> Lines:
     rows = getattr(table, "rows", table)
     if not isinstance(rows, Iterable) or isinstance(rows, str | Mapping):
         raise InvalidInputError(
-            f"table is {type(table).__name__}: wanted a list of rows with {group!r}, {cost!r} and {error!r}, "
+            f"table is {type(table).__name__}: expected a list of rows with {group!r}, {cost!r} and {error!r}, "
             "as compare returns"
         )
     by_setting: dict[tuple[str, bool], list[tuple[float, float]]] = {}
@@ -135,7 +135,7 @@ def _number(row: Any, name: str, i: int) -> float:
     try:
         return float(value)
     except (TypeError, ValueError, RuntimeError) as failure:
-        raise InvalidInputError(f"row {i} of the table: {name} is {value!r}, wanted one number") from failure
+        raise InvalidInputError(f"row {i} of the table: {name} is {value!r}, expected one number") from failure
 
 
 def _orders(lines: Iterable[tuple[np.ndarray, np.ndarray]]) -> list[float]:

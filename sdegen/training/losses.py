@@ -112,7 +112,7 @@ def dsm_loss(
     (arXiv 2303.09556) for min-SNR.
     """
     cond = merged(cond)
-    at = _draw(model, x0, t, noise, weight, seed, cond)
+    at = _draw(model, x0, t, noise, weight, seed, cond=cond)
     truth = expand(at.of_x0, x0) * x0 + expand(at.of_noise, x0) * at.noise
     error = model(at.x, at.t, **cond).combine(at.of_x0, at.of_noise) - truth
     return event_mean(error**2) * at.weight.to(x0.dtype)
@@ -138,7 +138,7 @@ def implicit_loss(
     Source: Hyvarinen 2005, eq. 4, here at every noise level.
     """
     cond = merged(cond)
-    at = _draw(model, x0, t, noise, weight, seed, cond)
+    at = _draw(model, x0, t, noise, weight, seed, cond=cond)
     keep = torch.is_grad_enabled()
     with torch.enable_grad():
         x, score = _score(model, at, cond)
@@ -171,7 +171,7 @@ def sliced_loss(
     Source: Song et al. 2019 (arXiv 1905.07088) eq. 7 and 8.
     """
     cond = merged(cond)
-    at = _draw(model, x0, t, noise, weight, seed, cond)
+    at = _draw(model, x0, t, noise, weight, seed, cond=cond)
     v = flat(_normal(seed, x0, Purpose.LOSS_PROBE))
     keep = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -204,13 +204,14 @@ def _draw(
     noise: Tensor | None,
     weight: Weight | None,
     seed: Seed,
+    *,
     cond: dict[str, Any],
 ) -> _Draw:
     if not isinstance(model, ScoreModel):
         raise InvalidInputError(f"model is a {type(model).__name__}: wrap a network as Denoiser(net, sde)")
     check_state(x0, name="x0", event_shape=model.event_shape, finite=False)
     if noise is not None and noise.shape != x0.shape:
-        raise InvalidInputError(f"noise has shape {tuple(noise.shape)}, wanted x0's {tuple(x0.shape)}")
+        raise InvalidInputError(f"noise has shape {tuple(noise.shape)}, expected x0's {tuple(x0.shape)}")
     if cond:
         model.check_conditions(cond, len(x0))
     sde, std = model.sde, model.sigma_data
@@ -230,10 +231,10 @@ def _draw(
 def _chosen(model: ScoreModel, t: Times | None, weight: Weight | None) -> tuple[Times, Weight]:
     """The law (or the times) and the weight: those given, else those that suit."""
     if isinstance(t, str) and t not in _LAWS:
-        raise InvalidInputError(f"t={t!r} is no law of times: wanted {_listed(_LAWS)}, or times as a tensor")
+        raise InvalidInputError(f"t={t!r} is no law of times: expected {_listed(_LAWS)}, or times as a tensor")
     known = weight is None or (weight in _WEIGHTS if isinstance(weight, str) else callable(weight))
     if not known:
-        raise InvalidInputError(f"weight={weight!r}: wanted {_listed(_WEIGHTS)}, or a function of (sde, t)")
+        raise InvalidInputError(f"weight={weight!r}: expected {_listed(_WEIGHTS)}, or a function of (sde, t)")
     kind = getattr(model, "parametrization", None)
     law, suited = _SUITS.get(kind.removeprefix(COUNTING), _SUITS_ANY) if isinstance(kind, str) else _SUITS_ANY
     if weight is not None:
@@ -271,7 +272,7 @@ def _given_times(t: float | Tensor, sde: SDE, x0: Tensor) -> Tensor:
     slack = _NEAR * sde.t_max
     if t.numel() and not bool(((t >= sde.t_min - slack) & (t <= sde.t_max + slack)).all()):
         raise InvalidInputError(
-            f"t reaches from {float(t.min()):g} to {float(t.max()):g}: wanted times of the process, "
+            f"t reaches from {float(t.min()):g} to {float(t.max()):g}: expected times of the process, "
             f"from t_min={sde.t_min:g} to t_max={sde.t_max:g}"
         )
     return t.expand(len(x0))
@@ -289,7 +290,7 @@ def _weight(weight: Weight, sde: SDE, t: Tensor, alpha: Tensor, sigma: Tensor, c
         return _WEIGHTS[weight](sde, t, alpha, sigma, c)
     w = torch.as_tensor(weight(sde, t), dtype=torch.float64, device=t.device)
     if w.ndim and w.shape != t.shape:
-        raise InvalidInputError(f"weight(sde, t) has shape {tuple(w.shape)}: wanted t's, {tuple(t.shape)}")
+        raise InvalidInputError(f"weight(sde, t) has shape {tuple(w.shape)}: expected t's, {tuple(t.shape)}")
     return w * (c / sigma) ** 2
 
 

@@ -86,7 +86,7 @@ class Options:
             except TypeError:
                 good = False
             if not good:
-                raise InvalidInputError(f"{name}={value!r}: wanted {wanted}{', or None' * none}")
+                raise InvalidInputError(f"{name}={value!r}: expected {wanted}{', or None' * none}")
 
     def rate(self, n: int) -> float:
         """The learning rate of step n = 0, 1, ...: lr min(1, (n + 1)/warmup) schedule(n/steps)."""

@@ -157,7 +157,7 @@ def test_what_is_refused_leaves_no_folder(tmp_path, monkeypatch):
         (("--solver", "eulr"), "did you mean"),
         (("--steps", 3, "--rtol", 0.1), "give one of them"),
         (("--steps", 0), "steps"),
-        (("--index", "3-x"), "wanted numbers and ranges"),
+        (("--index", "3-x"), "expected numbers and ranges"),
         (("--eta", 1, "--solver", "heun"), "eta"),
     ):
         assert message in refused(monkeypatch, "sample_images.py", model, "--out", out, *words), words

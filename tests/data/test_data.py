@@ -192,7 +192,7 @@ def test_unknown_names_list_the_known() -> None:
 @pytest.mark.parametrize("make", [toys.ring, toys.grid, toys.anisotropic])
 def test_counts_are_checked(make) -> None:
     for count in (0, 2.0, True):
-        with pytest.raises(InvalidInputError, match="wanted a whole number, at least 1"):
+        with pytest.raises(InvalidInputError, match="expected a whole number, at least 1"):
             make(count)
 
 

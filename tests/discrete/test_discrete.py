@@ -131,10 +131,10 @@ def test_leading_takes_an_offset():
         (lambda: discrete.langevin(PAIR, 3, t=0.5, step="a", n=2), "step='a'"),
         (lambda: discrete.langevin(PAIR, 3, t=0.5, step=0.0, n=2), "positive number"),
         (lambda: discrete.langevin(3, 3, t=0.5, step=0.1, n=2), "model is int"),
-        (lambda: discrete.ddpm_loss(PAIR, torch.zeros(3, 1), t=3), "wanted 1 to 2 as integers"),
+        (lambda: discrete.ddpm_loss(PAIR, torch.zeros(3, 1), t=3), "expected 1 to 2 as integers"),
         (lambda: discrete.ddpm_loss(PAIR, torch.zeros(3, 1), t="uniform"), "t='uniform'"),
         (lambda: discrete.ddpm_loss(PAIR, torch.zeros(3, 1), t=torch.ones(3, dtype=torch.bool)), "node numbers 1 to 2"),
-        (lambda: discrete.ddpm_loss(PAIR, torch.zeros(3, 1), t=torch.ones(2, dtype=torch.long)), r"wanted one node for each sample, \(3,\)"),
+        (lambda: discrete.ddpm_loss(PAIR, torch.zeros(3, 1), t=torch.ones(2, dtype=torch.long)), r"expected one node for each sample, \(3,\)"),
         (lambda: discrete.ddpm_loss(PAIR, torch.zeros(3, 1), t=0.7), "not nodes"),
         (lambda: discrete.vlb(PAIR, torch.zeros(3, 1), variance="learned", levels=3), "LearnedVariance"),
         (lambda: discrete.hybrid_loss(PAIR, torch.zeros(3, 1), levels=3), "LearnedVariance"),
@@ -637,7 +637,7 @@ def test_the_hybrid_loss_learns_the_best_variance():
 
 def test_learned_variance_says_what_it_wants():
     model = discrete.LearnedVariance(Net(), sg.TabulatedVPSDE(table()))
-    with pytest.raises(sg.InvalidInputError, match=r"wanted \(3, 4\)"):
+    with pytest.raises(sg.InvalidInputError, match=r"expected \(3, 4\)"):
         model(torch.zeros(3, 2, dtype=F64), 0.5)
     with pytest.raises(sg.InvalidInputError, match="weight"):
         discrete.hybrid_loss(learned(), images(), weight="simple")

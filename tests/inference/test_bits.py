@@ -118,7 +118,7 @@ WRONG = {
     "other levels": (lambda m, x: bits_per_dim(m, x, levels=8), "not on 8 levels"),
     "levels": (lambda m, x: bits_per_dim(m, x, levels=1), "levels=1"),
     "draws": (lambda m, x: bits_per_dim(m, x, levels=LEVELS, draws=0), "draws=0"),
-    "kind": (lambda m, x: bits_per_dim(m, x, levels=LEVELS, dequantisation="normal"), "wanted 'truncated-normal' or"),
+    "kind": (lambda m, x: bits_per_dim(m, x, levels=LEVELS, dequantisation="normal"), "expected 'truncated-normal' or"),
     "draws with probes": (
         lambda m, x: bits_per_dim(m, x, levels=LEVELS, draws=2, divergence="rademacher"), "pass divergence='exact'"
     ),

@@ -44,5 +44,5 @@ def test_no_promise_is_broken(harness, capsys, fault, options, lines):
 
 def test_a_broken_promise_is_counted(harness, monkeypatch, capsys):
     """Where nothing is verified, damage passes: the harness must see it."""
-    monkeypatch.setattr(harness.storage.folders, "_verify", lambda file, entry: None)
+    monkeypatch.setattr(harness.storage.folders, "_verify", lambda file, entry, max_bytes: None)
     assert harness.main(["--corruptions", "16", "--only", "corrupt"]) == 1

@@ -245,9 +245,9 @@ CALLS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "a solver that is a class": (draw(solver=sg.Solver), ("Solver", "'auto'")),
     "a solver in a list": (draw(solver=["heun"]), ("['heun']", "'auto'")),
     "a bare network": (lambda: sg.sample(NET, 4), ("Net", "Denoiser(")),
-    "a shape of words": (lambda: sg.sample(MODEL, "four"), ("'four'", "wanted")),
+    "a shape of words": (lambda: sg.sample(MODEL, "four"), ("'four'", "expected")),
     "another event shape": (lambda: sg.sample(MODEL, (4, 3)), ("(4, 3)", "(2,)")),
-    "a negative batch": (lambda: sg.sample(MODEL, -1), ("-1", "wanted")),
+    "a negative batch": (lambda: sg.sample(MODEL, -1), ("-1", "expected")),
     "an unknown solver": (lambda: sg.sample(MODEL, 4, solver="dmp++2m"), ("'dmp++2m'", "did you mean 'dpm++2m'")),
     "steps and a tolerance": (lambda: sg.sample(MODEL, 4, steps=5, rtol=1e-3), ("both", "give one")),
     "a tolerance without an estimate": (

@@ -237,5 +237,5 @@ def test_libraries_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ImportError, match=r"pip install \"sdegen\[metrics\]\""):
             function(x - 1, x - 1)
     for wrong in (x[:, :2], x[0], x[:1], x.to(torch.uint8), 3):
-        with pytest.raises(InvalidInputError, match="wanted two or more"):
+        with pytest.raises(InvalidInputError, match="expected two or more"):
             metrics.fid(wrong, x)

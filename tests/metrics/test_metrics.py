@@ -114,7 +114,7 @@ def test_pairs_are_taken_in_bounded_portions(monkeypatch: pytest.MonkeyPatch) ->
 
 WRONG = {
     "shapes": ((torch.zeros(5, 2), torch.zeros(5, 3)), r"\(5, 2\) and y \(5, 3\)"),
-    "no batch": ((torch.tensor(1.0), torch.zeros(5)), r"wanted \(N, \*event\)"),
+    "no batch": ((torch.tensor(1.0), torch.zeros(5)), r"expected \(N, \*event\)"),
     "empty": ((torch.zeros(5, 2), torch.zeros(0, 2)), r"y has shape \(0, 2\): there is nothing to compare"),
     "empty event": ((torch.zeros(5, 0), torch.zeros(4, 0)), r"x has shape \(5, 0\)"),
     "NaN": (
@@ -271,7 +271,7 @@ def test_median_distance() -> None:
 def test_mmd_refuses() -> None:
     with pytest.raises(InvalidInputError, match="most points coincide, pass bandwidth="):
         mmd(torch.zeros(5, 2), torch.zeros(5, 2))
-    with pytest.raises(InvalidInputError, match="bandwidth=-1.0: wanted a positive number"):
+    with pytest.raises(InvalidInputError, match="bandwidth=-1.0: expected a positive number"):
         mmd(normals(5, 2), normals(5, 2), bandwidth=-1.0)
 
 
@@ -467,5 +467,5 @@ def test_precision_and_recall_ball_by_ball(k: int) -> None:
 
 def test_precision_and_recall_refuse() -> None:
     for k in (0, 5, 1.0, True):
-        with pytest.raises(InvalidInputError, match="wanted a whole number from 1 to 4"):
+        with pytest.raises(InvalidInputError, match="expected a whole number from 1 to 4"):
             precision_recall(normals(5, 2), normals(9, 2), k=k)

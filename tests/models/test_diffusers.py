@@ -419,9 +419,9 @@ def test_a_model_of_diffusers_is_saved(diffusers, tmp_path):
 @pytest.mark.parametrize(
     ("net", "scheduler", "message"),
     [
-        (lambda d: nn.Linear(2, 2), lambda d: d.DDPMScheduler(), "wanted a diffusers UNet2DModel"),
-        (lambda d: "google/ddpm", lambda d: d.DDPMScheduler(), "wanted a diffusers UNet2DModel"),
-        (lambda d: unet(d), lambda d: "ddpm", "wanted a diffusers scheduler object"),
+        (lambda d: nn.Linear(2, 2), lambda d: d.DDPMScheduler(), "expected a diffusers UNet2DModel"),
+        (lambda d: "google/ddpm", lambda d: d.DDPMScheduler(), "expected a diffusers UNet2DModel"),
+        (lambda d: unet(d), lambda d: "ddpm", "expected a diffusers scheduler object"),
         (lambda d: unet(d, out=3), lambda d: d.DDPMScheduler(), "1 channels and returns 3"),
         (lambda d: unet(d), lambda d: d.LCMScheduler(), "distilled"),
         (lambda d: unet(d), lambda d: d.CMStochasticIterativeScheduler(), "distilled"),

@@ -239,12 +239,12 @@ def test_eval_mode_for_the_check_only():
         (lambda: Denoiser(3, VPSDE()), "net is 3: pass a torch.nn.Module"),
         (
             lambda: Denoiser(Small(), VPSDE(), data_std=0.0),
-            "data_std = 0.0: wanted finite numbers, not negative, not all 0",
+            "data_std = 0.0: expected finite numbers, not negative, not all 0",
         ),
         (lambda: Denoiser(Small(), VPSDE(), data_std=float("nan")), "data_std = nan"),
         (
             lambda: Denoiser(Small(), VPSDE(), data_mean=torch.zeros(3)),
-            r"data_mean has shape \(3,\), wanted a scalar or the event",
+            r"data_mean has shape \(3,\), expected a scalar or the event",
         ),
         (lambda: denoiser()(torch.zeros(3, 2), torch.zeros(2)), r"t has shape \(2,\), but x has 3 samples"),
         (lambda: Denoiser(lambda x, t: x[:, :1], VPSDE())(torch.zeros(3, 2), 0.5), r"the network returned \(3, 1\)"),

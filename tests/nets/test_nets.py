@@ -640,10 +640,10 @@ def test_mlp_learns_a_function_of_time(name: str) -> None:
 WRONG = {
     "x of another shape (mlp)": (lambda: MLP(2)(torch.zeros(4, 3), torch.zeros(4)), r"\(4, 3\).*\(B, 2\)"),
     "x without a batch (mlp)": (lambda: MLP(2)(torch.zeros(2), torch.zeros(2)), r"\(2,\).*\(B, 2\)"),
-    "t of another length": (lambda: MLP(2)(torch.zeros(4, 2), torch.zeros(3)), r"t has shape \(3,\): wanted \(4,\)"),
+    "t of another length": (lambda: MLP(2)(torch.zeros(4, 2), torch.zeros(3)), r"t has shape \(3,\): expected \(4,\)"),
     "t a scalar": (
         lambda: UNet(1, channels=4)(torch.zeros(4, 1, 4, 4), torch.tensor(0.5)),
-        r"t has shape \(\): wanted \(4,\)",
+        r"t has shape \(\): expected \(4,\)",
     ),
     "other channels": (lambda: UNet(1, channels=4)(torch.zeros(4, 3, 4, 4), torch.zeros(4)), r"\(B, 1, H, W\)"),
     "not an image": (lambda: UNet(1, channels=4)(torch.zeros(4, 1, 4), torch.zeros(4)), r"\(B, 1, H, W\)"),
@@ -659,11 +659,11 @@ WRONG = {
     ),
     "labels of another length": (
         lambda: MLP(2, n_classes=3)(torch.zeros(4, 2), torch.zeros(4), label=torch.zeros(3, dtype=torch.long)),
-        r"wanted integers of shape \(4,\)",
+        r"expected integers of shape \(4,\)",
     ),
     "labels not integers": (
         lambda: MLP(2, n_classes=3)(torch.zeros(4, 2), torch.zeros(4), label=torch.zeros(4)),
-        "float32.*wanted integers",
+        "float32.*expected integers",
     ),
     "unknown features": (lambda: MLP(2, time_features="random"), "'random' is not known.*'smooth', 'fourier', 'sinusoidal'"),
     "no layers": (lambda: MLP(2, layers=0), "layers=0"),
@@ -685,13 +685,13 @@ WRONG = {
         lambda: UNet(1, channels=4, token_channels=5)(
             torch.zeros(2, 1, 4, 4), torch.zeros(2), tokens=torch.zeros(2, 3, 4)
         ),
-        r"tokens have shape \(2, 3, 4\): wanted \(2, T, 5\)",
+        r"tokens have shape \(2, 3, 4\): expected \(2, T, 5\)",
     ),
     "a mask of numbers": (
         lambda: UNet(1, channels=4, token_channels=5)(
             torch.zeros(2, 1, 4, 4), torch.zeros(2), tokens=torch.zeros(2, 3, 5), token_mask=torch.ones(2, 3)
         ),
-        r"token_mask is torch.float32 of shape \(2, 3\): wanted bool \(2, 3\)",
+        r"token_mask is torch.float32 of shape \(2, 3\): expected bool \(2, 3\)",
     ),
     "a size that does not divide into patches": (
         lambda: UNet(1, channels=4, patch=2)(torch.zeros(2, 1, 6, 8), torch.zeros(2)),
@@ -702,7 +702,7 @@ WRONG = {
         "5x8 cannot be cut into patches of 2x2",
     ),
     "other channels (dit)": (lambda: DiT(1, hidden=8, heads=2)(torch.zeros(2, 3, 4, 4), torch.zeros(2)), "B, 1, H, W"),
-    "a width without four parts": (lambda: DiT(1, hidden=6, heads=2), "hidden=6: wanted a multiple of 4"),
+    "a width without four parts": (lambda: DiT(1, hidden=6, heads=2), "hidden=6: expected a multiple of 4"),
     "heads that do not divide (dit)": (lambda: DiT(1, hidden=8, heads=3), "8 channels do not divide into 3 heads"),
     "an unknown name": (lambda: make_net("cifar"), "'cifar' is not known: choose from 'digits', 'mnist-small'"),
     "an argument of the other kind": (lambda: make_net("dit-s/2", blocks=3), "'dit-s/2' is a DiT: .*'blocks'"),

@@ -345,7 +345,7 @@ WRONG = [
     ("t", dict(t="gaussian"), "no law of times"),
     ("weight", dict(weight="snr"), "min-snr"),
     ("weight type", dict(weight=3), "function of"),
-    ("weight shape", dict(weight=lambda sde, t: torch.ones(3)), "wanted t's"),
+    ("weight shape", dict(weight=lambda sde, t: torch.ones(3)), "expected t's"),
     ("times outside", dict(t=2.0), "t_max=1"),
     ("negative time", dict(t=torch.full((4,), -0.1)), "t_min=0.001"),
     ("NaN time", dict(t=math.nan), "wanted times"),
