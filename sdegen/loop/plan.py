@@ -149,7 +149,7 @@ def check_save(save: Any, times: Tensor, denoise: bool, *, nodes_only: bool) -> 
     low, high = min(first, last), max(first, last)
     near = NEAR * high
     if not len(wanted) or not bool(((wanted >= low - near) & (wanted <= high + near)).all()):
-        raise InvalidInputError(f"save={wanted.tolist()}: expected times inside the span, {first:g} to {last:g}")
+        raise InvalidInputError(f"save={wanted.tolist()}: times inside the span go between {first:g} and {last:g}")
     if nodes_only:
         nodes = torch.cat([times, torch.zeros(int(denoise), dtype=torch.float64, device="cpu")])
         if bool(((wanted[:, None] - nodes).abs().amin(1) > near).any()):

@@ -788,7 +788,7 @@ WRONG = {
     "an array": (lambda: plot.image_grid(np.zeros((1, 8, 8))), "images are ndarray: pass a tensor"),
     "nrow": (lambda: plot.image_grid(torch.zeros(1, 8, 8), nrow=0), "nrow=0"),
     "titles": (lambda: plot.image_grid(torch.zeros(2, 8, 8), titles=["a"]), "1 words for 2 images"),
-    "a range": (lambda: plot.image_grid(torch.zeros(2, 8, 8), value_range=(1, 0)), "wanted low < high"),
+    "a range": (lambda: plot.image_grid(torch.zeros(2, 8, 8), value_range=(1, 0)), "expected low < high"),
     "samples of a strip": (lambda: plot.denoising_strip(image_path(), samples=[5]), "expected numbers below 3"),
     "points as a strip": (lambda: plot.denoising_strip(flow_paths(), frame="x"), "draw points with traj"),
     "a model of a strip": (lambda: plot.denoising_strip(image_path(), model=RING), "model is GaussianMixture"),
@@ -796,7 +796,7 @@ WRONG = {
     "a film's folder": (lambda: plot.animate(flow_paths(), "/nowhere/a.gif"), "no folder '/nowhere'"),
     "a film's frames": (lambda: plot.animate(flow_paths(), frames=0), "frames=0"),
     "a film's speed": (lambda: plot.animate(flow_paths(), fps=0), "fps=0"),
-    "a film on the line": (lambda: plot.animate(solution([1.0, 0.0], torch.zeros(2, 3, 1))), "wanted points \\(2,\\)"),
+    "a film on the line": (lambda: plot.animate(solution([1.0, 0.0], torch.zeros(2, 3, 1))), "expected points \\(2,\\)"),
     "no table": (lambda: plot.work_precision(3), "table is int: expected a list of rows"),
     "an empty table": (lambda: plot.work_precision([]), "it has no rows"),
     "a row without a field": (
