@@ -24,16 +24,18 @@ from .options import Options
 # Settings that another part of a run may have.
 _FREE = ("batch_size", "lr", "schedule", "warmup", "clip", "weight_decay", "decay", "precision")
 
-_ROUNDING = 1e-5  # of mean and standard deviation, relative to the latter
+# Of mean and standard deviation, relative to the latter: what rounding, and at least what chance may change.
+_ROUNDING, _CHANCE = 1e-5, 0.1
 
 
 def fingerprint(source: Batches, statistics: Statistics) -> dict[str, Any]:
     """What tells data from other data, as JSON.
 
-    How many samples there are, their shape and dtype, mean and standard deviation; and a hash of some of them with
-    their conditions, None where the same samples are not the same a second time, such as those of a generator.
+    How many samples there are, their shape and dtype, mean and standard deviation; and hashes of some of them and of
+    their conditions, None where they are not the same when they are asked for again, as those of a generator.
     """
     first = source.first
+    one, two = _hashes(source.some()), _hashes(source.some())
     return {
         "samples": source.size,
         "shape": list(first.x0.shape[1:]),
@@ -42,7 +44,7 @@ def fingerprint(source: Batches, statistics: Statistics) -> dict[str, Any]:
         "std": statistics.std,
         "measured": statistics.samples,
         "conditions": sorted(first.cond),
-        "hash": _hash_of(source),
+        "hashes": one if one is not None and one == two else None,
     }
 
 
@@ -68,33 +70,43 @@ def check_same_run(found: Mapping[str, Any], data: Mapping[str, Any], own: Mappi
         IncompatibleCheckpointError: other data, another loss or weighting, other averages: with the two values.
 
     Warns:
-        UserWarning: lists the settings that have changed and may.
+        UserWarning: lists the settings that have changed and may; or that the data are others of the same law, as when
+            they were drawn anew.
     """
     before = found.get("settings", {})
     for name, cure in (("loss", "pass the same one"), ("average", "ema= decides it: pass the same")):
         if name in before and before[name] != own[name]:
             raise _refused(name, own[name], before[name], cure)
-    if found.get("data"):
-        _check_same_data(found["data"], data)
-    changed = [n for n in _FREE if n in before and not _alike(before[n], own[n])]
+    names = [name for name in _FREE if name in before and not _alike(before[name], own[name])]
+    changed = [f"{name} {before[name]!r} -> {own[name]!r}" for name in names]
+    if found.get("data") and not _same_data(found["data"], data):
+        changed.append("data: other samples, of the same number, mean and standard deviation as far as chance allows")
     if changed:
-        told = ", ".join(f"{name} {before[name]!r} -> {own[name]!r}" for name in changed)
-        warnings.warn(f"this run goes on with other settings: {told}", UserWarning, stacklevel=5)
+        warnings.warn(f"this run goes on with what is not as before: {'; '.join(changed)}", UserWarning, stacklevel=5)
 
 
-def _check_same_data(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _same_data(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether data are the same for all that can be known, or else others that may have been drawn from the same law.
+
+    Raises:
+        IncompatibleCheckpointError: neither.
+    """
     for name in ("samples", "shape", "conditions"):
         if before[name] != now[name]:
             raise _other_data(before, now, name)
+    chance = max(_CHANCE, 5 / math.sqrt(max(1, min(before["measured"], now["measured"]))))
     std = max(before["std"], now["std"])
-    known = before["hash"] is not None and now["hash"] is not None
-    if known and before["hash"] != now["hash"]:
-        raise _other_data(before, now, "values")
-    chance = 5 / math.sqrt(max(1, min(before["measured"], now["measured"])))  # samples that differ from time to time
-    slack = _ROUNDING if known else max(0.5, chance)
     apart = max(abs(before["mean"] - now["mean"]), abs(before["std"] - now["std"]))
-    if not apart <= slack * std:
+    if not apart <= chance * std:
         raise _other_data(before, now, "values")
+    theirs, ours = before["hashes"], now["hashes"]
+    if theirs is None or ours is None:
+        return True
+    if theirs["x0"] != ours["x0"]:
+        return False
+    if theirs["conditions"] != ours["conditions"]:
+        raise _other_data(before, now, "conditions")
+    return apart <= _ROUNDING * std
 
 
 def _other_data(before: Mapping[str, Any], now: Mapping[str, Any], name: str) -> IncompatibleCheckpointError:
@@ -122,23 +134,19 @@ def _alike(a: Any, b: Any) -> bool:
 # ---- data
 
 
-def _hash_of(source: Batches) -> str | None:
-    """Of a few samples, if they are the same when they are asked for again."""
-    first = source.some()
-    if first is None:
+def _hashes(batch: Batch | None) -> dict[str, str] | None:
+    if batch is None:
         return None
-    one, two = (_digest(batch) for batch in (first, source.some()))
-    return one if one == two else None
+    return {"x0": _hash({"x0": batch.x0}), "conditions": _hash(batch.cond)}
 
 
-def _digest(batch: Batch | None) -> str:
+def _hash(named: Mapping[str, Any]) -> str:
     digest = blake2b(digest_size=16)
-    if batch is not None:
-        for name, value in [("x0", batch.x0), *sorted(batch.cond.items())]:
-            digest.update(f"{name} {_kind(value)};".encode())
-            for words, tensor in tensors_of(value, name):
-                digest.update(f"{words} {tensor.dtype} {tuple(tensor.shape)};".encode())
-                digest.update(_bytes(tensor))
+    for name, value in sorted(named.items()):
+        digest.update(f"{name} {_kind(value)};".encode())
+        for words, tensor in tensors_of(value, name):
+            digest.update(f"{words} {tensor.dtype} {tuple(tensor.shape)};".encode())
+            digest.update(_bytes(tensor))
     return digest.hexdigest()
 
 

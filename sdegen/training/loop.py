@@ -76,7 +76,8 @@ def fit(
     `loss_by_level.csv` and a lock. Run again, it goes on from the newest valid checkpoint, and on the CPU ends with the
     same bits as a run that was never interrupted. It knows its data, by size, shape, mean, standard deviation and the
     hash of some samples, and its settings: other data, another loss or weighting and other averages are refused, any
-    other change is told. SIGTERM and SIGINT finish the step, save, and exit with 143 or 130.
+    other change, and other samples of the same size and spread, are told. SIGTERM and SIGINT finish the step, save, and
+    exit with 143 or 130.
 
     Started by torchrun, or where torch.distributed has a process group, the processes share every batch: each makes its
     rows, gradients are added up, the first process writes, shows and speaks. The weights are those that one process
@@ -131,7 +132,8 @@ def fit(
 
     Warns:
         UserWarning: the scale of the data does not suit the process, or is far from what the model knows; a run goes on
-            with another batch_size, lr, schedule, warmup, clip, weight_decay, decay of the average or precision.
+            with another batch_size, lr, schedule, warmup, clip, weight_decay, decay of the average or precision, or
+            with data that were drawn anew.
 
     Source: Loshchilov & Hutter 2019 (arXiv 1711.05101) for AdamW, 2017 (arXiv 1608.03983) for the schedule; Karras et
     al. 2024 (arXiv 2312.02696) section 3 for power-function averages; Micikevicius et al. 2018 (arXiv 1710.03740) for

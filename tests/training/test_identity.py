@@ -36,14 +36,9 @@ def classes(_: int = 0):
 
 OTHER_DATA: dict[str, tuple[Any, Any]] = {
     "fewer": (X, X[:99]),
-    "one row": (X, torch.cat([X[:50], X[50:51] + 3, X[51:]])),
     "far away": (X, X + 50),
     "wider": (X, X * 3),
-    "other draws": (X, points(100, seed=4)),
-    "in another order": (X, X.flip(0)),
-    "dtype": (X, X.double() + 1e-12),
     "list": (list(X), list(X + 1)),
-    "dataset": (TensorDataset(X), TensorDataset(X.flip(0))),
     "labels": (labelled(3), labelled(2)),
     "labels gone": (labelled(3), list(X)),
     "loader": (DataLoader(TensorDataset(X), batch_size=8, shuffle=True), DataLoader(TensorDataset(X + 1), batch_size=8, shuffle=True)),
@@ -67,6 +62,24 @@ def test_other_data_are_refused_with_the_two_values(tmp_path, then, now, finishe
     after = other.state_dict()
     assert before.keys() == after.keys() and other.data_mean is None and other.event_shape == (2,)
     assert all(torch.equal(after[name], value) for name, value in before.items() if value.isfinite().all())
+
+
+ALIKE: dict[str, tuple[Any, Any]] = {
+    "one row": (X, torch.cat([X[:50], X[50:51] + 3, X[51:]])),
+    "drawn anew": (X, points(100, seed=4)),
+    "in another order": (X, X.flip(0)),
+    "rounded": (X, X.bfloat16().float()),
+    "dataset": (TensorDataset(X), TensorDataset(X.flip(0))),
+}
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize(("then", "now"), ALIKE.values(), ids=ALIKE.keys())
+def test_other_data_of_the_same_size_and_spread_are_told(tmp_path, then, now, finished):
+    """They may have been drawn anew."""
+    fit(small(), then, steps=4, batch_size=8, seed=0, out=tmp_path)
+    with pytest.warns(UserWarning, match="goes on with what is not as before: data: other samples"):
+        fit(small(), now, steps=4 if finished else 8, batch_size=8, out=tmp_path)
 
 
 def test_other_conditions_are_refused(tmp_path):
@@ -154,7 +167,7 @@ def test_what_may_change_is_told(tmp_path, name):
     then, now = MAY[name]
     words = dict(steps=4, batch_size=16, seed=0, out=tmp_path)
     fit(small(), X, **{**words, name: then})
-    with pytest.warns(UserWarning, match="goes on with other settings") as told:
+    with pytest.warns(UserWarning, match="goes on with what is not as before") as told:
         fit(small(), X, **{**words, "steps": 8, name: now})
     (text,) = (str(w.message) for w in told)
     assert f"{'decay' if name == 'ema' else name} {then!r} -> {now!r}" in text and text.count("->") == 1
@@ -247,7 +260,6 @@ class Stop(Exception):
 
 
 RANDOM = {
-    "dataset": Augmented,
     "loader": lambda: DataLoader(Augmented(), batch_size=8, shuffle=True),
     "loader with a generator": lambda: DataLoader(Augmented(), batch_size=8, shuffle=True, generator=torch.Generator()),
     "workers": lambda: DataLoader(Augmented(), batch_size=8, shuffle=True, num_workers=2, multiprocessing_context="fork"),
