@@ -18,7 +18,7 @@ from sdegen.discrete.objectives import ddpm_loss
 from sdegen.processes import TabulatedVPSDE
 from sdegen.training.losses import dsm_loss, implicit_loss, sliced_loss
 
-fit = functools.partial(real_fit, progress=False, device="cpu", seed=0)
+fit = functools.partial(real_fit, progress=False, device="cpu", seed=0, statistics="keep")
 
 LOSSES = [dsm_loss, implicit_loss, sliced_loss, ddpm_loss]
 NAMES = sorted({name for f in (real_fit, *LOSSES) for name in inspect.signature(f).parameters} - {"cond", "t"})
