@@ -328,6 +328,9 @@ def test_inference_mode(change):
         x = sg.sample(model, (4, 2), steps=3, seed=0).x
     assert torch.equal(sg.sample(model, (4, 2), steps=3, seed=0).x, x)
     assert float(model.data_mean) == 1 and model.sigma_data == 4
+    if change != "copied":  # torch's deepcopy makes tensors of inference mode, which take no writing
+        model.data_std.fill_(3.0)
+        assert model.sigma_data == 3
     model.data_std = 2.0
     assert model.sigma_data == 2
 
