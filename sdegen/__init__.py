@@ -56,12 +56,12 @@ from .solvers.stochastic.analytic import NoiseLevel, measure_noise
 from .storage.models import load, save
 from .terms import ForwardSDE, ProbabilityFlow, ReverseSDE, Term
 from .training import History, fit
-from .training.losses import dsm_loss
+from .training.losses import dsm_loss, implicit_loss, sliced_loss
 
 if TYPE_CHECKING:
     from . import data, discrete, metrics, plot, testing
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "BitsPerDim",
@@ -119,6 +119,7 @@ __all__ = [
     "fit",
     "from_diffusers",
     "grid",
+    "implicit_loss",
     "load",
     "log_prob",
     "make_solver",
@@ -128,6 +129,7 @@ __all__ = [
     "plot",
     "sample",
     "save",
+    "sliced_loss",
     "solve",
     "solvers",
     "testing",

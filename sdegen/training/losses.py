@@ -133,7 +133,16 @@ def implicit_loss(
     Twice Hyvarinen's objective, so that its mean is that of `dsm_loss` less a constant, for any weight. The trace is
     exact and takes d backward passes: for small d.
 
-    Args, Returns, Raises: as `dsm_loss`.
+    Args:
+        model: a ScoreModel.
+        x0: (B, *event), clean samples.
+        t, noise, weight, seed, **cond: as `dsm_loss`.
+
+    Returns:
+        (B,), one number per sample.
+
+    Raises:
+        InvalidInputError: as `dsm_loss`.
 
     Source: Hyvarinen 2005, eq. 4, here at every noise level.
     """
@@ -165,8 +174,16 @@ def sliced_loss(
     Its mean over v is `implicit_loss`, for one backward pass whatever d.
 
     Args:
+        model: a ScoreModel.
+        x0: (B, *event), clean samples.
+        t, noise, weight, seed, **cond: as `dsm_loss`; the seed decides v too.
         variance_reduced: False puts (v' s_theta)^2 for ||s_theta||^2, which is its mean: the plain form.
-        All others, Returns, Raises: as `dsm_loss`.
+
+    Returns:
+        (B,), one number per sample.
+
+    Raises:
+        InvalidInputError: as `dsm_loss`.
 
     Source: Song et al. 2019 (arXiv 1905.07088) eq. 7 and 8.
     """
