@@ -309,12 +309,12 @@ def _rebuilt_sde(state: Mapping[str, Any]) -> SDE:
 def _check_path(sde: SDE, path: Sequence[Sequence[float]]) -> None:
     if not isinstance(path, list) or len(path) != _POINTS:
         raise IncompatibleCheckpointError(f"path: got {shortened(path)}, expected {_POINTS} points of a process")
-    t, *expected = torch.tensor(path, dtype=torch.float64, device="cpu").unbind(1)
-    wanted, found = torch.stack(expected, 1), torch.stack([sde.alpha(t), sde.sigma(t)], 1)
-    if not torch.allclose(found, wanted, rtol=1e-6, atol=1e-12):
+    t, *columns = torch.tensor(path, dtype=torch.float64, device="cpu").unbind(1)
+    kept, found = torch.stack(columns, 1), torch.stack([sde.alpha(t), sde.sigma(t)], 1)
+    if not torch.allclose(found, kept, rtol=1e-6, atol=1e-12):
         raise IncompatibleCheckpointError(
             f"{sde} is not the process of the checkpoint: alpha, sigma at t = {t.tolist()}: got {found.tolist()}, "
-            f"expected {wanted.tolist()}"
+            f"expected {kept.tolist()}"
         )
 
 

@@ -88,7 +88,7 @@ def mixture_of(steps: Sequence[float], widths: Sequence[float], step: float, wid
 
     Args:
         steps, widths: (K,) of the averages there are.
-        step, width: of the one that is wanted.
+        step, width: of the one to make.
 
     Returns:
         (K,) weights; they need not be positive.
@@ -97,8 +97,8 @@ def mixture_of(steps: Sequence[float], widths: Sequence[float], step: float, wid
     """
     t, g = np.asarray(steps, float), np.array([gamma(w) for w in widths])
     gram = _overlap(t[:, None], g[:, None], t[None], g[None])
-    wanted = _overlap(t, g, np.asarray(step, float), np.asarray(gamma(width)))
-    return np.linalg.lstsq(gram, wanted, rcond=1e-14)[0].tolist()
+    target = _overlap(t, g, np.asarray(step, float), np.asarray(gamma(width)))
+    return np.linalg.lstsq(gram, target, rcond=1e-14)[0].tolist()
 
 
 def _overlap(t_a: np.ndarray, g_a: np.ndarray, t_b: np.ndarray, g_b: np.ndarray) -> np.ndarray:

@@ -204,9 +204,9 @@ def _conditions(model: ScoreModel, cond: dict[str, Any], loss: Callable[..., Ten
 def _survey(
     model: ScoreModel, source: Batches, options: Options, *, identified: bool
 ) -> tuple[Statistics | None, dict[str, Any] | None]:
-    """Statistics of the data and, where a run has to know them again, their fingerprint."""
+    """Statistics of the data, all finite, and their fingerprint where a run has to know them again."""
     known = model.data_mean is not None and model.data_std is not None
-    if known and options.statistics == "keep" and not identified:
+    if known and options.statistics == "keep" and not identified and not source.in_memory:
         return None, None
     measured = source.statistics()
     return measured, fingerprint(source, measured) if identified else None

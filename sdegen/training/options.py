@@ -76,7 +76,7 @@ class Options:
         self._check(lambda v: v in (True, False), "True or False", "tensorboard")
         self._check(lambda v: v in WISHES, " or ".join(map(repr, WISHES)), "statistics", none=True)
 
-    def _check(self, fits: Callable[[Any], bool], wanted: str, *names: str, none: bool = False) -> None:
+    def _check(self, fits: Callable[[Any], bool], expected: str, *names: str, none: bool = False) -> None:
         for name in names:
             value = getattr(self, name)
             if none and value is None:
@@ -86,7 +86,7 @@ class Options:
             except TypeError:
                 good = False
             if not good:
-                raise InvalidInputError(f"{name}={value!r}: expected {wanted}{', or None' * none}")
+                raise InvalidInputError(f"{name}={value!r}: expected {expected}{', or None' * none}")
 
     def rate(self, n: int) -> float:
         """The learning rate of step n = 0, 1, ...: lr min(1, (n + 1)/warmup) schedule(n/steps)."""

@@ -340,6 +340,19 @@ def test_arrays_that_are_no_numbers_are_refused(dtype):
         fit(small(), data, steps=1)
 
 
+@pytest.mark.parametrize("statistics", [None, "keep", "measure"])
+@pytest.mark.parametrize("known", [True, False])
+def test_data_that_are_not_finite_are_refused_whatever_is_known(statistics, known):
+    x = X.clone()
+    x[70, 1] = torch.nan
+    model = small()
+    if known:
+        model.set_statistics(0.0, 1.0)
+    for data in (x, x.numpy()):
+        with pytest.raises(InvalidInputError, match=r"NaN or infinity in 1 samples \(70\)"):
+            fit(model, data, steps=2, batch_size=8, seed=0, statistics=statistics)
+
+
 def test_statistics_do_not_depend_on_the_chunks(monkeypatch):
     from sdegen.training import batches as module
 
