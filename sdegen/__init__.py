@@ -33,6 +33,8 @@ from .models.diffusers import from_diffusers, to_scheduler
 from .models.exact import EmpiricalModel, MixtureModel
 from .models.facts import DataFacts
 from .models.guided.guidance import Guided
+from .models.guided.observation import Observation
+from .models.guided.posterior import Posterior
 from .models.guided.tilted import Tilted
 from .models.parametrization import Parametrization
 from .models.prediction import Prediction
@@ -87,8 +89,10 @@ __all__ = [
     "Noise",
     "NoiseLevel",
     "NonFiniteError",
+    "Observation",
     "Parametrization",
     "PathSDE",
+    "Posterior",
     "Prediction",
     "ProbabilityFlow",
     "ReverseSDE",

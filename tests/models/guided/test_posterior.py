@@ -1,0 +1,234 @@
+"""Posteriors of linear observations: exact for Gaussian data, judged against the closed form for mixtures."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from cases import SOME_SDES
+from torch import Tensor, nn
+
+import sdegen as sg
+from sdegen.models.guided.posterior import solve_spread
+from sdegen.testing import check_model
+
+F64 = torch.float64
+WITH_SIGNAL = {name: sde for name, sde in SOME_SDES.items() if float(sde.alpha(sde.t_max)) > 0}
+
+
+def normals(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=F64, generator=torch.Generator().manual_seed(seed))
+
+
+ROOT = normals(4, 4, seed=1)
+GAUSSIAN = sg.GaussianMixture(normals(1, 4, seed=2), covariances=ROOT @ ROOT.mT / 4 + 0.05 * torch.eye(4, dtype=F64))
+A = normals(2, 4, seed=3)
+POOL = torch.tensor([[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]], dtype=F64)
+PICK = torch.eye(4, dtype=F64)[[0, 2]]
+OBSERVATIONS = {
+    "mask": (sg.Observation.mask([1, 0, 1, 0], std=0.2), PICK),
+    "linear": (sg.Observation.linear(A, std=0.2), A),
+    "functions": (sg.Observation.linear((lambda x: x @ A.to(x).mT, lambda v: v @ A.to(v)), std=0.2), A),
+    "average": (sg.Observation.average(2, std=0.2), POOL),
+    "function": (sg.Observation.function(lambda x: x @ A.to(x).mT, std=0.2), A),
+    "mask without noise": (sg.Observation.mask(torch.tensor([True, False, True, False])), PICK),
+}
+
+
+def states(sde: sg.SDE, mixture: sg.GaussianMixture = GAUSSIAN) -> tuple[Tensor, Tensor]:
+    t = torch.linspace(sde.t_min, sde.t_max, 5, dtype=F64)
+    return sde.perturb(mixture.sample(5, seed=1, dtype=F64), t, normals(5, mixture.dim, seed=4)), t
+
+
+@pytest.mark.parametrize("kind", OBSERVATIONS)
+@pytest.mark.parametrize("process", WITH_SIGNAL)
+def test_moments_are_exact_for_gaussian_data(process, kind):
+    """The belief of N(m, C) given y, one y for each sample, is that of the posterior in closed form."""
+    sde, (observation, a) = WITH_SIGNAL[process], OBSERVATIONS[kind]
+    posterior = sg.Posterior(sg.MixtureModel(GAUSSIAN, sde), observation)
+    (x, t), y = states(sde), normals(5, 2, seed=5)
+    got = posterior(x, t, y=y)
+    for i in range(5):
+        exact = sg.MixtureModel(GAUSSIAN.posterior(a, y[i], observation.std), sde)(x[i : i + 1], t[i])
+        torch.testing.assert_close(got.x0[i], exact.x0[0], rtol=1e-7, atol=1e-7)
+        torch.testing.assert_close(got.noise[i], exact.noise[0], rtol=1e-7, atol=1e-6)
+
+
+def test_so_are_samples_and_densities():
+    """Every sample has its own y; the flow pushes the prior onto each posterior: slopes are seen in the density."""
+    sde, (observation, a) = sg.EDMSDE(0.002, 1e4), OBSERVATIONS["linear"]
+    posterior = sg.Posterior(sg.MixtureModel(GAUSSIAN, sde), observation)
+    y = normals(6, 2, seed=6)
+    exact = [GAUSSIAN.posterior(a, row, observation.std) for row in y]
+    x = torch.cat([e.sample(1, seed=i, dtype=F64) for i, e in enumerate(exact)])
+    got = sg.log_prob(posterior, x, rtol=1e-5, y=y).nats
+    expected = torch.cat([sg.MixtureModel(e, sde).log_prob(x[i : i + 1], sde.t_min) for i, e in enumerate(exact)])
+    torch.testing.assert_close(got, expected, rtol=0, atol=2e-3)
+    one = y[:1].expand(4000, 2)
+    found = sg.sample(posterior, 4000, rtol=1e-3, seed=0, y=one)
+    white = torch.linalg.solve_triangular(
+        torch.linalg.cholesky(exact[0].covariance), (found.x.double() - exact[0].mean).mT, upper=False
+    )
+    assert float(white.mean(1).abs().max()) < 4 / math.sqrt(4000) + 1e-2
+    assert float((white.std(1) - 1).abs().max()) < 4 / math.sqrt(8000) + 1e-2
+    assert int(found.nfe.max()) <= 30
+
+
+def test_of_mixtures_it_is_near_the_closed_form_and_pigdm_is_farther():
+    """A unimodal posterior of a mixture: error of the mean in posterior standard deviations."""
+    mixture = sg.GaussianMixture(3 * normals(3, 4, seed=7), std=[0.4, 0.5, 0.6])
+    sde, a = sg.VPSDE(), normals(2, 4, seed=8)
+    y = mixture.means[0] @ a.mT + 0.1
+    exact = mixture.posterior(a, y, 0.1)
+    off = {}
+    for likelihood in ("moments", "isotropic"):
+        posterior = sg.Posterior(
+            sg.MixtureModel(mixture, sde), sg.Observation.linear(a, std=0.1), likelihood=likelihood
+        )
+        found = sg.sample(posterior, 1000, rtol=1e-3, seed=0, y=y.expand(1000, 2)).x.double()
+        off[likelihood] = float((found.mean(0) - exact.mean).norm() / exact.covariance.trace().sqrt())
+    assert off["moments"] < 0.5 and off["moments"] < off["isotropic"]
+
+
+@pytest.mark.parametrize("process", WITH_SIGNAL)
+def test_isotropic_and_point_are_their_formulas(process):
+    """J of a Gaussian belief is alpha C (alpha^2 C + sigma^2)^-1; V = r^2 s^2/(r^2 + s^2), or 0."""
+    sde, (x, t), y = WITH_SIGNAL[process], states(WITH_SIGNAL[process]), normals(5, 2, seed=5)
+    model, c = sg.MixtureModel(GAUSSIAN, sde), GAUSSIAN.covariance
+    belief, s2 = model(x, t), model.data.scale**2
+    for likelihood in ("isotropic", "point"):
+        with pytest.warns(UserWarning, match="biased") if likelihood == "point" else torch.no_grad():
+            posterior = sg.Posterior(model, sg.Observation.linear(A, std=0.2), likelihood=likelihood)
+        got = posterior.score(x, t, y=y)
+        for i in range(5):
+            alpha, sigma = float(sde.alpha(t[i])), float(sde.sigma(t[i]))
+            j = alpha * c @ torch.linalg.inv(alpha**2 * c + sigma**2 * torch.eye(4, dtype=F64))
+            r2 = (sigma / alpha) ** 2
+            v = r2 * s2 / (r2 + s2) if likelihood == "isotropic" else 0.0
+            s = v * A @ A.mT + 0.04 * torch.eye(2, dtype=F64)
+            expected = belief.score[i] + j.mT @ A.mT @ torch.linalg.solve(s, y[i] - A @ belief.x0[i])
+            torch.testing.assert_close(got[i], expected, rtol=1e-7, atol=1e-7 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("process", WITH_SIGNAL)
+def test_a_function_counts_with_its_derivative(process):
+    """f = tanh(A x0), F its derivative at x0hat: score + J^T F^T (F V F^T + std^2)^-1 (y - f(x0hat)), V = sigma^2/alpha J."""
+    sde, (x, t), y = WITH_SIGNAL[process], states(WITH_SIGNAL[process]), normals(5, 2, seed=5)
+    model, c = sg.MixtureModel(GAUSSIAN, sde), GAUSSIAN.covariance
+    belief = model(x, t)
+    got = sg.Posterior(model, sg.Observation.function(lambda x0: (x0 @ A.to(x0).mT).tanh(), std=0.2)).score(x, t, y=y)
+    for i in range(5):
+        alpha, sigma = float(sde.alpha(t[i])), float(sde.sigma(t[i]))
+        j = alpha * c @ torch.linalg.inv(alpha**2 * c + sigma**2 * torch.eye(4, dtype=F64))
+        seen = (A @ belief.x0[i]).tanh()
+        f = (1 - seen**2)[:, None] * A
+        s = sigma**2 / alpha * f @ j @ f.mT + 0.04 * torch.eye(2, dtype=F64)
+        expected = belief.score[i] + j.mT @ f.mT @ torch.linalg.solve(s, y[i] - seen)
+        torch.testing.assert_close(got[i], expected, rtol=1e-7, atol=1e-7 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("kind", ["mask without noise", "linear", "functions", "average"])
+def test_a_projection_agrees_with_what_was_seen(kind):
+    """A x0 = y, and what A does not see is the model's."""
+    (observation, a), sde = OBSERVATIONS[kind], sg.VPSDE()
+    model, (x, t), y = sg.MixtureModel(GAUSSIAN, sde), states(sde), normals(5, 2, seed=5)
+    got = sg.Posterior(model, observation, likelihood="project")(x, t, y=y).x0
+    torch.testing.assert_close(got @ a.mT, y)
+    unseen = torch.eye(4, dtype=F64) - torch.linalg.pinv(a) @ a
+    torch.testing.assert_close(got @ unseen.mT, model(x, t).x0 @ unseen.mT)
+
+
+@pytest.mark.parametrize("likelihood", ["moments", "isotropic", "project"])
+def test_it_is_a_model(likelihood):
+    mixture = sg.GaussianMixture([[1.0, 0.5], [-1.0, 0.0]], std=0.6)
+    model = sg.MixtureModel(mixture, sg.VPSDE(), labels=[0, 1])
+    posterior = sg.Posterior(model, sg.Observation.linear([[1.0, 0.3]], std=0.3), likelihood=likelihood)
+    assert posterior.condition_names() == {"label", "y"}
+    check_model(posterior, y=normals(4, 1), label=torch.tensor([0, 1, -1, 0]))
+    guided = sg.Guided(posterior, 2.0, null={"label": -1})
+    sg.sample(guided, 4, steps=6, seed=0, y=normals(4, 1), label=torch.tensor([0, 1, -1, 0]))
+
+
+@pytest.mark.parametrize("event", [(4,), (4, 6), (3, 4, 6)])
+def test_averages_and_their_transposes(event):
+    """<A x, v> = <x, A^T v>, and A is the mean over blocks."""
+    observation, x = sg.Observation.average(2), normals(5, *event)
+    seen = observation.measure(x)
+    v = normals(*seen.shape, seed=1)
+    torch.testing.assert_close((seen * v).sum(1), (x * observation.adjoint(v, x)).flatten(1).sum(1))
+    if len(event) == 3:
+        torch.testing.assert_close(seen, torch.nn.functional.avg_pool2d(x, 2).flatten(1))
+
+
+def test_many_numbers_are_solved_to_a_tolerance_each_sample_by_itself():
+    root = normals(6, 50, 50)
+    s = root @ root.mT / 50
+    rest = normals(6, 50, seed=1)
+    spread = lambda v: (s[: len(v)] @ v[:, :, None])[:, :, 0]
+    found = solve_spread(spread, rest, 0.1)
+    left = rest - spread(found) - 0.1 * found
+    assert bool((left.norm(dim=1) <= 1.001e-3 * rest.norm(dim=1)).all())
+    torch.testing.assert_close(found[:1], solve_spread(spread, rest[:1], 0.1), rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("mate", [1.0, 1e6])
+def test_a_mate_changes_nothing(mate):
+    posterior = sg.Posterior(sg.MixtureModel(GAUSSIAN, sg.VPSDE()), OBSERVATIONS["linear"][0])
+    (x, t), y = states(sg.VPSDE()), normals(5, 2)
+    y[1] = mate
+    alone = posterior(x[:1], t[:1], y=y[:1])
+    torch.testing.assert_close(posterior(x, t, y=y).x0[:1], alone.x0, rtol=1e-12, atol=1e-12)
+
+
+def test_wrong_input_is_refused_before_the_first_call():
+    class Net(nn.Module):
+        event_shape = (2, 2)
+        calls = 0
+
+        def forward(self, x, t):
+            self.calls += 1
+            return x
+
+    net = Net()
+    model = sg.Denoiser(net, sg.VPSDE(), data_mean=0.0, data_std=0.5)
+    mask = sg.Observation.mask(torch.ones(2, 2))
+    for make, said in [
+        (lambda: sg.Observation.mask(torch.full((2, 2), 0.5)), "got a mask of shape"),
+        (lambda: sg.Observation.mask(torch.zeros(2, 2)), "not all 0"),
+        (lambda: sg.Observation.mask("left"), "mask is str"),
+        (lambda: sg.Observation.mask(torch.ones(2, 2), std=-0.1), "got std=-0.1"),
+        (lambda: sg.Observation.linear([1.0, 2.0], std=0.1), "got A of shape"),
+        (lambda: sg.Observation.linear((torch.tanh, 2), std=0.1), "expected two functions"),
+        (lambda: sg.Observation.average(0), "got k=0"),
+        (lambda: sg.Observation.function(torch.tanh, std=0.0), "got std=0"),
+        (lambda: sg.Observation.function(3, std=1.0), "got f=3"),
+        (lambda: sg.Posterior(model, torch.ones(2, 2)), "got observation="),
+        (lambda: sg.Posterior(model, mask, likelihood="dps"), "got likelihood='dps'"),
+        (lambda: sg.Posterior(model, mask, likelihood="point"), "with std=0"),
+        (
+            lambda: sg.Posterior(model, sg.Observation.function(torch.tanh, std=1.0), likelihood="project"),
+            "of a function",
+        ),
+        (lambda: sg.Posterior(model, sg.Observation.mask(torch.ones(4))), "expected the event shape"),
+        (lambda: sg.Posterior(model, sg.Observation.average(3)), "expected a divisor"),
+        (lambda: sg.Posterior(model, sg.Observation.linear(torch.ones(1, 3), std=0.0)), "expected \\(m, 4\\)"),
+    ]:
+        with pytest.raises(sg.InvalidInputError, match=said):
+            make()
+    good = torch.zeros(3, 2, 2)
+    for cond, said in [
+        ({}, "got y=None"),
+        ({"y": [0.0]}, "got y="),
+        ({"y": good[:2]}, "for 3 samples"),
+        ({"y": torch.zeros(3, 3)}, "got y of 3 numbers"),
+        ({"y": good * math.nan}, "got NaN"),
+        ({"y": good + 128.0}, "expected the units of the data"),
+        ({"y": good, "z": 1}, "'z' is unknown"),
+    ]:
+        with pytest.raises(sg.InvalidInputError, match=said):
+            sg.sample(sg.Posterior(model, mask), 3, steps=4, **cond)
+    assert net.calls == 0
+    blind = sg.Posterior(sg.MixtureModel(GAUSSIAN, sg.LinearPathSDE(t_max=1.0)), OBSERVATIONS["linear"][0])
+    with pytest.raises(sg.InvalidInputError, match="no signal"):
+        sg.sample(blind, 3, steps=4, solver="euler", y=torch.zeros(3, 2))
