@@ -211,6 +211,7 @@ HOWS = (
     {"rtol": 1e-2, "solver": "dopri5"},
     {"steps": 8, "eta": 1.0},
     {"steps": 8, "solver": "heun"},
+    {"rtol": 1e-2, "solver": sg.make_solver("adams", start="gaussian")},  # some of the leaps are refused
 )
 GUIDED = {
     "model": dict(scale=1.0, null=NULL),
