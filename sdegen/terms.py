@@ -70,6 +70,11 @@ class Term(ABC):
         """How many evaluations of networks the drift at t is, for each sample: a number, or (B,) where t is."""
         return 1
 
+    @property
+    def asks_once(self) -> bool:
+        """Whether the drift is one evaluation at all times."""
+        return type(self).evaluations is Term.evaluations
+
     def measured(self, x: Tensor) -> Tensor:
         """The part of a state that is data, on whose scale a tolerance is measured: all of it, unless numbers of
         another kind travel beside the data."""
@@ -143,6 +148,10 @@ class _OfModel(Term):
 
     def evaluations(self, t: Tensor) -> int | Tensor:
         return self.model.evaluations(t)
+
+    @property
+    def asks_once(self) -> bool:
+        return type(self).evaluations is _OfModel.evaluations and self.model.asks_once
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         return self.predict(x, t).combine(*self._rates(self.sde.at(t)))
@@ -281,6 +290,7 @@ class Counted(Term):
         self.calls = 0
         self._batch = batch
         self._made: int | Tensor = 0  # for each sample in the batch, (B,) once they differ
+        self._once = term.asks_once
         for name in ("t_min", "t_max", "upward", "downward", "stochastic", "event_shape", "model", "sde", "eta"):
             setattr(self, name, getattr(term, name))
 
@@ -290,7 +300,7 @@ class Counted(Term):
 
     def _count(self, t: Tensor, rows: Tensor | None = None) -> None:
         """Note the evaluations at t of the whole batch, or of the samples at positions `rows` of it."""
-        n = self.term.evaluations(t)
+        n = 1 if self._once else self.term.evaluations(t)
         self.calls += n if isinstance(n, int) else int(n.max())
         if rows is not None:
             n = torch.zeros(self._batch, dtype=torch.int64, device=rows.device).index_add(

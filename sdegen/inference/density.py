@@ -161,6 +161,10 @@ class DensityFlow(Term):
         x0 = self.flow.denoised(x[:, : self.dim].reshape(-1, *self.event), t)
         return torch.cat([flat(x0), self.at_the_end(x, t).to(x)], 1)
 
+    @property
+    def asks_once(self) -> bool:
+        return self.flow.asks_once
+
     def evaluations(self, t: Tensor) -> int | Tensor:
         return self.flow.evaluations(t)
 

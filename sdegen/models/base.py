@@ -159,6 +159,11 @@ class ScoreModel(nn.Module):
         differ. What a model made of several models says here is what `Solution.nfe` counts."""
         return 1
 
+    @property
+    def asks_once(self) -> bool:
+        """Whether every call is one evaluation, at all times."""
+        return type(self).evaluations is ScoreModel.evaluations
+
     def condition_names(self) -> set[str] | None:
         """The words this model takes as conditions; None: any."""
         explicit, any_more = words_of(self.forward)
@@ -241,6 +246,10 @@ class Wrapped(ScoreModel):
     def evaluations(self, t: Tensor) -> int | Tensor:
         return self.model.evaluations(t)
 
+    @property
+    def asks_once(self) -> bool:
+        return type(self).evaluations is Wrapped.evaluations and self.model.asks_once
+
     def condition_names(self) -> set[str] | None:
         """The words of the wrapper's own `forward`, and where that takes **cond those of the model inside."""
         explicit, any_more = words_of(self.forward)
@@ -302,6 +311,10 @@ class OnPath(Wrapped):
 
     def evaluations(self, t):
         return self.model.evaluations(as_time(self._map(t)[0]))
+
+    @property
+    def asks_once(self) -> bool:
+        return self.model.asks_once
 
     def on(self, sde):
         return self.model if sde is self.model.sde and self.centre is None else super().on(sde)
