@@ -259,9 +259,17 @@ class Stop(Exception):
     pass
 
 
+def loader_of_its_own_order() -> DataLoader:
+    """By a generator whose state is never the same."""
+    generator = torch.Generator()
+    generator.seed()
+    return DataLoader(Augmented(), batch_size=8, shuffle=True, generator=generator)
+
+
 RANDOM = {
+    "dataset": Augmented,
     "loader": lambda: DataLoader(Augmented(), batch_size=8, shuffle=True),
-    "loader with a generator": lambda: DataLoader(Augmented(), batch_size=8, shuffle=True, generator=torch.Generator()),
+    "loader with a generator": loader_of_its_own_order,
     "workers": lambda: DataLoader(Augmented(), batch_size=8, shuffle=True, num_workers=2, multiprocessing_context="fork"),
     "workers that stay": lambda: DataLoader(
         Augmented(), batch_size=8, shuffle=True, num_workers=1, persistent_workers=True, multiprocessing_context="fork"

@@ -151,7 +151,9 @@ def test_lower_precision_learns_the_same_and_keeps_full_weights(precision):
     words = dict(label=torch.arange(64) % 3, steps=24, batch_size=16, seed=4, ema=0.9)
     one = fit(full, pictures(), **words)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # the first loss scales may be too large: those steps are skipped
+        warnings.simplefilter(
+            "ignore", RuntimeWarning
+        )  # the first loss scales may be too large: those steps are skipped
         two = fit(low, pictures(), precision=precision, **words)
     assert {p.dtype for p in low.parameters()} == {torch.float32}
     assert not equal(full, low), "the network did compute in another precision"
@@ -167,7 +169,11 @@ def test_an_overflow_of_the_loss_scale_skips_and_halves():
         history = fit(
             model, x, label=0, steps=20, batch_size=8, seed=0, precision="fp16", loss=lambda m, x0, **c: 300 * dsm_loss(m, x0, **c)
         )  # fmt: skip
-    assert 0 < len(history.skipped) < 10 and history.skipped[0] == 0 and len(history.skipped) == int(history.loss.isnan().sum())
+    assert (
+        0 < len(history.skipped) < 10
+        and history.skipped[0] == 0
+        and len(history.skipped) == int(history.loss.isnan().sum())
+    )
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
@@ -264,7 +270,9 @@ def test_a_run_lets_the_width_be_chosen_afterwards(tmp_path):
         averaged(tmp_path / "run", 0.1, step=1)
     with pytest.raises(InvalidInputError, match="widths below"):
         fit(small(), points(), steps=3, ema=(0.05, 0.4))
-    with pytest.raises(IncompatibleCheckpointError, match="average: got .0.05, 0.1.; the run in this folder was made with exponential"):
+    with pytest.raises(
+        IncompatibleCheckpointError, match="average: got .0.05, 0.1.; the run in this folder was made with exponential"
+    ):
         fit(small(), points(), steps=3, out=tmp_path / "plain", ema=(0.05, 0.1), resume=True)
 
 
@@ -283,7 +291,9 @@ def rows_of(file: Path) -> list[dict[str, str]]:
 def test_metrics_tell_pace_and_loss_by_level_and_go_on(tmp_path):
     fit(small(), points(), steps=120, out=tmp_path, seed=0, batch_size=16)
     rows, levels = rows_of(tmp_path / "metrics.csv"), rows_of(tmp_path / "loss_by_level.csv")
-    assert [int(row["step"]) for row in rows] == [50, 100, 120] and all(float(r["samples_per_second"]) > 0 for r in rows)
+    assert [int(row["step"]) for row in rows] == [50, 100, 120] and all(
+        float(r["samples_per_second"]) > 0 for r in rows
+    )
     assert len(levels[-1]) == 25 and int(levels[-1]["step"]) == 120
     with open(tmp_path / "metrics.csv", "a") as stream:
         stream.write("11")  # of "119, ...", cut short by a crash
@@ -382,6 +392,23 @@ def test_two_processes_equal_one(tmp_path):
         torch.testing.assert_close(torch.tensor(theirs), torch.tensor(mine), rtol=1e-5, atol=1e-5)
     saved = load(tmp_path / "two", device="cpu")
     assert flat(saved).tolist() == two[0][0]
+
+
+def train_wrapped(rank: int, step, folder: str, words: dict) -> list:
+    torch.distributed.init_process_group("gloo")
+    model = unet()
+    model.net = nn.parallel.DistributedDataParallel(model.net)
+    fit(model, pictures(), label=torch.arange(64) % 3, out=folder, **words)
+    torch.distributed.destroy_process_group()
+    return flat(model).tolist()
+
+
+def test_a_network_in_distributed_data_parallel_trains_and_is_kept_as_the_plain_one(tmp_path):
+    words = dict(steps=8, batch_size=16, seed=3)
+    fit(plain := unet(), pictures(), label=torch.arange(64) % 3, **words)
+    one, two = Crew(2, train_wrapped, str(tmp_path / "run"), words).results()
+    assert one == two == flat(load(tmp_path / "run", device="cpu")).tolist()
+    torch.testing.assert_close(torch.tensor(one, dtype=torch.float64), flat(plain), rtol=1e-5, atol=1e-5)
 
 
 def test_two_processes_resume_to_the_bit(tmp_path):
