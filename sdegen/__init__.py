@@ -141,11 +141,14 @@ __all__ = [
 ]
 
 _ROOMS = ("data", "discrete", "metrics", "plot", "testing")  # imported when they are first asked for
+_FORMER = {"checkpoint": "storage.folders"}  # a module that scripts written for 0.1 know by another name
 
 
 def __getattr__(name: str):
     if name in _ROOMS:
         return importlib.import_module(f"{__name__}.{name}")
+    if name in _FORMER:
+        return importlib.import_module(f"{__name__}.{_FORMER[name]}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

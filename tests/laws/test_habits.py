@@ -62,3 +62,10 @@ def test_hooks_are_local_and_run_the_projects_own_tools():
     for hook in hooks.values():
         assert hook["language"] == "system" and hook["entry"].startswith(".venv/bin/")
         assert re.compile(hook.get("files", "")).search("sdegen/core/errors.py")
+
+
+def test_a_module_of_the_first_version_has_its_name_still():
+    """`sdegen.checkpoint.newest` is what scripts copied from 0.1 call."""
+    from sdegen import checkpoint, storage
+
+    assert checkpoint.newest is storage.newest and checkpoint.write is storage.write
