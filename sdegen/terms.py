@@ -14,13 +14,14 @@ from torch import Tensor
 from .core.conditions import merged, rows_of, tensors_of
 from .core.errors import InvalidInputError
 from .core.shapes import factor, plus
+from .core.show import Shown
 from .models.base import ScoreModel
 from .models.coordinates import Coordinates
 from .models.prediction import Prediction
 from .processes import SDE
 
 
-class Term(ABC):
+class Term(Shown, ABC):
     """An equation dx = drift(x, t) dt + diffusion(t) dw to integrate.
 
     Subclass it for your own equation: `drift`, and `diffusion` where there is noise.
@@ -42,6 +43,9 @@ class Term(ABC):
     model: Any = None
     sde: Any = None
     eta: Any = None
+
+    def _facts(self):
+        return {"model": self.model, "sde": self.sde if self.model is None else None, "eta": self.eta or None}
 
     @abstractmethod
     def drift(self, x: Tensor, t: Tensor) -> Tensor:

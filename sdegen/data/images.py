@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
+from ..core.show import Shown, picture_of
 
 SPLITS = ("train", "held-out", "all")
 
 
-@dataclass(frozen=True, eq=False)
-class Images:
+@dataclass(frozen=True, eq=False, repr=False)
+class Images(Shown):
     """A set of N images, with or without labels.
 
     x = 2 u/(L - 1) - 1 for the integer levels u = 0 .. L - 1.
@@ -45,6 +46,21 @@ class Images:
     flips: bool = False
     skipped: tuple[str, ...] = ()
     rows: Tensor | None = None
+
+    def _facts(self):
+        return {
+            "images": len(self),
+            "shape": self.shape,
+            "levels": self.levels,
+            "classes": ", ".join(self.classes) if self.classes else self.n_classes,
+            "flips": self.flips or None,
+            "skipped": len(self.skipped) or None,
+        }
+
+    def _picture(self):
+        return picture_of(
+            torch.stack([self[i][0] if self.labels is not None else self[i] for i in range(min(16, len(self)))])
+        )
 
     def __len__(self) -> int:
         return self._n * (1 + self.flips)

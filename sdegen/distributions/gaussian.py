@@ -12,10 +12,11 @@ from torch import Tensor
 
 from ..core.errors import InvalidInputError
 from ..core.shapes import flat
+from ..core.show import Shown, spread
 
 
-@dataclass(frozen=True)
-class Gaussian:
+@dataclass(frozen=True, repr=False)
+class Gaussian(Shown):
     """N(mean, C) over flattened events of d numbers, C = U diag(variances) U^T + rest (I - U U^T), U the `axes`.
 
     Made by `of_data(x0)`, `of_covariance(c)` or `of_variances(v)`; along a process its marginal at t is
@@ -32,6 +33,9 @@ class Gaussian:
     variances: Tensor
     axes: Tensor | None = None
     rest: float = 0.0
+
+    def _facts(self):
+        return {"mean": self.mean, "variances": spread(self.variances), "axes": self.axes, "rest": self.rest or None}
 
     @classmethod
     def of_covariance(cls, covariance: Tensor, mean: Tensor | None = None) -> Gaussian:

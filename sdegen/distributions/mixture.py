@@ -11,13 +11,14 @@ from torch import Tensor
 
 from ..core.arguments import number
 from ..core.errors import InvalidInputError
+from ..core.show import Shown, picture_of, spread
 from ..noise.purposes import Purpose
 from ..noise.white import Noise, check_seed
 
 _LOG_2PI = math.log(2 * math.pi)
 
 
-class GaussianMixture:
+class GaussianMixture(Shown):
     """p(x) = sum_k w_k N(x; m_k, C_k) in d dimensions.
 
     Args:
@@ -81,6 +82,12 @@ class GaussianMixture:
             raise InvalidInputError(f"weights = {w.tolist()}: expected all positive (leave out components of weight 0)")
         self.weights = w / w.sum()
         self.log_weights = self.weights.log()
+
+    def _facts(self):
+        return {"components": len(self.means), "dim": self.dim, "std": spread(self.variances.sqrt())}
+
+    def _picture(self):
+        return picture_of(self.sample(400, seed=0)) if self.dim == 2 else ""
 
     @property
     def dim(self) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..core.errors import InvalidInputError
 from ..core.shapes import check_state, event_sum, flat
+from ..core.show import Shown, spread
 from ..models.base import ScoreModel
 from ..noise.purposes import Purpose
 from ..noise.white import Noise, check_seed
@@ -22,8 +23,8 @@ from .likelihood import LogProb, check_levels, log_prob
 DEQUANTISATIONS = ("truncated-normal", "uniform")
 
 
-@dataclass(frozen=True)
-class BitsPerDim:
+@dataclass(frozen=True, repr=False)
+class BitsPerDim(Shown):
     """An upper bound on -log2 P(u)/d of discrete data u, per sample, and its errors.
 
     Attributes:
@@ -40,6 +41,16 @@ class BitsPerDim:
     errors: dict[str, Tensor]
     nfe: Tensor
     seed: int
+
+    def _facts(self):
+        errors = {f"{name}_error": spread(size) for name, size in self.errors.items()}
+        return {
+            "bits": spread(self.bits),
+            "stderr": spread(self.stderr),
+            **errors,
+            "evaluations": spread(self.nfe),
+            "seed": self.seed,
+        }
 
 
 def bits_per_dim(

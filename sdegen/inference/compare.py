@@ -14,7 +14,7 @@ from torch import Tensor
 from ..core.conditions import merged
 from ..core.errors import InvalidInputError, SolverError
 from ..core.shapes import flat
-from ..core.table import table
+from ..core.table import Rows
 from ..loop.solution import Solution
 from ..metrics import sliced_wasserstein
 from ..models.base import ScoreModel
@@ -52,21 +52,20 @@ class Comparison:
     note: str = ""
 
 
-class Comparisons(list[Comparison]):
+class Comparisons(Rows[Comparison]):
     """Rows that print as a table; `recommendation` says which setting to take."""
 
     floor: float = math.nan  # the distance between references of two seeds: what equally many exact samples score
 
-    def __str__(self) -> str:
-        header = ("solver", "setting", "evaluations", "error", "distance", "seconds", "")
-        rows = [
-            (r.solver, r.setting, f"{r.nfe:.1f}", f"{r.error:.2e}", f"{r.distance:.2e}", f"{r.seconds:.2f}", r.note)
-            for r in self
-        ]
-        floor = f"distance of equally many exact samples: {self.floor:.2e}\n" if math.isfinite(self.floor) else ""
-        return f"{table(header, rows)}\n{floor}{self.recommendation()}"
+    header = ("solver", "setting", "evaluations", "error", "distance", "seconds", "")
 
-    __repr__ = __str__
+    def cells(self, row: Comparison) -> tuple[str, ...]:
+        numbers = f"{row.nfe:.1f}", f"{row.error:.2e}", f"{row.distance:.2e}", f"{row.seconds:.2f}"
+        return row.solver, row.setting, *numbers, row.note
+
+    def note(self) -> str:
+        floor = f"distance of equally many exact samples: {self.floor:.2e}\n" if math.isfinite(self.floor) else ""
+        return f"{floor}{self.recommendation()}"
 
     def recommendation(self, error: float = 1e-2) -> str:
         """The cheapest setting whose error is at most `error` (in units of the data's standard deviation), in words."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..core.conditions import merged, rows_of
 from ..core.errors import InvalidInputError, SolverError
 from ..core.shapes import check_state, flat
+from ..core.show import Shown, spread
 from ..loop.how import How
 from ..loop.modes import bar, quiet
 from ..loop.run import run
@@ -27,8 +28,8 @@ from .column import DensityColumn, check_density_solver
 from .divergence import choose_divergence
 
 
-@dataclass(frozen=True)
-class LogProb:
+@dataclass(frozen=True, repr=False)
+class LogProb(Shown):
     """Log-densities and their errors.
 
     Attributes:
@@ -62,6 +63,17 @@ class LogProb:
     message: str
     solver: str
     seed: int
+
+    def _facts(self):
+        return {
+            "nats": spread(self.nats),
+            "stderr": spread(self.stderr),
+            **{f"{name}_error": spread(size) for name, size in self.errors.items()},
+            "solver": self.solver,
+            "evaluations": spread(self.nfe),
+            "status": self.message,
+            "seed": self.seed,
+        }
 
     def bits_per_dim(self, levels: int | None = None) -> Tensor:
         """-log2 p(x)/d, (B,); with `levels`, of the discrete data that x dequantises.

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..core.errors import MaxStepsError, NonFiniteError, SolverError, StepSizeUnderflowError
 from ..core.shapes import numbers
+from ..core.show import Shown, picture_of, spread
 
 ARRIVED, NON_FINITE, MAX_STEPS, UNDERFLOW = 0, 1, 2, 3
 
@@ -26,8 +27,8 @@ _ERRORS: dict[int, tuple[type[SolverError], str, str]] = {  # what was raised, w
 }
 
 
-@dataclass(frozen=True)
-class Solution:
+@dataclass(frozen=True, repr=False)
+class Solution(Shown):
     """What a solve gives back.
 
     Attributes:
@@ -58,6 +59,21 @@ class Solution:
     solver: str
     seed: int | None = None
     log_prob: Tensor | None = None
+
+    def _facts(self):
+        return {
+            "x": self.x,
+            "solver": self.solver,
+            "evaluations": spread(self.nfe),
+            "calls": self.calls,
+            "saved": len(self.xs) if len(self.xs) > 1 else None,
+            "status": self.message,
+            "seed": self.seed,
+            "log_prob": None if self.log_prob is None else spread(self.log_prob),
+        }
+
+    def _picture(self):
+        return picture_of(self.x)
 
     def or_raise(self, on_failure: str = "raise") -> Solution:
         """This solution, or with "raise" the error that its worst status calls for, carrying it as `.partial`."""

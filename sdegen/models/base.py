@@ -15,6 +15,7 @@ from ..core.cache import CachedFunction, version_of
 from ..core.conditions import check_rows
 from ..core.errors import InvalidInputError
 from ..core.shapes import as_time, check_time, expand
+from ..core.show import Shown
 from ..processes import SDE, Level
 from .facts import DataFacts, statistic
 from .prediction import Prediction
@@ -24,7 +25,7 @@ _BUFFER = {name: name.replace("data_", "known_") for name in _STATISTICS}
 _FACTS = (*_STATISTICS, "event_shape", "smooth")
 
 
-class ScoreModel(nn.Module):
+class ScoreModel(Shown, nn.Module):
     """A belief about the data along a process: (x, t, **cond) -> Prediction.
 
     Subclasses define `forward`; `sdegen.testing.check_model(model)` proves it. For a model made of another model
@@ -83,6 +84,15 @@ class ScoreModel(nn.Module):
     data_mean: Any = property(lambda self: self.data.mean)
     data_std: Any = property(lambda self: self.data.std)
     data_covariance: Any = property(lambda self: self.data.covariance)
+
+    def _facts(self):
+        return {
+            "sde": self.sde,
+            "event_shape": self.event_shape,
+            "mean": self.data.mean,
+            "std": self.data.std,
+            "smooth": self.smooth or None,
+        }
 
     @abstractmethod
     def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Prediction:
@@ -211,6 +221,9 @@ class Wrapped(ScoreModel):
         self._changed_facts = {**{n: v for n, v in stated.items() if not isinstance(v, property)}, **facts}
         self._data = None
         self.data  # noqa: B018 (checks the facts)
+
+    def _facts(self):
+        return {"model": self.model, "sde": None if self._own_sde is None else self.sde}
 
     @property
     def data(self) -> DataFacts:

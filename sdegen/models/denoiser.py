@@ -60,6 +60,9 @@ class Denoiser(ScoreModel):
         self.about: dict[str, Any] = {}
         self.coefficients()
 
+    def _facts(self):
+        return {"net": self.net, "parametrization": self.parametrization, **super()._facts()}
+
     def coefficients(self) -> Parametrization:
         """The four functions in force."""
         return parametrization(self.parametrization, self.sigma_data)

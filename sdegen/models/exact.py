@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..core.errors import InvalidInputError
 from ..core.shapes import as_time, check_state, check_time, expand, flat
+from ..core.show import picture_of
 from ..distributions.mixture import GaussianMixture
 from ..processes import SDE
 from .base import ScoreModel
@@ -46,6 +47,13 @@ class MixtureModel(ScoreModel):
             self.data_covariance = mixture.covariance
         self.mixture = mixture
         self._log_weights = None if labels is None else _by_label(mixture, labels)
+
+    def _facts(self):
+        labels = None if self._log_weights is None else len(self._log_weights) - 1
+        return {"mixture": self.mixture, "sde": self.sde, "labels": labels}
+
+    def _picture(self):
+        return self.mixture._picture()
 
     def forward(self, x: Tensor, t: float | Tensor, label: Tensor | None = None) -> Prediction:
         t = as_time(t)
@@ -128,6 +136,12 @@ class EmpiricalModel(ScoreModel):
         spread = (data.double() - mean).square().mean().sqrt()
         super().__init__(sde, data_mean=mean, data_std=spread if spread > 0 else None, event_shape=data.shape[1:])
         self.register_buffer("samples", data, persistent=False)
+
+    def _facts(self):
+        return {"samples": len(self.samples), **super()._facts()}
+
+    def _picture(self):
+        return picture_of(self.samples)
 
     def forward(self, x: Tensor, t: float | Tensor) -> Prediction:
         check_state(x, event_shape=self.event_shape, finite=False)

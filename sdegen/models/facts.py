@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
+from ..core.show import Shown
 from ..distributions.gaussian import Gaussian, flat_mean
 
 
-@dataclass(frozen=True, eq=False)
-class DataFacts:
+@dataclass(frozen=True, eq=False, repr=False)
+class DataFacts(Shown):
     """What is known of the data that a model believes in; `model.data` is one.
 
     Solvers choose their coordinates, grids and orders from it, samples start from it, and log-densities are measured
@@ -44,6 +45,9 @@ class DataFacts:
         for name in ("mean", "std", "covariance"):
             object.__setattr__(self, name, statistic(name, getattr(self, name), shape))
         object.__setattr__(self, "_decomposed", _Decomposed(self.covariance))
+
+    def _facts(self):
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def but(self, **changed: Any) -> DataFacts:
         """The same facts but for these, by the names above or by those that a model gives them (`data_mean` ...)."""

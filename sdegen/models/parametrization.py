@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError, shortened
+from ..core.show import Shown
 from ..processes import SDE
 from ..processes import in_tensors as _at
 
 Function = Callable[[SDE, Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class Parametrization:
+@dataclass(frozen=True, repr=False)
+class Parametrization(Shown):
     """x0 = c_skip x + c_out net(c_in x, c_noise): four functions of (sde, t), each giving t's shape.
 
     x is the state of the process at hand and t its time. They are evaluated in float64.
@@ -28,6 +29,9 @@ class Parametrization:
     c_out: Function
     c_in: Function
     c_noise: Function
+
+    def _facts(self):
+        return vars(self)
 
 
 def counting(of: str | Parametrization) -> Parametrization:

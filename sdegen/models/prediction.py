@@ -9,12 +9,13 @@ from torch import Tensor
 
 from ..core.errors import InvalidInputError
 from ..core.shapes import as_time, expand, scaled
+from ..core.show import Shown
 from ..processes import SDE
 
 Coefficient = Any  # a float, or a tensor of t's shape
 
 
-class Prediction:
+class Prediction(Shown):
     """The belief (x0, noise) at one (x, t) along a process: x = alpha x0 + sigma noise.
 
     Every view is a combination p u + q w of two tensors, the basis: (x0, noise) itself, or the input x and the raw
@@ -69,6 +70,9 @@ class Prediction:
         if isinstance(level.alpha, float) and level.alpha == 0:
             raise InvalidInputError(f"at t = {float(t):g} alpha is 0: the score says nothing about x0 there")
         return cls.spanned(x, score, (1 / level.alpha, level.sigma**2 / level.alpha), (0.0, -level.sigma), sde, t)
+
+    def _facts(self):
+        return {"x0": self._basis[0], "sde": self.sde, "t": self.t}
 
     def combine(self, a: Coefficient, b: Coefficient) -> Tensor:
         """a x0 + b noise, (B, *event), with coefficients of t's shape: combine(alpha', sigma') is DDIM's step."""

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..core.errors import InvalidInputError
 from ..core.shapes import as_time, factor
+from ..core.show import Shown
 from .purposes import Purpose
 
 _MASK = (1 << 64) - 1
@@ -71,7 +72,7 @@ def check_seed(seed: int | None) -> int:
         ) from None
 
 
-class Noise:
+class Noise(Shown):
     """Gaussian noise of a batch, addressed by (seed, sample number, purpose, time interval).
 
     `Noise(seed).increment(t, t_next, x)` are Brownian increments: independent for disjoint intervals, of variance
@@ -89,6 +90,9 @@ class Noise:
         self.seed = check_seed(seed)
         self.index = None if index is None else _index(index)
         self._keys: Tensor | None = None
+
+    def _facts(self):
+        return {"seed": self.seed, "index": self.index}
 
     def select(self, keep: Tensor) -> Noise:
         """The noise of some of the samples: `keep` holds positions in the batch, or is a mask of it."""

@@ -24,6 +24,7 @@ from ..core.cache import CachedFunction, carries_derivatives
 from ..core.errors import InvalidInputError
 from ..core.roots import find_root
 from ..core.shapes import as_number, as_time, check_time, event_sum, expand
+from ..core.show import Shown, curves
 from ..noise.purposes import Purpose
 from ..noise.white import Noise, check_seed
 from .functions import NAMES as FUNCTIONS
@@ -44,7 +45,7 @@ class _Immutable(ABCMeta):
         return made
 
 
-class SDE(metaclass=_Immutable):
+class SDE(Shown, metaclass=_Immutable):
     """A linear forward process, defined by alpha(t) and sigma(t) on [t_min, t_max].
 
     Subclasses give `alpha` and `sigma`, functions of a tensor t in torch functions; the rest follows by automatic
@@ -314,10 +315,17 @@ class SDE(metaclass=_Immutable):
         """Copies and pickles leave behind what is remembered: it belongs to the process that made it."""
         return {name: value for name, value in self.__dict__.items() if name != "_cached"}
 
-    def __repr__(self) -> str:
-        words = {k: v if isinstance(v, list) else getattr(self, k, v) for k, v in (self.config or {}).items()}
-        said = (f"{k}=[{len(v)} values]" if isinstance(v, list) else f"{k}={v:g}" for k, v in words.items())
-        return f"{type(self).__name__}({', '.join(said)})"
+    def _facts(self):
+        if self.config is None:
+            return {"t_min": f"{self.t_min:g}", "t_max": f"{self.t_max:g}"}
+        words = {k: v if isinstance(v, list) else getattr(self, k, v) for k, v in self.config.items()}
+        return {k: f"[{len(v)} values]" if isinstance(v, list) else f"{v:g}" for k, v in words.items()}
+
+    def _picture(self):
+        """The shares of data (falling) and noise (rising) in x, over time."""
+        level = self.at(torch.linspace(self.t_min, self.t_max, 100, dtype=torch.float64, device="cpu"))
+        size = torch.hypot(level.alpha, level.sigma)
+        return curves(level.alpha / size, level.sigma / size)
 
 
 def _check_noise(noise: Tensor, x: Tensor) -> None:

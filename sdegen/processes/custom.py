@@ -41,6 +41,9 @@ class PathSDE(SDE):
         super().__init__(t_min=t_min, t_max=t_max)
         self._alpha, self._sigma = _function(alpha, "alpha"), _function(sigma, "sigma")
 
+    def _facts(self):
+        return {"alpha": self._alpha, "sigma": self._sigma, **super()._facts()}
+
     def alpha(self, t: Time) -> Tensor:
         return self._alpha(t)
 
@@ -94,6 +97,9 @@ class CoefficientSDE(SDE, checked=False):
             name="diffusion^2/alpha^2",
         )
         self._check_path()
+
+    def _facts(self):
+        return {"drift": self._f, "diffusion": self._g, "sigma_0": self._sigma_0 or None, **super()._facts()}
 
     def alpha(self, t: Time) -> Tensor:
         return torch.exp(self._log_alpha(t))

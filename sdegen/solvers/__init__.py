@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.errors import InvalidInputError
-from ..core.table import table
+from ..core.table import Rows
 from ..terms import Term
 from .base import ControlState, Solver, State, Step
 from .external import TABLE as EXTERNAL
@@ -110,24 +110,15 @@ class Row:
     start_order: float
 
 
-class Table(list[Row]):
+class Table(Rows[Row]):
     """Rows that print as a table."""
 
-    def __str__(self) -> str:
-        rows = [
-            (
-                r.name,
-                f"{r.order:g}" + f" ({r.start_order:g} from its start)" * (r.start_order < r.order),
-                str(r.evaluations),
-                r.kind,
-                "yes" if r.adaptive else "-",
-                r.source,
-            )
-            for r in self
-        ]
-        return table(("name", "order", "evaluations", "kind", "rtol/atol", "source"), rows)
+    header = ("name", "order", "evaluations", "kind", "rtol/atol", "source")
 
-    __repr__ = __str__
+    def cells(self, row: Row) -> tuple[str, ...]:
+        start = f" ({row.start_order:g} from its start)" * (row.start_order < row.order)
+        adaptive = "yes" if row.adaptive else "-"
+        return row.name, f"{row.order:g}{start}", str(row.evaluations), row.kind, adaptive, row.source
 
 
 def solvers() -> Table:

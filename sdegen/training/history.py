@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..core.errors import NonFiniteError
 from ..core.shapes import numbers as listed
+from ..core.show import Shown, curves
 from ..processes import SDE
 
 _BINS = 24
@@ -38,7 +39,7 @@ class LossByLevel:
 
 
 @dataclass(frozen=True, repr=False)
-class History:
+class History(Shown):
     """What `fit` gives back.
 
     Attributes:
@@ -55,9 +56,18 @@ class History:
     seed: int
     statistics: str = ""
 
-    def __repr__(self) -> str:
-        last = float(self.loss[-max(1, len(self.loss) // 10) :].nanmean())
-        return f"History({len(self.loss)} steps, last loss {last:.4g}, {len(self.skipped)} skipped, seed {self.seed})"
+    def _facts(self):
+        last = self.loss[-max(1, len(self.loss) // 10) :]
+        return {
+            "steps": len(self.loss),
+            "last_loss": float(last.nanmean()),
+            "skipped": len(self.skipped),
+            "seed": self.seed,
+            "statistics": self.statistics or None,
+        }
+
+    def _picture(self):
+        return curves(self.loss)
 
 
 class Step(NamedTuple):

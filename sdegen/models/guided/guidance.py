@@ -94,6 +94,16 @@ class Guided(Wrapped):
             for t in torch.linspace(sde.t_min, sde.t_max, 5, dtype=torch.float64)[:-1]:
                 self._strength(t)
 
+    def _facts(self):
+        return {
+            **super()._facts(),
+            "scale": self.scale,
+            "null": self.null or None,
+            "against": self.against,
+            "interval": self.interval,
+            "rescale": self.rescale or None,
+        }
+
     @property
     def _other(self) -> ScoreModel:
         return self.model if self.against is None else self.against

@@ -13,12 +13,13 @@ from torch import Tensor
 from ...core.arguments import number, whole
 from ...core.errors import InvalidInputError
 from ...core.shapes import flat
+from ...core.show import Shown
 from .gradients import pulled_back
 
 Map = Callable[[Tensor], Tensor]
 
 
-class Observation(ABC):
+class Observation(Shown, ABC):
     """What was seen of a sample x0: y = A(x0) + std z, z standard normal.
 
     Make one by `Observation.mask`, `.linear`, `.average` or `.function`. It holds the map alone, which all samples
@@ -30,9 +31,16 @@ class Observation(ABC):
     """
 
     curved = False
+    door: str  # the function that makes it
 
     def __init__(self, std: Any, *, least: str = "at least 0") -> None:
         self.std = number(std, "std", f"the standard deviation of y's noise, {least}", least=0.0)
+
+    def _title(self):
+        return f"Observation.{self.door}"
+
+    def _facts(self):
+        return {"std": self.std}
 
     @staticmethod
     def mask(mask: Any, *, std: float = 0.0) -> Observation:
@@ -109,6 +117,8 @@ class Observation(ABC):
 
 
 class _Mask(Observation):
+    door = "mask"
+
     def __init__(self, mask: Any, std: Any) -> None:
         super().__init__(std)
         try:
@@ -146,6 +156,8 @@ class _Mask(Observation):
 
 
 class _Matrix(Observation):
+    door = "linear"
+
     def __init__(self, A: Any, std: Any) -> None:
         super().__init__(std)
         try:
@@ -172,6 +184,8 @@ class _Matrix(Observation):
 
 
 class _Average(Observation):
+    door = "average"
+
     def __init__(self, k: Any, std: Any) -> None:
         super().__init__(std)
         self.k = whole(k, "k", least=1)
@@ -204,6 +218,7 @@ class _Average(Observation):
 class _Functions(Observation):
     """A linear map given as two functions."""
 
+    door = "linear"
     f: Any
     transpose: Any
 
@@ -227,7 +242,7 @@ class _Functions(Observation):
 
 
 class _Function(Observation):
-    curved = True
+    curved, door = True, "function"
     f: Any
 
     def __init__(self, f: Any, std: Any) -> None:

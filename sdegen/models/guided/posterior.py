@@ -82,6 +82,9 @@ class Posterior(Wrapped):
             observation.check_event(model.event_shape)
         self.observation, self.likelihood = observation, likelihood
 
+    def _facts(self):
+        return {**super()._facts(), "observation": self.observation, "likelihood": self.likelihood}
+
     def forward(self, x: Tensor, t: float | Tensor, *, y: Tensor, **cond: Any) -> Prediction:
         t = as_time(t)
         check_time(t, x)

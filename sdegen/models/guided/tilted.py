@@ -61,6 +61,9 @@ class Tilted(Wrapped):
         self.log_potential, self.at = log_potential, at
         self.scale = number(scale, "scale", "a number")
 
+    def _facts(self):
+        return {**super()._facts(), "log_potential": self.log_potential, "scale": self.scale, "at": self.at}
+
     def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Prediction:
         t = as_time(t)
         check_time(t, x)
