@@ -24,7 +24,7 @@ def fixed(plan: Plan, term: Counted, x: Tensor, noise: Noise, report: Callable[[
     steps = len(times) - 1
     term.warm(ts)
     path, watch = SharedPath(plan.save, times[0], x), _Watch(x)
-    state = solver.start(term, x, times[0], ts) if steps else None
+    state = solver.begin(term, x, ts, denoised=plan.denoise) if steps else None
     for k, (t, t_next) in enumerate(zip(times, times[1:], strict=False)):
         step = solver.step(term, x, t, t_next, state, noise)
         path.add(t, t_next, x, step)

@@ -56,18 +56,26 @@ _TABLE: dict[str, Callable[..., Solver]] = {
     "bosh3": bosh3,
     "dopri5": dopri5,
     "ddim": _setting("ddim", order=1, noise="ddim", source="arXiv 2010.02502 eq. 12"),
-    "dpm-solver2m": _setting("dpm-solver2m", gauge="noise", order=2, rule="mean", source="arXiv 2206.00927"),
-    "dpm-solver3m": _setting("dpm-solver3m", gauge="noise", order=3, rule="half-curvature", source="arXiv 2206.00927"),
-    "dpm++2m": _setting("dpm++2m", order=2, rule="mean", source="arXiv 2211.01095 alg. 2"),
-    "dpm++3m": _setting("dpm++3m", order=3, rule="half-curvature", source="arXiv 2211.01095"),
-    "deis3": _setting("deis3", gauge="noise", order=3, source="arXiv 2204.13902"),
+    "dpm-solver2m": _setting(
+        "dpm-solver2m", gauge="noise", order=2, rule="mean", lower_order_final=15, source="arXiv 2206.00927"
+    ),
+    "dpm-solver3m": _setting(
+        "dpm-solver3m", gauge="noise", order=3, rule="half-curvature", lower_order_final=15, source="arXiv 2206.00927"
+    ),
+    "dpm++2m": _setting("dpm++2m", order=2, rule="mean", lower_order_final=15, source="arXiv 2211.01095 alg. 2"),
+    "dpm++3m": _setting("dpm++3m", order=3, rule="half-curvature", lower_order_final=15, source="arXiv 2211.01095"),
+    "deis3": _setting("deis3", gauge="noise", order=3, lower_order_final=15, source="arXiv 2204.13902"),
     "deis-tab3": _setting("deis-tab3", gauge="noise", variable="time", order=3, source="arXiv 2204.13902 tAB-DEIS"),
     "lms4": _setting("lms4", gauge="noise", variable="sigma", order=4, source="k-diffusion LMS"),
     "ipndm4": _setting(
         "ipndm4", gauge="noise", variable="sigma", order=4, rule="constant", source="arXiv 2202.09778; 2204.13902"
     ),
-    "unipc2": _setting("unipc2", order=2, corrector=2, rule="mean", source="arXiv 2302.04867 (bh2)"),
-    "unipc3": _setting("unipc3", order=3, corrector=3, rule="mean", source="arXiv 2302.04867 (bh2)"),
+    "unipc2": _setting(
+        "unipc2", order=2, corrector=2, rule="mean", lower_order_final=True, source="arXiv 2302.04867 (bh2)"
+    ),
+    "unipc3": _setting(
+        "unipc3", order=3, corrector=3, rule="mean", lower_order_final=True, source="arXiv 2302.04867 (bh2)"
+    ),
     "v-adams3": _setting(
         "v-adams3", gauge="v", variable="theta", order=3, corrector=3, source="this package, docs/decisions.md"
     ),
@@ -76,9 +84,24 @@ _TABLE: dict[str, Callable[..., Solver]] = {
         "ancestral", order=1, stochastic=True, source="arXiv 2006.11239 alg. 2; D held over the step for any eta"
     ),
     "dpm++2m-sde": _setting(
-        "dpm++2m-sde", order=2, rule="mean", stochastic=True, source="arXiv 2211.01095; k-diffusion"
+        "dpm++2m-sde",
+        order=2,
+        rule="mean",
+        stochastic=True,
+        lower_order_final=15,
+        grid="lambda",
+        source="arXiv 2211.01095; k-diffusion",
     ),
-    "sa-solver3": _setting("sa-solver3", order=3, corrector=3, rule="end", stochastic=True, source="arXiv 2309.05019"),
+    "sa-solver3": _setting(
+        "sa-solver3",
+        order=3,
+        corrector=3,
+        rule="end",
+        stochastic=True,
+        lower_order_final=True,
+        grid="lambda",
+        source="arXiv 2309.05019",
+    ),
     "er-sde2": _setting(
         "er-sde2", variable="sigma", order=2, noise="er", stochastic=True, source="arXiv 2309.06169 (ER-SDE-5)"
     ),

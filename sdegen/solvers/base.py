@@ -126,6 +126,11 @@ class Solver(ABC):
                 "plain drifts such as 'rk4' or 'euler-maruyama'"
             )
 
+    def begin(self, term: Term, x: Tensor, grid: Tensor, *, denoised: bool) -> State:
+        """What the solver carries into the first step of a fixed grid, after which the final denoising follows or
+        not."""
+        return self.start(term, x, grid[0], grid)
+
     def start(self, term: Term, x: Tensor, t: Tensor, grid: Tensor | None = None) -> State:
         """What the solver carries into the first step; `grid` holds all times of a fixed grid, None under error
         control."""

@@ -479,8 +479,9 @@ DPM = {
 }
 
 
+@pytest.mark.parametrize("lowered", [True, False], ids=["lowered", "not lowered"])
 @pytest.mark.parametrize("name", DPM)
-def test_dpm_solvers_are_diffusers(diffusers, grid, name):
+def test_dpm_solvers_are_diffusers(diffusers, grid, name, lowered):
     order, algorithm, kind, eta, options = DPM[name]
     scheduler = grid.prepared(
         diffusers.DPMSolverMultistepScheduler(
@@ -494,27 +495,30 @@ def test_dpm_solvers_are_diffusers(diffusers, grid, name):
         scheduler._step_index = k
         past.append(scheduler.convert_model_output(grid.x0(x, k), sample=x))
         words = {"sample": x, "noise": grid.z(k) if eta else None}
-        if min(order, k + 1) == 1:
+        here = min(order, k + 1, grid.n - k if lowered else order)
+        if here == 1:
             return scheduler.dpm_solver_first_order_update(past[-1], **words)
-        if min(order, k + 1) == 2:
+        if here == 2:
             return scheduler.multistep_dpm_solver_second_order_update(past, **words)
         return scheduler.multistep_dpm_solver_third_order_update(past, **words)
 
+    options = options if lowered or order == 1 else {**options, "lower_order_final": False}
     close(grid.ours(name.split()[0], eta, options), grid.states(update), 1e-12)
 
 
 @pytest.mark.parametrize("gauge", ["data", "noise"])
 @pytest.mark.parametrize("kind", ["bh2", "bh1"])
 @pytest.mark.parametrize("order", [2, 3])
-def test_unipc_is_diffusers(diffusers, grid, order, kind, gauge):
+@pytest.mark.parametrize("lowered", [True, False], ids=["lowered", "not lowered"])
+def test_unipc_is_diffusers(diffusers, grid, order, kind, gauge, lowered):
     scheduler = grid.prepared(
         diffusers.UniPCMultistepScheduler(
             solver_order=order, solver_type=kind, predict_x0=gauge == "data", prediction_type="sample",
-            lower_order_final=False,
+            lower_order_final=lowered,
         )
     )  # fmt: skip
     theirs = grid.states(lambda x, k: scheduler.step(grid.x0(x, k), k, x, return_dict=False)[0])
-    options = {"gauge": gauge, "rule": {"bh2": "mean", "bh1": "end"}[kind]}
+    options = {"gauge": gauge, "rule": {"bh2": "mean", "bh1": "end"}[kind], "lower_order_final": lowered}
     close(grid.ours(f"unipc{order}", 0.0, options), theirs, 1e-11)
 
 
@@ -526,9 +530,10 @@ def test_deis_is_diffusers(diffusers, grid, order):
     def update(x, k):
         scheduler._step_index = k
         past.append(grid.eps(x, k))
-        if k == 0:
+        here = min(order, k + 1, grid.n - k)
+        if here == 1:
             return scheduler.deis_first_order_update(past[-1], sample=x)
-        if min(order, k + 1) == 2:
+        if here == 2:
             return scheduler.multistep_deis_second_order_update(past, sample=x)
         return scheduler.multistep_deis_third_order_update(past, sample=x)
 
@@ -569,17 +574,62 @@ def test_lms_is_diffusers(diffusers, grid):
 
 @pytest.mark.parametrize("tau", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize(("predictor", "corrector"), [(3, 4), (3, 3), (2, 2), (1, 2)])
-def test_sa_solver_is_diffusers(diffusers, grid, monkeypatch, predictor, corrector, tau):
+@pytest.mark.parametrize("lowered", [True, False], ids=["lowered", "not lowered"])
+def test_sa_solver_is_diffusers(diffusers, grid, monkeypatch, predictor, corrector, tau, lowered):
     """Its tau is our eta; its corrector's order counts the new node."""
     scheduler = grid.prepared(
         diffusers.SASolverScheduler(
-            predictor_order=predictor, corrector_order=corrector, prediction_type="sample", lower_order_final=False,
+            predictor_order=predictor, corrector_order=corrector, prediction_type="sample", lower_order_final=lowered,
             tau_func=lambda t: torch.tensor(tau, dtype=F64),
         )
     )  # fmt: skip
     given_noise(monkeypatch, "scheduling_sasolver", iter(grid.z(k) for k in range(grid.n)))
     theirs = grid.states(lambda x, k: scheduler.step(grid.x0(x, k), k, x, return_dict=False)[0])
-    close(grid.ours("sa-solver3", tau, {"order": predictor, "corrector": corrector - 1}), theirs, 1e-11)
+    options = {"order": predictor, "corrector": corrector - 1, "lower_order_final": lowered}
+    close(grid.ours("sa-solver3", tau, options), theirs, 1e-11)
+
+
+# ---- whole runs of diffusers, each scheduler as it comes: its times, its first and last steps
+
+
+AS_IT_COMES = {
+    # name: (scheduler, what it is told, our options, eta, whether it goes on to sigma = 0)
+    "unipc2": ("UniPCMultistepScheduler", {}, {}, 0.0, True),
+    "unipc3": ("UniPCMultistepScheduler", {"solver_order": 3}, {}, 0.0, True),
+    "unipc3 to sigma_min": ("UniPCMultistepScheduler", {"solver_order": 3, "final_sigmas_type": "sigma_min"}, {}, 0.0, False),
+    "dpm++2m": ("DPMSolverMultistepScheduler", {}, {}, 0.0, True),
+    "dpm++3m": ("DPMSolverMultistepScheduler", {"solver_order": 3}, {}, 0.0, True),
+    "dpm++3m to sigma_min": ("DPMSolverMultistepScheduler", {"solver_order": 3, "final_sigmas_type": "sigma_min"}, {}, 0.0, False),
+    "dpm++2m-sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, {}, 1.0, True),
+    "deis3": ("DEISMultistepScheduler", {"solver_order": 3}, {}, 0.0, False),
+    "deis3 of order 2": ("DEISMultistepScheduler", {}, {"order": 2}, 0.0, False),
+    "sa-solver3": ("SASolverScheduler", {"tau_func": lambda t: 1.0}, {"order": 2, "corrector": 1}, 1.0, False),
+    "sa-solver3 of 3 and 4": (
+        "SASolverScheduler", {"tau_func": lambda t: 1.0, "predictor_order": 3, "corrector_order": 4}, {}, 1.0, False
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*past values")
+@pytest.mark.parametrize("n", [5, 8, 14, 15, 20])
+@pytest.mark.parametrize("name", AS_IT_COMES)
+def test_a_published_name_is_what_diffusers_ships(diffusers, monkeypatch, name, n):
+    kind, told, options, eta, to_zero = AS_IT_COMES[name]
+    scheduler = getattr(diffusers, kind)(**told)
+    scheduler.set_timesteps(n)
+    model = sg.from_diffusers(_as_unet(diffusers), scheduler)
+    ts = torch.cat([(scheduler.timesteps.to(F64) + 1) / 1000, torch.tensor([0.0 if to_zero else 1e-3], dtype=F64)])
+    x = latent()
+    given = sg.make_solver(name.split()[0], **options)
+    solution = sg.sample(model, SHAPE, solver=given, steps=ts, x_init=x, seed=SEED, eta=eta)
+    if eta:
+        draws = [z(a, b, x) for a, b in zip(ts, ts[1:], strict=False)]
+        module = {"SASolverScheduler": "scheduling_sasolver"}.get(kind, "scheduling_dpmsolver_multistep")
+        given_noise(monkeypatch, module, iter(draws))
+    for t in scheduler.timesteps:
+        x = scheduler.step(said(model.net, x, int(t) + 1), t, x, return_dict=False)[0]
+    close(solution.x, x.to(F64), 1e-4)  # its tables and, in part, its states are float32
+    assert int(solution.nfe[0]) == n
 
 
 def test_er_sde_2_is_the_papers(grid):
@@ -606,7 +656,7 @@ def test_er_sde_2_is_the_papers(grid):
 
 def test_er_sde_is_for_eta_1_and_without_noise_dpm_plus_plus(grid):
     ours = grid.ours("er-sde2", 0.0, {"variable": "lambda"})
-    close(ours, grid.ours("dpm++2m", 0.0, {"rule": "exact"}), 1e-12)
+    close(ours, grid.ours("dpm++2m", 0.0, {"rule": "exact", "lower_order_final": False}), 1e-12)
     with pytest.raises(sg.InvalidInputError, match="eta=1"):
         grid.ours("er-sde2", 0.5, {})
 

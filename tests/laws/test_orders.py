@@ -188,7 +188,7 @@ def test_multistep_methods_have_their_full_order_from_an_accurate_start(name, op
     """check_solver sees the order that the own start leaves, 2 or 3 at most."""
     model, problems = smooth_problems()
     x, span, exact = problems["down"]
-    solver, errors = sg.make_solver(name, **options), []
+    solver, errors = sg.make_solver(name, lower_order_final=False, **options), []
     for n in (40, 80):
         came = _corrected_start(solver, sg.ProbabilityFlow(model), uneven_times(span, n), x, 4)
         errors.append(float((came - exact).square().sum(1).log().mean().exp().sqrt()))
@@ -435,3 +435,20 @@ def test_sra1_has_strong_order_one_and_a_half():
 def test_independent_increments_are_no_path():
     """The tests above can fail: noise drawn anew on every grid has no strong order at all."""
     assert abs(_strong_slopes("euler-maruyama", sg.Noise(3), (32, 64), 512)[0]) < 0.3
+
+
+@pytest.mark.parametrize("name", ["dpm++2m", "dpm++3m", "deis3", "unipc2", "unipc3", "sa-solver3"])
+def test_order_falls_to_one_in_the_last_step_down_and_only_there(name):
+    """The last step of a grid without denoising is of first order: D held; upward, and where it is told not to, it is not."""
+    model, _ = smooth_problems()
+    x, ts = torch.full((1, 2), 0.3, dtype=torch.float64), sg.grid(model, 6, kind="lambda", t_span=(0.9, 0.1))
+
+    def last(ts, **options):
+        term = sg.ProbabilityFlow(model)
+        told = sg.make_solver(name, corrector=0, **options)  # one would move the state that the last step starts from
+        run = sg.solve(term, x, solver=told, steps=ts, save="all").xs
+        one = sg.solve(term, run[-2], solver=sg.make_solver(name, order=1, corrector=0), steps=ts[-2:]).x
+        return float((run[-1] - one).abs().max())
+
+    assert last(ts) < 1e-12 < last(ts, lower_order_final=False)
+    assert last(ts.flip(0)) > 1e-12

@@ -43,6 +43,7 @@ class Settings:
     rule: str
     noise: str
     variance: Variance
+    lowered_below: float = 0  # where order falls over the last steps: on grids of fewer steps than this
 
 
 class StepPlan(NamedTuple):
@@ -81,9 +82,12 @@ class Coefficients:
         term: of a model.
         ts: the n + 1 times.
         s: the data's scale.
+        denoised: whether the final denoising follows, which counts as the last step.
     """
 
-    def __init__(self, settings: Settings, term: Term, ts: Tensor, s: float) -> None:
+    def __init__(self, settings: Settings, term: Term, ts: Tensor, s: float, denoised: bool = False) -> None:
+        evaluations, falling = len(ts) - 1 + denoised, bool(ts[0] > ts[-1])
+        self.all = evaluations if falling and evaluations < settings.lowered_below else None
         self.settings, self.sde, self.eta, self.e, self.s = settings, term.sde, term.eta, term.eta**2, s
         self.gauge: Gauge = ER if settings.noise == "er" and self.eta else GAUGES[settings.gauge]
         self.l, self.alpha, self.sigma = self.sde.half_log_snr(ts), self.sde.alpha(ts), self.sde.sigma(ts)
@@ -137,6 +141,8 @@ class Coefficients:
                 continue
             # order rises by one a step; a node where the variable is infinite (alpha = 0) is not used
             count = min(most, k + 1 + ahead)
+            if self.all is not None:  # nor is it more than the number of steps left
+                count = min(count, self.all - k + ahead)
             while count > 1 and not finite[k + ahead - count + 1]:
                 count -= 1
             groups.setdefault(count, []).append(k)

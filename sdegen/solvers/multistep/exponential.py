@@ -8,6 +8,7 @@ replaced by the polynomial through its last values in a variable of the noise le
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,6 +90,8 @@ class Multistep(Solver):
                 many dimensions
             a function of log(alpha/sigma) such as `measure_noise(model, data)` gives: the same with its value for
                 |eps|^2/d
+        lower_order_final: whether order falls by one a step to 1 in the last step on the way down, the final denoising
+            if there is one; a number: on grids of fewer steps than that.
     """
 
     needs_model = True
@@ -108,18 +111,21 @@ class Multistep(Solver):
         grid: str = "lambda",
         source: str = "",
         variance: Variance = "held",
+        lower_order_final: bool | int = False,
     ) -> None:
         order, corrector = whole(order, "order", least=1, most=8), whole(corrector, "corrector", least=0, most=8)
         check_variance(variance, order, corrector, noise)
+        lowered_below = _lowered_below(lower_order_final)
         _check_settings(gauge, variable, rule, noise)
         if not isinstance(stochastic, bool):
             raise InvalidInputError(f"got stochastic={stochastic!r}, expected True or False")
-        self.settings = Settings(gauge, variable, order, corrector, rule, noise, variance)
+        self.settings = Settings(gauge, variable, order, corrector, rule, noise, variance, lowered_below)
         self.name, self.source, self.grid, self.sigma_data = name, source, grid, check_scale(sigma_data)
         self.kind = "any" if gauge == "data" else "ODE"
         self._eta = 1.0 if stochastic else 0.0
         self.order = self._order()
-        self.start_order = min(self.order, 3 if corrector else 2)  # one Euler step at the start, two with a corrector
+        # one Euler step at the start, two with a corrector; one at the end has none
+        self.start_order = min(self.order, 3 if corrector and lowered_below < math.inf else 2)
         self.uneven_order = min(self.order, 1) if rule == "constant" else None
 
     def _order(self) -> float:
@@ -150,15 +156,18 @@ class Multistep(Solver):
                 f"noise='er': got eta={eta} and gauge={settings.gauge!r}, expected eta=1 (or 0) and gauge='data'"
             )
 
+    def begin(self, term: Term, x: Tensor, grid: Tensor, *, denoised: bool) -> MultistepState:
+        if self.settings.rule != "constant":  # constant weights extrapolate little
+            warn_of_order(self.name, self.settings.predictor, len(grid) - 1)
+        s = self.sigma_data or term.model.sigma_data
+        return MultistepState(Coefficients(self.settings, term, grid, s, denoised).plans())
+
     def start(self, term: Term, x: Tensor, t: Tensor, grid: Tensor | None = None) -> MultistepState:
         if grid is None:
             raise InvalidInputError(
                 f"{self.name!r} works on a fixed grid: pass steps= instead of a tolerance, or use 'adams'"
             )
-        if self.settings.rule != "constant":  # constant weights extrapolate little
-            warn_of_order(self.name, self.settings.predictor, len(grid) - 1)
-        s = self.sigma_data or term.model.sigma_data
-        return MultistepState(Coefficients(self.settings, term, grid, s).plans())
+        return self.begin(term, x, grid, denoised=False)
 
     def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: MultistepState, noise: Noise) -> Step:
         plan, before = state.plans[state.k], state.plans[state.k - 1]
@@ -189,6 +198,13 @@ class Multistep(Solver):
         if self.settings.noise == "ddpm-learned":
             z = z * torch.exp(plan.log_widening * _fraction(prediction))
         return z
+
+
+def _lowered_below(asked: Any) -> float:
+    """`lower_order_final=` as the number of steps from which on order is not lowered."""
+    if isinstance(asked, bool):
+        return math.inf if asked else 0
+    return whole(asked, "lower_order_final", least=0, most=10**6)
 
 
 def check_scale(sigma_data: Any) -> float | None:
