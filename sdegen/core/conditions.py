@@ -55,13 +55,18 @@ def merged(
             raise InvalidInputError(f"cond={{{name!r}: ...}}: expected names of conditions, as {{'label': y}}")
         if name in given:
             raise InvalidInputError(f"condition {name!r} is given twice, by name and in cond={{...}}: leave one out")
-    for name in given.keys() - (known or set()):
+    for name in given.keys() - (known or set()) - {"cond"}:
         if verb is not None and (meant := nearest_option(name, verb)):
             raise InvalidInputError(
                 f"{name}= is no option of {verb.__name__}: {meant}= is one; if the network has a condition of that "
                 f"name, pass cond={{{name!r}: ...}}"
             )
     return {**given, **inner}
+
+
+def gathered(cond: Any, conditions: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of a verb that names `cond` in its signature, as `merged` takes them."""
+    return dict(conditions) if cond is None else {**conditions, "cond": cond}
 
 
 def nearest_option(name: str, verb: Callable[..., Any]) -> str | None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.conditions import merged, rows_of
+from ..core.conditions import gathered, merged, rows_of
 from ..core.errors import InvalidInputError
 from ..core.shapes import check_state
 from ..loop.how import How
@@ -47,7 +47,8 @@ def sample(
     x_init: Tensor | None = None,
     dtype: torch.dtype | None = None,
     return_log_prob: bool = False,
-    **cond: Any,
+    cond: Mapping[str, Any] | None = None,
+    **conditions: Any,
 ) -> Solution:
     """Draw samples: solve the reverse SDE or the probability flow from the prior to the data.
 
@@ -78,8 +79,9 @@ def sample(
         return_log_prob: also the log-density of each sample in nats, `.log_prob`: that of its state at the last time
             before the final denoising, t_min (at 0 there is none to speak of), with the divergence that `log_prob`
             takes by default. Solvers of the flow only, from t_max; under error control they take more steps.
-        **cond: conditions for the model: tensors are per sample, also inside dicts and tuples, anything else is passed
-            as it is. Those whose names are options go in `cond={...}`.
+        cond: conditions whose names are options, by name.
+        **conditions: conditions for the model: tensors are per sample, also inside dicts and tuples, anything else is
+            passed as it is.
 
     Returns:
         Solution.
@@ -105,8 +107,8 @@ def sample(
     dtype, device = placed(model, dtype, x_init)
     check_batch_size(batch_size)
     level = noise_level(eta, solver)
-    cond = merged(cond, sample, model.condition_names())
-    model.check_conditions(cond, shape[0])
+    given = merged(gathered(cond, conditions), sample, model.condition_names())
+    model.check_conditions(given, shape[0])
     how = How(solver, steps, rtol, atol, t_span, max_steps, on_failure, save)
     plan = how.plan(_equation(model, level, {}), dtype, span=(model.sde.t_max, 0.0))
     if return_log_prob:
@@ -116,17 +118,17 @@ def sample(
     parts = []
     with quiet(model), bar(progress) as report:
         for rows, tell in chunks(shape[0], batch_size, report):
-            given, noise = rows_of(cond, rows), Noise(seed, index=numbers[rows])
+            own, noise = rows_of(given, rows), Noise(seed, index=numbers[rows])
             if x_init is None:
                 z = noise.normal((len(rows), *shape[1:]), Purpose.PRIOR, dtype=dtype, device=device)
                 x = model.data.prior.noisy(z, float(model.sde.alpha(plan.start)), float(model.sde.sigma(plan.start)))
             else:
                 x = x_init[rows.to(x_init.device)].to(dtype)
             if return_log_prob:
-                column = DensityColumn(plan, ProbabilityFlow(model, cond=given), x, noise)
+                column = DensityColumn(plan, ProbabilityFlow(model, cond=own), x, noise)
                 parts.append(column.read(run(column.inside, column.term, column.x, noise=noise, report=tell)))
             else:
-                parts.append(run(plan, _equation(model, level, given), x, noise=noise, report=tell))
+                parts.append(run(plan, _equation(model, level, own), x, noise=noise, report=tell))
     solution = joined(parts).or_raise(on_failure)
     return solution if x_init is not None else replace(solution, seed=seed)
 

@@ -9,6 +9,7 @@ import torch
 from .. import storage
 from ..core.errors import IncompatibleCheckpointError, InvalidInputError, SdegenError
 from ..core.shapes import check_state
+from ..core.team import Team
 from ..models.base import ScoreModel
 from ..models.denoiser import Denoiser
 from ..noise.white import check_seed
@@ -16,7 +17,6 @@ from .batches import Batch, Statistics
 from .folder import Found
 from .options import Options
 from .statistics import learn_statistics
-from .team import Team
 
 
 def check_model(model: ScoreModel, first: Batch, *, saves: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import islice
@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.conditions import merged
+from ..core.conditions import gathered, merged
 from ..core.errors import IncompatibleCheckpointError, InvalidInputError
+from ..core.team import LostProcessError, local_device, team
 from ..models.base import ScoreModel
 from .batches import Batches, Statistics, batches
 from .checks import check_model, check_parts, check_same_model, device_of, learn_about_data, progress_of, seed_of
@@ -22,10 +23,10 @@ from .history import History
 from .identity import check_same_run, fingerprint, settings
 from .losses import dsm_loss
 from .objective import Objective
+from .optimiser import check_optimiser
 from .options import Options
 from .reporter import Reporter
 from .statistics import count_steps
-from .team import LostProcessError, local_device, team
 from .trainer import Trainer
 
 _PATIENCE = 1.0  # seconds in which a signal may reach one of several processes twice
@@ -56,7 +57,11 @@ def fit(
     precision: str = "full",
     tensorboard: bool = False,
     statistics: str | None = None,
-    **cond: Any,
+    optimizer: Callable[[Sequence[torch.nn.Parameter]], Any] | None = None,
+    lr_scheduler: Callable[[Any], Any] | None = None,
+    logger: Any = None,
+    cond: Mapping[str, Any] | None = None,
+    **conditions: Any,
 ) -> History:
     """Train a model in place, on CUDA if there is one, and leave the averaged weights in it.
 
@@ -115,9 +120,13 @@ def fit(
             what an earlier `fit` measured is measured again if this one makes more steps than were trained so far (the
             real run after a trial); all else that is known is kept, and data far from it are told. A run that goes on
             keeps its own.
-        **cond: conditions for the loss, by name: tensors have N rows and follow their samples, also inside dicts and
-            tuples; all else goes as it is. Those whose names are options, of `fit` or of the loss, go in `cond={...}`;
-            those that come with the data may have any names.
+        optimizer: a function that makes one of the weights, as `lambda weights: torch.optim.SGD(weights, lr=0.1)`, in
+            place of AdamW with `lr` and `weight_decay`. The warm-up and the schedule multiply its own rates.
+        lr_scheduler: a function that makes one of the optimizer, stepped after every step, in place of these two.
+        logger: gets the rows of `metrics.csv` too, with or without `out`: anything with `log(values, step)`.
+        cond: conditions whose names are options, of `fit` or of the loss, by name.
+        **conditions: conditions for the loss, by name: tensors have N rows and follow their samples, also inside dicts
+            and tuples; all else goes as it is. Those that come with the data may have any names.
 
     Returns:
         The `History`.
@@ -165,13 +174,17 @@ def fit(
         precision=precision,
         tensorboard=tensorboard,
         statistics=statistics,
+        optimizer=optimizer,
+        lr_scheduler=lr_scheduler,
+        logger=logger,
     )
-    source = batches(data, _conditions(model, cond, loss), batch_size)
+    source = batches(data, _conditions(model, gathered(cond, conditions), loss), batch_size)
     check_model(model, source.first, saves=out is not None)
     Objective(loss).check(source.first.cond)
+    check_optimiser(model.parameters(), options)
     place = local_device(device_of(device))
     with ExitStack() as stack:
-        processes = stack.enter_context(team(place))
+        processes = team(place)
         check_parts(source.first.total, options, processes)
         measured, fingerprinted = processes.from_leader(
             lambda: _survey(model, source, options, identified=out is not None)

@@ -23,6 +23,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 # What networks compute in, under torch.autocast; weights, gradients and the optimiser stay as they are.
 PRECISIONS: dict[str, torch.dtype | None] = {"full": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+_LR = 2e-3  # of fit's own optimiser, unless said otherwise
 _SAVE_SECONDS = 120.0  # between checkpoints where no number of steps is given
 _SNAPSHOTS = 32  # of the averages, in a run
 
@@ -53,6 +54,9 @@ class Options:
     precision: str
     tensorboard: bool
     statistics: str | None = None
+    optimizer: Callable[..., Any] | None = None
+    lr_scheduler: Callable[..., Any] | None = None
+    logger: Any = None
 
     def __post_init__(self) -> None:
         self._check(_is_count, "a whole number, at least 1", "steps", "batch_size", "accumulate")
@@ -69,12 +73,24 @@ class Options:
         self._check(lambda v: v >= 0, "a number, at least 0", "weight_decay")
         self._check(callable, "a function like dsm_loss (its options by functools.partial)", "loss")
         self._check(callable, "a function of (step, model, history)", "callback", none=True)
+        self._check(
+            callable,
+            "a function that makes one of weights, as lambda weights: torch.optim.SGD(weights, lr=0.1)",
+            "optimizer",
+            none=True,
+        )
+        self._check(callable, "a function that makes one of an optimizer", "lr_scheduler", none=True)
+        self._check(lambda v: callable(v.log), "an object with a method log(values, step)", "logger", none=True)
         self._check(lambda v: v in SCHEDULES, " or ".join(map(repr, SCHEDULES)), "schedule")
         self._check(lambda v: v in ("auto", True, False), "'auto', True or False", "resume")
         self._check(lambda v: v in PRECISIONS, " or ".join(map(repr, PRECISIONS)), "precision")
         self._check(lambda v: v in (True, False), "True or False", "progress", none=True)
         self._check(lambda v: v in (True, False), "True or False", "tensorboard")
         self._check(lambda v: v in WISHES, " or ".join(map(repr, WISHES)), "statistics", none=True)
+        if self.optimizer is not None:
+            self._check_unused("optimizer", "give it to the optimizer", lr=_LR, weight_decay=0.0)
+        if self.lr_scheduler is not None:
+            self._check_unused("lr_scheduler", "the scheduler alone decides", warmup=None, schedule="cosine")
 
     def _check(self, fits: Callable[[Any], bool], expected: str, *names: str, none: bool = False) -> None:
         for name in names:
@@ -83,15 +99,27 @@ class Options:
                 continue
             try:
                 good = fits(value) and not (isinstance(value, float) and not math.isfinite(value))
-            except TypeError:
+            except (TypeError, AttributeError):
                 good = False
             if not good:
                 raise InvalidInputError(f"{name}={value!r}: expected {expected}{', or None' * none}")
 
-    def rate(self, n: int) -> float:
-        """The learning rate of step n = 0, 1, ...: lr min(1, (n + 1)/warmup) schedule(n/steps)."""
+    def _check_unused(self, by: str, cure: str, **unused: Any) -> None:
+        """Raise on an option that another one takes the place of."""
+        for name, default in unused.items():
+            if getattr(self, name) != default:
+                raise InvalidInputError(
+                    f"got {name}={getattr(self, name)!r} beside {by}=, expected one of them: {cure}"
+                )
+
+    def rate(self, n: int, peak: float | None = None) -> float:
+        """The learning rate of step n = 0, 1, ...: lr min(1, (n + 1)/warmup) schedule(n/steps), lr or another peak."""
         warmup = min(500, self.steps // 10) if self.warmup is None else self.warmup
-        return self.lr * min(1.0, (n + 1) / max(warmup, 1)) * SCHEDULES[self.schedule](n / self.steps)
+        return (
+            (self.lr if peak is None else peak)
+            * min(1.0, (n + 1) / max(warmup, 1))
+            * SCHEDULES[self.schedule](n / self.steps)
+        )
 
     @property
     def widths(self) -> tuple[float, ...]:

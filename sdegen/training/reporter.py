@@ -44,8 +44,12 @@ class Reporter:
         trainer, folder = self.trainer, self.folder
         self.bar.update(trainer.step - self.bar.n)
         self.bar.set_postfix(loss=f"{trainer.recent_loss():.4g}", refresh=False)
+        rows = trainer.rows(time.monotonic() - self.started)
         if folder is not None:
-            self.logs.write(trainer.rows(time.monotonic() - self.started), trainer.recorder.levels())
+            self.logs.write(rows, trainer.recorder.levels())
+        if self.options.logger is not None:
+            for row in rows:
+                self.options.logger.log({name: value for name, value in row.items() if name != "step"}, row["step"])
         if self.options.shows(trainer.step):
             trainer.show()
         if folder is not None and self.options.keeps_averages(trainer.step):

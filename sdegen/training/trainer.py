@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -17,6 +18,7 @@ from .. import storage
 from ..core.conditions import mapped
 from ..core.errors import IncompatibleCheckpointError, InvalidInputError, shortened
 from ..core.shapes import as_time
+from ..core.team import Team
 from ..loop.modes import quiet
 from ..models.base import ScoreModel
 from ..models.networks import plain_names
@@ -27,8 +29,8 @@ from .ema import Average, power_function
 from .folder import Found
 from .history import History, Recorder, Step
 from .objective import Objective
+from .optimiser import Optimiser
 from .options import PRECISIONS, Options
-from .team import Team
 
 _WAIT_STEPS, _WAIT_SECONDS = 64, 0.5  # how many steps, and how long, are left unevaluated
 _LOG_STEPS = 50  # between rows of the metrics
@@ -47,15 +49,14 @@ class Trainer:
         _fill_memory(named.values())
         self.names, self.parameters = list(plain_names(model, named).values()), list(named.values())
         self.device = self.parameters[0].device
-        self.optimiser = torch.optim.AdamW(
-            self.parameters, lr=options.lr, weight_decay=options.weight_decay, fused=True
-        )
+        self.optimiser = Optimiser(self.parameters, self.names, options)
         self.clip = math.inf if options.clip is None else options.clip
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=options.precision == "fp16")
         decays = [partial(power_function, width) for width in options.widths] or [options.ema or 0.0]
         self.averages = [Average(self.parameters, decay) for decay in decays]  # type: ignore[arg-type]
         self.recorder = Recorder(model.sde)
         self.step = 0  # how many are done
+        self.rates = array("d")  # of the steps
         self.objective = Objective(options.loss)
         self._times: Tensor | None = None  # at which the loss first asked the model, for some rows
         self._evaluated = time.monotonic()
@@ -84,14 +85,12 @@ class Trainer:
 
     def advance(self, batch: Batch) -> None:
         """One step of the optimiser; if loss or gradient is not finite, it changes no weight."""
-        self.optimiser.zero_grad()
+        self.optimiser.inner.zero_grad()
         losses, t = self._summed([self._backward(part) for part in batch.parts(self.options.accumulate)], batch)
-        self.scaler.unscale_(self.optimiser)
+        self.scaler.unscale_(self.optimiser.inner)
         norm, mean = clip_grad_norm_(self.parameters, self.clip), losses.mean()
         failed = ((norm + mean) * 0).nan_to_num(1.0).float()  # of NaN or infinity, not waited for
-        self.optimiser.found_inf = failed  # type: ignore  # with it the fused AdamW leaves weights and moments alone
-        self.optimiser.param_groups[0]["lr"] = self.options.rate(self.step)
-        self.optimiser.step()
+        self.rates.append(self.optimiser.step(self.step, failed))
         self.scaler.update()
         for average in self.averages:
             average.update(self.step)
@@ -168,7 +167,7 @@ class Trainer:
                 "step": end,
                 "loss": _mean(self.recorder.loss[start:end]),
                 "gradient_norm": self.recorder.gradient_norm[end - 1],
-                "lr": self.options.rate(end - 1),
+                "lr": self.rates[end - 1],
                 "skipped": sum(i < end for i in self.recorder.skipped),
                 "samples_per_second": round(pace, 1),
                 "seconds": round(seconds, 3),
@@ -184,12 +183,13 @@ class Trainer:
             model = storage.model_tensors(saveable(self.model))
         training = self.recorder.tensors()
         for name, p in zip(self.names, self.parameters, strict=True):
-            own = {"weight": p, **self.optimiser.state[p]}
-            training |= {f"{key}.{name}": value for key, value in own.items()}
+            training[f"weight.{name}"] = p
+        moments, optimiser = self.optimiser.state()
+        training |= moments
         for k, average in enumerate(self.averages[1:], 1):
             training |= {f"average{k}.{name}": value for name, value in zip(self.names, average.values, strict=True)}
         state: dict[str, Any] = {"step": self.step, "seed": self.seed, "failures": self.recorder.failures}
-        state |= {"scaler": self.scaler.state_dict(), "made_with": self.made_with}
+        state |= {"scaler": self.scaler.state_dict(), "made_with": self.made_with, "optimizer": optimiser}
         description = storage.describe(saveable(self.model))
         return {"model": model, "training": training}, {"model": description, "training": state}
 
@@ -221,19 +221,21 @@ class Trainer:
             for name, p, average in zip(self.names, self.parameters, self.average.values, strict=True):
                 average.copy_(p)
                 p.copy_(own[f"weight.{name}"])
-                moments = {key: own.get(f"{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
-                self.optimiser.state[p] = {k: _laid_out_as(p, v) for k, v in moments.items() if v is not None}
             for k, average in enumerate(self.averages[1:], 1):
                 for name, value in zip(self.names, average.values, strict=True):
                     value.copy_(own[f"average{k}.{name}"])
+            self.optimiser.restore(own, progress.get("optimizer"))
             if scaler := progress.get("scaler"):
                 self.scaler.load_state_dict(scaler)
             self.recorder.restore(own, int(progress["failures"]))
+        except IncompatibleCheckpointError:
+            raise
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise IncompatibleCheckpointError(
                 f"the checkpoint does not fit this run: {type(error).__name__}: {shortened(str(error), 300)}"
             ) from error
         self.step = progress["step"]
+        self.rates = array("d", [math.nan] * self.step)
         self._logged = self.step // _LOG_STEPS * _LOG_STEPS
         self._paced = (self.step, 0.0)
 
@@ -252,13 +254,6 @@ def _fill_memory(parameters: Iterable[Tensor]) -> None:
     for p in parameters:
         if p.stride() != torch.empty_like(p).stride():
             p.data = p.detach().clone()
-
-
-def _laid_out_as(p: Tensor, moment: Tensor) -> Tensor:
-    """A copy beside a parameter and, but for numbers, in its memory layout: the fused optimiser walks both as one."""
-    if moment.shape != p.shape:
-        return moment.to(p.device, copy=True)
-    return torch.empty_like(p, dtype=moment.dtype).copy_(moment)
 
 
 def _check_losses(losses: Any, batch: int) -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import csv
 import functools
 import math
-import multiprocessing
 import os
 import signal
-import socket
 import time
 import warnings
 from pathlib import Path
@@ -17,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from cases import points, small
+from crew import Crew
 from torch import Tensor, nn
 
 from sdegen.core.errors import (
@@ -24,8 +23,8 @@ from sdegen.core.errors import (
     IncompatibleCheckpointError,
     InvalidInputError,
     NonFiniteError,
-    SdegenError,
 )
+from sdegen.core.team import Team
 from sdegen.models.base import ScoreModel
 from sdegen.models.denoiser import Denoiser
 from sdegen.nets import UNet
@@ -39,7 +38,6 @@ from sdegen.training.draws import BatchNoise, takes_seed
 from sdegen.training.ema import Average, exponential, gamma, mixture_of, power_function
 from sdegen.training.folder import Interrupts
 from sdegen.training.losses import dsm_loss, sliced_loss
-from sdegen.training.team import Team
 
 fit = functools.partial(fit, progress=False, device="cpu")
 
@@ -323,55 +321,6 @@ def test_the_first_previews_come_after_the_first_steps():
 
 
 # ---- several processes
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-class Crew:
-    """Processes that run a function together, with the environment that torchrun gives them."""
-
-    def __init__(self, size: int, work, *arguments) -> None:
-        context = multiprocessing.get_context("fork")
-        self.told = context.SimpleQueue()
-        self.step = context.Value("q", 0)
-        port = free_port()
-        self.processes = [
-            context.Process(target=self._run, args=(rank, size, port, work, arguments)) for rank in range(size)
-        ]
-        for process in self.processes:
-            process.start()
-
-    def _run(self, rank: int, size: int, port: int, work, arguments) -> None:
-        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        torch.set_num_threads(1)
-        try:
-            self.told.put((rank, work(rank, self.step, *arguments)))
-        except SdegenError as error:
-            self.told.put((rank, f"{type(error).__name__}: {error}"))
-            raise SystemExit(3) from None
-
-    def results(self, seconds: float = 60.0) -> list:
-        """What each has told, in the order of ranks; they have ended."""
-        end = time.monotonic() + seconds
-        found: dict = {}
-        while any(p.is_alive() for p in self.processes) and time.monotonic() < end:
-            while not self.told.empty():
-                rank, value = self.told.get()
-                found[rank] = value
-            time.sleep(0.01)
-        while not self.told.empty():
-            rank, value = self.told.get()
-            found[rank] = value
-        alive = [p for p in self.processes if p.is_alive()]
-        for process in alive:
-            process.kill()
-        assert not alive, "the processes ended by themselves"
-        return [found.get(rank) for rank in range(len(self.processes))]
 
 
 def train(rank: int, step, folder: str | None, words: dict) -> tuple[list, list, list]:

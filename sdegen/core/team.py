@@ -6,6 +6,7 @@ takes: `fit` joins the group that is there, or the one that torchrun's environme
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,11 +17,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
-from ..core.errors import SdegenError
+from .errors import SdegenError
 
 T = TypeVar("T")
 
 _BUCKET = 25 << 20  # bytes that are added up at a time
+_CONTROL: dict[Any, Any] = {}  # the group of the process, and the one for small things beside it
 
 
 class LostProcessError(SdegenError):
@@ -83,24 +85,35 @@ class Team:
                 torch._foreach_copy_(bucket, list(_unflatten_dense_tensors(flat, bucket)))
 
 
-@contextmanager
-def team(device: torch.device) -> Iterator[Team]:
-    """The processes of this run: of the group that is there, else of torchrun's environment, else this one alone."""
+def team(device: torch.device) -> Team:
+    """The processes of this run: of the group that is there, else of torchrun's environment, else this one alone.
+
+    A group that is begun here lives as long as the process: to end one and begin the next is a race.
+    """
     if not dist.is_available():
-        yield Team()
-        return
-    begins = not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
-    if begins:
+        return Team()
+    if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        if not dist.is_initialized() or dist.get_world_size() == 1:
-            yield Team()
-        else:
-            control = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
-            yield Team(dist.get_rank(), dist.get_world_size(), control)
-    finally:
-        if begins:
-            dist.destroy_process_group()
+        atexit.register(_end)
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return Team()
+    return Team(dist.get_rank(), dist.get_world_size(), _control_group())
+
+
+def _end() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _control_group() -> Any:
+    """A group whose messages wait for no device, made once for every group of the process."""
+    if dist.get_backend() == "gloo":
+        return None
+    whole = dist.group.WORLD
+    if whole not in _CONTROL:
+        _CONTROL.clear()
+        _CONTROL[whole] = dist.new_group(backend="gloo")
+    return _CONTROL[whole]
 
 
 def local_device(device: torch.device) -> torch.device:

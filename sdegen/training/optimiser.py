@@ -1,0 +1,210 @@
+"""The optimiser of a run: fit's AdamW or the user's own, its learning rate, and its state as tensors and JSON."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.errors import IncompatibleCheckpointError, InvalidInputError
+from .options import Options
+
+_OF_ADAM = ("step", "exp_avg", "exp_avg_sq")
+
+
+class Optimiser:
+    """Steps of the weights, left out where loss or gradient was not finite.
+
+    The rate of step n is that of `Options.rate`, times each group's own where the optimiser is the user's; with an
+    `lr_scheduler` it is what that makes of it.
+
+    Args:
+        parameters, names: what is trained, and what a checkpoint calls it.
+        options: of the run.
+
+    Raises:
+        InvalidInputError: the factories do not give what they should.
+
+    Attributes:
+        inner: the torch.optim.Optimizer.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], names: Sequence[str], options: Options) -> None:
+        self.parameters, self.names, self.options = list(parameters), list(names), options
+        self.inner: Any = _made(self.parameters, options)
+        self.skips_by_itself = bool(getattr(self.inner, "_step_supports_amp_scaling", False))
+        self._peaks = [float(group["lr"]) for group in self.inner.param_groups]
+        self.scheduler: Any = None if options.lr_scheduler is None else _scheduler(options.lr_scheduler, self.inner)
+
+    def step(self, n: int, failed: Tensor) -> float:
+        """Step n = 0, 1, ..., which changes nothing where `failed` is 1; the learning rate that it took.
+
+        Fused optimisers read `failed` on their device; for others it is waited for.
+        """
+        groups = self.inner.param_groups
+        if self.scheduler is None:
+            for group, peak in zip(groups, self._peaks, strict=True):
+                group["lr"] = self.options.rate(n, peak)
+        rate = float(groups[0]["lr"])
+        if self.skips_by_itself:
+            self.inner.found_inf = _beside(failed, self.parameters[0])
+            self.inner.step()
+        elif not bool(failed):
+            self.inner.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
+        return rate
+
+    # ---- what a checkpoint keeps of it
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors by name, and the rest as JSON."""
+        tensors: dict[str, Tensor] = {}
+        state: dict[str, Any] = {"class": _words(self.inner)}
+        state["weights"] = [
+            [name, _packed({k: v for k, v in self.inner.state[p].items()}, f"optimizer.{name}", tensors)]
+            for name, p in zip(self.names, self.parameters, strict=True)
+            if p in self.inner.state
+        ]
+        if self.options.optimizer is not None:
+            groups = [{k: v for k, v in group.items() if k != "params"} for group in self.inner.param_groups]
+            state["groups"] = _packed(groups, "optimizer.groups", tensors)
+        if self.scheduler is not None:
+            state["scheduler"] = _packed(self.scheduler.state_dict(), "optimizer.scheduler", tensors)
+        return tensors, state
+
+    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any] | None) -> None:
+        """Go on from what `state` gave; None: from a checkpoint of AdamW, before there were others."""
+        if state is None:
+            state = {"class": "torch.optim.adamw.AdamW", "weights": _from_before(tensors, self.names)}
+        for what, now, before in (
+            ("optimizer", _words(self.inner), state["class"]),
+            ("lr_scheduler", self.scheduler is not None, "scheduler" in state),
+        ):
+            if now != before:
+                raise IncompatibleCheckpointError(
+                    f"{what}: got {now}; the run in this folder was made with {before}: pass the same one, or another "
+                    "out= for a new run"
+                )
+        kept = dict(state["weights"])
+        for name, p in zip(self.names, self.parameters, strict=True):
+            if name in kept:
+                self.inner.state[p] = _laid_out(p, _unpacked(kept[name], tensors))
+        if "groups" in state:
+            for group, before in zip(self.inner.param_groups, _unpacked(state["groups"], tensors), strict=True):
+                group.update(before)
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(_unpacked(state["scheduler"], tensors))
+
+
+def check_optimiser(parameters: Iterable[nn.Parameter], options: Options) -> None:
+    """Raise unless the user's factories give an optimiser, and a scheduler, for these weights."""
+    if options.optimizer is not None or options.lr_scheduler is not None:
+        trained = [p for p in parameters if p.requires_grad]
+        Optimiser(trained, [str(i) for i in range(len(trained))], options)
+
+
+def _made(parameters: list[nn.Parameter], options: Options) -> Any:
+    if options.optimizer is None:
+        return torch.optim.AdamW(parameters, lr=options.lr, weight_decay=options.weight_decay, fused=True)
+    made: Any = options.optimizer(parameters)
+    if not all(hasattr(made, name) for name in ("step", "zero_grad", "param_groups", "state")):
+        raise InvalidInputError(
+            f"optimizer: the function gives a {type(made).__name__}, expected a torch.optim.Optimizer, as "
+            "optimizer=lambda weights: torch.optim.SGD(weights, lr=0.1)"
+        )
+    own = {id(p) for group in made.param_groups for p in group["params"]}
+    if own != {id(p) for p in parameters}:
+        raise InvalidInputError(
+            f"optimizer: got one of {len(own)} weights, expected the {len(parameters)} it is given: to leave some as "
+            "they are, switch off their gradients, weight.requires_grad_(False)"
+        )
+    closure = inspect.signature(made.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise InvalidInputError(
+            f"optimizer: {type(made).__name__} evaluates the loss itself: expected one that does not"
+        )
+    return made
+
+
+def _scheduler(make: Any, optimiser: Any) -> Any:
+    made = make(optimiser)
+    if not all(hasattr(made, name) for name in ("step", "state_dict", "load_state_dict")):
+        raise InvalidInputError(
+            f"lr_scheduler: the function gives a {type(made).__name__}, expected a scheduler of torch.optim, as "
+            "lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 1000)"
+        )
+    if isinstance(made, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        raise InvalidInputError(
+            "lr_scheduler: ReduceLROnPlateau waits for a loss to fall: expected one that counts steps"
+        )
+    return made
+
+
+def _words(thing: Any) -> str:
+    return f"{type(thing).__module__}.{type(thing).__qualname__}"
+
+
+def _beside(failed: Tensor, parameter: Tensor) -> Tensor:
+    return failed
+
+
+def _laid_out(p: Tensor, state: Any) -> Any:
+    """A copy beside a parameter; tensors of its shape in its memory layout: fused optimisers walk both as one."""
+    if isinstance(state, dict):
+        return {key: _laid_out(p, value) for key, value in state.items()}
+    if not isinstance(state, Tensor):
+        return state
+    if state.shape != p.shape:
+        return state.to(p.device, copy=True)
+    return torch.empty_like(p, dtype=state.dtype).copy_(state)
+
+
+def _from_before(tensors: Mapping[str, Tensor], names: Sequence[str]) -> list[Any]:
+    """The moments of AdamW under the names of older checkpoints."""
+    return [
+        [name, {"dict": [[key, {"tensor": f"{key}.{name}"}] for key in _OF_ADAM if f"{key}.{name}" in tensors]}]
+        for name in names
+    ]
+
+
+# ---- values as JSON, their tensors apart
+
+
+def _packed(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """A state as JSON; its tensors go to `tensors`, under names that begin with `name`."""
+    if isinstance(value, Tensor):
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, Mapping):
+        return {"dict": [[_packed(k, name, tensors), _packed(v, f"{name}.{k}", tensors)] for k, v in value.items()]}
+    if isinstance(value, list | tuple):
+        parts = [_packed(part, f"{name}.{i}", tensors) for i, part in enumerate(value)]
+        return {type(value).__name__ if type(value) in (list, tuple) else "tuple": parts}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": repr(value)}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if hasattr(value, "item"):  # a number of numpy
+        return value.item()
+    raise InvalidInputError(
+        f"{name}: got a {type(value).__name__} in the optimiser's state, expected numbers and tensors"
+    )
+
+
+def _unpacked(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    ((kind, inner),) = value.items()
+    if kind == "tensor":
+        return tensors[inner].clone()
+    if kind == "dict":
+        return {_unpacked(k, tensors): _unpacked(v, tensors) for k, v in inner}
+    if kind == "float":
+        return float(inner)
+    parts = [_unpacked(part, tensors) for part in inner]
+    return tuple(parts) if kind == "tuple" else parts
