@@ -101,15 +101,15 @@ def draw_toy(
     plot.save(paths, folder / "toy_trajectories.png")
     with plot.style():
         axes = panels(None, 4, width=3.4, height=3.5, columns=2)
+        t, extent = 0.08, (-1.7, 1.7, -1.7, 1.7)
         for a, x, title in ((axes[0], flow, "probability flow"), (axes[1], reverse, "reverse SDE")):
-            plot.density(x, exact=mixture, ax=a)
+            plot.density(x, exact=mixture, ax=a, extent=extent)
             a.set_title(title, pad=24)
-        t, extent = 0.08, (-2.0, 2.0, -2.0, 2.0)
         for a, m, title in ((axes[2], model, "learned"), (axes[3], exact, "exact")):
             plot.score_field(m, t, ax=a, extent=extent).set_title(f"{title} score at t = {t}")
         plot.save(figure_of(axes[0]), folder / "toy_density.png")
     moving = sample(model, some(1500, scale), solver="ancestral", steps=some(SDE_STEPS, scale), seed=seed, save="all")
-    plot.animate(moving, folder / "toy_reverse.gif", density=mixture)
+    plot.animate(moving, folder / "toy_reverse.gif", density=exact)
 
 
 def digits(folder: Path, seed: int, scale: float, progress: bool | None) -> dict[str, Any]:
@@ -170,8 +170,8 @@ def draw_digits(folder: Path, model: Denoiser, train: images.Images, seed: int, 
             (axes[1], reverse.x, "reverse SDE"),
             (axes[2], flow.x, "probability flow"),
         ):
-            plot.image_grid(x, nrow=10, ax=a)
-            a.set_title(title)
+            plot.image_grid(x, nrow=10, ax=a, columns=range(10))
+            a.set_title(title, pad=16)
         plot.save(figure_of(axes[0]), folder / "digits_samples.png")
     path = sample(
         model,

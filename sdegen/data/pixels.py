@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..core.errors import InvalidInputError
+from ..core.progress import progress_bar
 from .depth import AS_TYPED, Scale, brightest, eight_bits
 from .limits import check_memory, check_unpacked
 
@@ -212,8 +213,6 @@ def _each(
     numbers: Any = None,
 ) -> tuple[dict[int, Any], dict[int, str]]:
     """work(i) for every file (or those of these numbers): the results by number, and what went wrong with others."""
-    from tqdm import tqdm
-
     def one(i: int) -> tuple[int, Any, str | None]:
         try:
             return i, work(i), None
@@ -223,9 +222,8 @@ def _each(
     chosen = list(range(len(files)) if numbers is None else numbers)
     results: dict[int, Any] = {}
     faults: dict[int, str] = {}
-    hidden = None if progress is None else not progress
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for i, result, fault in tqdm(pool.map(one, chosen), total=len(chosen), disable=hidden, desc=verb):
+        for i, result, fault in progress_bar(progress, pool.map(one, chosen), total=len(chosen), desc=verb):
             if fault is None:
                 results[i] = result
             else:

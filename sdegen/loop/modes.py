@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 
 from ..core.modes import evaluating
+from ..core.progress import is_shown, progress_bar
 from ..models.base import ScoreModel
 
 
@@ -22,14 +22,9 @@ def quiet(model: ScoreModel, *, grad: bool = False) -> Iterator[None]:
 @contextmanager
 def bar(progress: bool | None, what: str = "") -> Iterator[Callable[[float], None]]:
     """A progress bar on stderr that takes the fraction done."""
-    if not (sys.stderr.isatty() if progress is None else progress):
+    if not is_shown(progress):
         yield lambda fraction: None
         return
-    from tqdm import tqdm
-
-    with tqdm(total=100, desc=what or None, bar_format="{l_bar}{bar}| {elapsed}<{remaining}", leave=False) as line:
-
-        def report(fraction: float) -> None:
-            line.update(100 * fraction - line.n)
-
-        yield report
+    layout = "{l_bar}{bar}| {elapsed}<{remaining}"
+    with progress_bar(True, total=100, desc=what or None, bar_format=layout, leave=False) as line:
+        yield lambda fraction: line.update(100 * fraction - line.n)

@@ -6,6 +6,7 @@ rcParams stay the user's. This is the only part of sdegen that imports matplotli
 
 from .animate import animate
 from .fields import density, score_field
+from .history import history
 from .images import denoising_strip, image_grid
 from .schedule import schedule
 from .style import save, style
@@ -16,6 +17,7 @@ __all__ = [
     "animate",
     "denoising_strip",
     "density",
+    "history",
     "image_grid",
     "save",
     "schedule",
@@ -24,3 +26,7 @@ __all__ = [
     "trajectories",
     "work_precision",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

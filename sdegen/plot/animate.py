@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -18,15 +19,25 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ..core.errors import InvalidInputError
+from ..distributions.mixture import GaussianMixture
 from ..loop.solution import Solution
 from ..models.base import ScoreModel
+from ..models.exact import MixtureModel
 from ..processes import SDE
-from .densities import as_density
+from .densities import MASSES, Box, Density, as_density, mass_levels, on_grid
 from .images import Mosaic, as_images, is_image, shades, show
-from .paths import Path, Scale
+from .paths import Path, Scale, array
 from .plane import contours, plane, square
-from .style import PALETTE, TIME, check_file, figure_of, panels, styled
+from .style import PALE, PALETTE, TIME, check_file, figure_of, panels, styled
 from .trajectories import spread
+
+
+class Film(FuncAnimation):
+    """A FuncAnimation that plays in a notebook."""
+
+    def _repr_html_(self) -> str:
+        return self.to_jshtml(default_mode="loop")
+
 
 HOLD = 1.5  # seconds that the last frame stays
 COLOURS = 32  # of a GIF
@@ -46,9 +57,9 @@ def animate(
     frame: str = "auto",
     nrow: int | None = None,
     value_range: tuple[float, float] = (-1.0, 1.0),
-    trail: int = 4,
+    trail: int = 0,
     dpi: float | None = None,
-) -> FuncAnimation:
+) -> Film:
     """Film the samples along their saved path, and write it as a GIF.
 
     Args:
@@ -58,8 +69,9 @@ def animate(
         fps: frames a second.
         frames: at most so many, even in the number of saved times (or in their quantiles where samples have their own).
         samples: draw only the first so many; None: 1000 points, or 36 images.
-        density: of points: drawn behind, a GaussianMixture, or a MixtureModel, which also tells the process.
-        sde: the process, for `frame`.
+        density: of points: drawn behind at each frame's own time t, as p_t: a MixtureModel, or a GaussianMixture with
+            `sde`; a GaussianMixture alone is drawn as it is, at all times.
+        sde: the process, for `frame` and p_t.
         frame: "x", "data" or "auto", as in `trajectories`.
         nrow: of images: how many in a row.
         value_range: of images: the values shown as black and as white.
@@ -67,7 +79,7 @@ def animate(
         dpi: of the file; None: 100.
 
     Returns:
-        The FuncAnimation; its `.save` writes other formats, its `.to_jshtml()` shows it in a notebook.
+        The Film, a matplotlib FuncAnimation: it plays in a notebook, and its `.save` writes other formats.
 
     Raises:
         InvalidInputError: a Solution without a path, events that are neither points of the plane nor images, a path
@@ -93,19 +105,20 @@ def animate(
     ts, xs = whole.resampled(int(frames))
     shown = Path(ts[:, None].expand(len(ts), xs.shape[1]), xs)
     sde = density.sde if isinstance(density, ScoreModel) else sde
-    states = Scale.chosen(frame, sde, spread(density), whole)(shown)
+    scale = Scale.chosen(frame, sde, spread(density), whole)
+    states = scale(shown)
     if event == (2,):
-        a, update = _points(states, density, ax, int(trail))
+        a, update = _points(states, _Marginal.of(density, sde, ts, scale), ax, int(trail))
     else:
         a, update = _images(states, ax, nrow, value_range)
-    caption = a.set_title(_caption(ts[0]), fontfamily="monospace")
+    caption = a.set_title(_caption(ts[0]), loc="left")
 
     def draw(k: int) -> list[Artist]:
         caption.set_text(_caption(ts[k]))
         return [caption, *update(k)]
 
     figure = figure_of(a)
-    film = FuncAnimation(figure, draw, frames=len(ts), interval=1000 / fps, repeat_delay=1000 * HOLD, blit=False)
+    film = Film(figure, draw, frames=len(ts), interval=1000 / fps, repeat_delay=1000 * HOLD, blit=False)
     if file is not None:
         _write(figure, draw, len(ts), file, fps, dpi or 100)
         vars(film)["_draw_was_started"] = True  # it was drawn: no warning that it was not
@@ -118,14 +131,52 @@ def _caption(t: torch.Tensor) -> str:
     return f"t = {float(t):<7.3g}"
 
 
-def _points(states: np.ndarray, density: Any, ax: Axes | None, trail: int):
+@dataclass(frozen=True)
+class _Marginal:
+    """The density behind each frame: p_t at the frame's time, on the scale of the drawing."""
+
+    known: Density  # where the mass is, at t_min
+    model: Any
+    ts: torch.Tensor
+    factors: torch.Tensor
+
+    @classmethod
+    def of(cls, density: Any, sde: SDE | None, ts: torch.Tensor, scale: Scale) -> _Marginal | None:
+        if density is None or density is False:
+            return None
+        known = as_density(density)
+        if known.dim != 2:
+            raise InvalidInputError(f"density is over {known.dim} dimensions, the points over 2")
+        model = MixtureModel(density, sde) if isinstance(density, GaussianMixture) and sde is not None else density
+        return cls(known, None if isinstance(model, GaussianMixture) else model, ts, scale.factor(ts))
+
+    def picture(self, a: Axes, box: Box, side: int = 161) -> Callable[[int], list[Artist]]:
+        """Draws it behind, and gives what draws the k-th frame's."""
+        if self.model is None:
+            contours(a, self.known, box)
+            return lambda k: []
+        over: tuple[float, float, float, float] = (*box[0], *box[1])
+        shown = a.imshow(
+            np.zeros((side, side)), extent=over, origin="lower", cmap=PALE, interpolation="bilinear", vmin=0, zorder=0
+        )
+
+        def draw(k: int) -> list[Artist]:
+            t = float(self.ts[k].clamp(self.model.sde.t_min, self.model.sde.t_max))
+            _, log_p = on_grid(lambda x: self.model.log_prob(x / self.factors[k], t), box, side)
+            p = array((log_p - log_p.max()).exp())
+            shares = np.searchsorted(mass_levels(p), p, side="right") / len(MASSES)
+            shown.set_data(np.ma.masked_equal(shares, 0))
+            shown.set_clim(1 / len(MASSES), 1)
+            return [shown]
+
+        draw(0)
+        return draw
+
+
+def _points(states: np.ndarray, behind: _Marginal | None, ax: Axes | None, trail: int):
     (a,) = panels(ax, 1, width=3.6, height=3.7)
-    shade = None if density is None or density is False else as_density(density)
-    if shade is not None and shade.dim != 2:
-        raise InvalidInputError(f"density is over {shade.dim} dimensions, the points over 2")
-    box = square([states], shade)
-    if shade is not None:
-        contours(a, shade, box)
+    box = square([states], None if behind is None else behind.known)
+    shade = (lambda k: []) if behind is None else behind.picture(a, box)
     n = states.shape[1]
     size = float(np.clip(50 / n**0.5, 1.3, 4.5))
     tail = []
@@ -139,7 +190,7 @@ def _points(states: np.ndarray, density: Any, ax: Axes | None, trail: int):
         head.set_data(*states[k].T)
         for j, dots in enumerate(tail):
             dots.set_data(*states[max(0, k - 1 - j)].T)
-        return [*tail, head]
+        return [*shade(k), *tail, head]
 
     return a, update
 

@@ -39,6 +39,8 @@ from .paths import array
 from .plane import around, contour_lines, fill, given, inset, plane, squared
 from .style import DENSITY, EXACT, INK, SAMPLES, drawing, figure_of, panels, styled
 
+MANY = 5000  # samples in the plane that a histogram needs
+
 # ---- scores
 
 
@@ -185,7 +187,7 @@ def density(
         t: the time of a model, None: t_min.
         ax: Axes to draw on (one per coordinate for "marginals"); None: a new figure.
         kind: "hist", "scatter" or "marginals" of samples; "density", "log_prob" or "contour" of a known density.
-            "auto": "hist" and "density".
+            "auto": "density", and of samples "hist", in the plane "scatter" for fewer than 5000 of them.
         bins: of a histogram, along a side; None: by the number of samples.
         extent: (left, right) or (left, right, bottom, top); None: where the samples or the mass are.
 
@@ -198,7 +200,9 @@ def density(
     """
     x = what.x if isinstance(what, Solution) else what
     if isinstance(x, Tensor):
-        return _of_samples(x, exact, t, ax, "hist" if kind == "auto" else kind, bins=bins, extent=extent)
+        few = x.ndim == 2 and x.shape[1] == 2 and len(x) < MANY and bins is None
+        auto = "scatter" if few else "hist"
+        return _of_samples(x, exact, t, ax, auto if kind == "auto" else kind, bins=bins, extent=extent)
     if exact is not None:
         raise InvalidInputError("exact= goes with samples; a known density is drawn by itself")
     return _of_density(what, t, ax, "density" if kind == "auto" else kind, extent)

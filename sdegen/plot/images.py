@@ -20,6 +20,7 @@ from .models import device_of
 from .paths import Path, Scale
 from .style import panels, styled
 
+SMALLEST, SHARP = 6, 16  # images of so many pixels a side are drawn smoothed, so that an eye reads them
 FINE = 32  # smaller tiles are enlarged by a whole number up to about this, so that the gaps can be thin
 
 
@@ -31,9 +32,11 @@ def image_grid(
     ax: Axes | None = None,
     value_range: tuple[float, float] | None = None,
     titles: Sequence[str] | Tensor | None = None,
-    title: str = "",
+    columns: Sequence[Any] | None = None,
+    title: str | None = None,
+    smooth: bool | None = None,
 ) -> Axes:
-    """Draw images in rows, each pixel a sharp square.
+    """Draw images in rows.
 
     Args:
         x: (B, H, W) or (B, C, H, W), or a Solution, whose end is drawn. C = 1 is grey, 3 RGB, 4 RGBA over white; of any
@@ -42,7 +45,10 @@ def image_grid(
         ax: Axes to draw on; None: a new figure.
         value_range: the values shown as black and as white; others are clipped. None: (-1, 1), for bytes (0, 255).
         titles: one per image, such as its label, written above it.
-        title: above the whole.
+        columns: one per column, such as the name of its class, written above the first row.
+        title: above the whole; None: of a Solution its solver and evaluations, else nothing.
+        smooth: whether pixels are joined smoothly, or each is a sharp square; None: smoothly from 6 to 15
+            pixels a side.
 
     Returns:
         The Axes, its one image the mosaic.
@@ -51,6 +57,7 @@ def image_grid(
         InvalidInputError: not images, no images, a range that is empty, titles that do not fit.
     """
     given = x.x if isinstance(x, Solution) else x
+    title = _made_by(x) if title is None else title
     black_white = _default_range(given) if value_range is None else value_range
     separated, parts = _separated(given)
     images = as_images(separated)
@@ -58,28 +65,37 @@ def image_grid(
     if nrow is not None and (isinstance(nrow, bool) or not isinstance(nrow, int) or nrow < 1):
         raise InvalidInputError(f"nrow={nrow!r}: expected a whole number of images in a row, at least 1")
     shape = images.shape[1] / (parts * images.shape[2])
-    columns = parts * min(n, nrow or int(np.ceil(np.sqrt(n * shape))))
-    words = None if titles is None else [str(v.item() if isinstance(v, Tensor) else v) for v in titles]
-    if words is not None and len(words) != n:
-        raise InvalidInputError(f"titles holds {len(words)} words for {n} images: pass one per image")
-    tiles = Mosaic(images.shape[1:3], columns, -(-len(images) // columns), room=0.22 if words else 0.0)
-    side = max(0.45, min(0.9, 6 / columns)) * (1.0 if words is None else 1.1)
-    (a,) = panels(
-        ax,
-        1,
-        width=side * columns + 0.1,
-        height=side * tiles.shape[0] / tiles.shape[1] * columns + (0.3 if title else 0.1),
-    )
+    across = min(n, nrow or int(np.ceil(np.sqrt(n * shape))))
+    words = _words(titles, n, "titles", "images")
+    heads = _words(columns, across, "columns", "columns")
+    tiles = Mosaic(images.shape[1:3], parts * across, -(-n // across), room=0.22 if words else 0.0, smooth=smooth)
+    side = max(0.45, min(0.9, 6 / tiles.columns)) * (1.0 if words is None else 1.1)
+    wide = side * tiles.columns
+    more = 0.3 * bool(title) + 0.2 * (heads is not None)
+    (a,) = panels(ax, 1, width=wide + 0.1, height=wide * tiles.shape[0] / tiles.shape[1] + 0.1 + more)
     show(a, tiles.of(shades(images, black_white)))
-    for i, word in enumerate(words or []):
-        row, column = divmod(i * parts, columns)
-        top, left = tiles.corner(row, column)
-        a.text(
-            left + tiles.tile[1] / 2 - 0.5, top - 0.5 - 0.02 * tiles.tile[0], word, ha="center", va="bottom", fontsize=7
-        )
+    for i, word in enumerate(words or heads or []):
+        top, left = tiles.corner(*divmod(i * parts, tiles.columns))
+        middle = left + (parts * (tiles.tile[1] + tiles.gap) - tiles.gap) / 2 - 0.5
+        a.text(middle, top - 0.5 - 0.02 * tiles.tile[0], word, ha="center", va="bottom", fontsize=7)
     if title:
-        a.set_title(title)
+        a.set_title(title, pad=16 if heads and not words else None)
     return a
+
+
+def _words(given: Any, n: int, name: str, of: str) -> list[str] | None:
+    """One word for each of n, or None."""
+    words = None if given is None else [str(v.item() if isinstance(v, Tensor) else v) for v in given]
+    if words is not None and len(words) != n:
+        raise InvalidInputError(f"{name} holds {len(words)} words for {n} {of}: pass one for each")
+    return words
+
+
+def _made_by(x: Any) -> str:
+    """What a picture says of the solution that it shows."""
+    if not isinstance(x, Solution) or not x.nfe.numel():
+        return ""
+    return f"{x.solver.split(',')[0]}, {float(x.nfe.double().mean()):.3g} evaluations"
 
 
 @styled
@@ -178,17 +194,28 @@ def _guesses(model: ScoreModel, ts: Tensor, xs: Tensor, rows: list[int], cond: d
 
 
 class Mosaic:
-    """Where the tiles of a grid lie: each image enlarged by a whole number, thin gaps between them.
+    """Where the tiles of a grid lie: each image enlarged by a whole number, small ones smoothly, with thin gaps.
 
     Args:
         size: (H, W) of one image.
         columns, rows: of the grid.
         room: empty space above each row, in tiles.
         group: rows that belong together; a wider gap divides the groups.
+        smooth: whether pixels are joined smoothly; None: where they are few.
     """
 
-    def __init__(self, size: Sequence[int], columns: int, rows: int, *, room: float = 0.0, group: int = 1) -> None:
-        self.scale = max(1, round(FINE / min(size)))
+    def __init__(
+        self,
+        size: Sequence[int],
+        columns: int,
+        rows: int,
+        *,
+        room: float = 0.0,
+        group: int = 1,
+        smooth: bool | None = None,
+    ) -> None:
+        self.smooth = SMALLEST <= min(size) < SHARP if smooth is None else smooth
+        self.scale = max(1, round((2 if self.smooth else 1) * FINE / min(size)))
         self.tile = (size[0] * self.scale, size[1] * self.scale)
         self.gap = max(1, round(min(self.tile) / 24))
         self.columns, self.rows = columns, rows
@@ -206,12 +233,19 @@ class Mosaic:
         """The picture (H, W, 4) of images (B, h, w, 3), row by row; what lies between them is transparent."""
         picture = np.ones((*self.shape, 4))
         picture[..., 3] = 0
-        large = colours.repeat(self.scale, 1).repeat(self.scale, 2)
+        large = _smoothly(colours, self.scale) if self.smooth else colours.repeat(self.scale, 1).repeat(self.scale, 2)
         for i, image in enumerate(large):
             top, left = self.corner(*divmod(i, self.columns))
             picture[top : top + self.tile[0], left : left + self.tile[1], :3] = image
             picture[top : top + self.tile[0], left : left + self.tile[1], 3] = 1
         return picture
+
+
+def _smoothly(colours: np.ndarray, scale: int) -> np.ndarray:
+    """Colours (B, h, w, 3) enlarged by bicubic interpolation."""
+    x = torch.from_numpy(colours).permute(0, 3, 1, 2)
+    large = torch.nn.functional.interpolate(x, scale_factor=scale, mode="bicubic", align_corners=False)
+    return large.clamp(0, 1).permute(0, 2, 3, 1).numpy()
 
 
 CHANNELS = (1, 3, 4)  # grey, RGB, RGBA

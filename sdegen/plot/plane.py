@@ -48,8 +48,11 @@ def contour_lines(a: Axes, known: Density, box: Box, color: str = INK) -> None:
 # ---- limits
 
 
-def square(drawn: Iterable[np.ndarray], shade: Density | None) -> Box:
-    """Square limits that hold a density and arrays of points (..., 2), but for a few far excursions of many."""
+def square(drawn: Iterable[np.ndarray], shade: Density | None, lines: Iterable[np.ndarray] = ()) -> Box:
+    """Square limits that hold a density and arrays of points (..., 2), but for a few far excursions of many.
+
+    They hold the whole of `lines`, (S, n, 2) each, but for those that would make the picture twice as wide.
+    """
     points = np.concatenate([xy.reshape(-1, 2) for xy in drawn])
     points = points[np.isfinite(points).all(1)]
     if not len(points):
@@ -58,8 +61,18 @@ def square(drawn: Iterable[np.ndarray], shade: Density | None) -> Box:
     if shade is not None:
         low = np.minimum(low, [b[0] for b in shade.box])
         high = np.maximum(high, [b[1] for b in shade.box])
+    most = (high - low).max() / 2
+    for line in (xy[:, i] for xy in lines for i in range(xy.shape[1])):
+        if np.isfinite(line).all() and (line > low - most).all() and (line < high + most).all():
+            low, high = np.minimum(low, line.min(0)), np.maximum(high, line.max(0))
     half = 1.04 * max(float((high - low).max()) / 2, 1e-12)
     return [(float(m) - half, float(m) + half) for m in (low + high) / 2]
+
+
+def holds(box: Box, lines: np.ndarray) -> np.ndarray:
+    """Which of the lines (S, n, 2) lie inside, (n,) bools."""
+    low, high = np.array(box).T
+    return ((lines >= low) & (lines <= high)).all(2).all(0)
 
 
 def around(points: Tensor, known: Density | None) -> Box:

@@ -30,9 +30,10 @@ DENSITY = LinearSegmentedColormap.from_list(
     "sdegen-density", ["#ffffff", "#d6e6f2", "#8fbcdc", "#3a86bd", "#0d4a80", "#062a4f"]
 )
 PALE = LinearSegmentedColormap.from_list("sdegen-pale", ["#eef3f8", "#c6d8e8", "#8fb3d1"])
-# From data to noise, where it fades: the wild part of a path must not hide the part that decides.
+# From data to noise, where it fades: the wild part of a path must not hide the part that decides. Every colour stands
+# out from white and from black (contrast 2 at least), and lightness tells times apart without colour vision.
 TIME = LinearSegmentedColormap.from_list(
-    "sdegen-time", ["#3b1560ff", "#8c2a79e8", "#d2525ca8", "#ee9a5a78", "#e9cf9c60"]
+    "sdegen-time", ["#5b2a86ff", "#9a3a86e8", "#cf5a5cd0", "#dc8440b8", "#cf9f3aa8"]
 )
 
 RC: dict[str, Any] = {

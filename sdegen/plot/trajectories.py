@@ -24,7 +24,7 @@ from ..models.exact import MixtureModel
 from ..processes import SDE
 from .densities import as_density
 from .paths import Path, Scale
-from .plane import contours, plane, square
+from .plane import contours, holds, plane, square
 from .runs import runs
 from .style import FAINT, INK, PALE, TIME, check_axes, colour, drawing, figure_of, panels, styled
 
@@ -109,6 +109,7 @@ def trajectories(
         _in_plane(axes, scenes, look)
         if ax is None and look.color == "time":
             _time_bar(axes, scenes.values())
+        _ends_legend(axes[0])
     else:
         axes = panels(ax, len(scenes), width=3.8, height=2.9, columns=2 if len(scenes) == 4 else None)
         _against_time(axes, scenes, look)
@@ -177,19 +178,31 @@ def spread(density: Any) -> float | None:
 def _in_plane(axes: Sequence[Axes], scenes: Mapping[str, Path], look: _Look) -> None:
     drawn = [look.scale(path) for path in scenes.values()]
     shade = None if look.density is None else as_density(look.density)
-    box = square(drawn, shade)
+    counts = [min(xy.shape[1], look.shown(path)) for xy, path in zip(drawn, scenes.values())]
+    box = square(drawn, shade, [xy[:, :n] for xy, n in zip(drawn, counts)])
     clock = _clock(scenes.values())
-    for a, xy, (title, path) in zip(axes, drawn, scenes.items()):
+    for a, xy, n, (title, path) in zip(axes, drawn, counts, scenes.items()):
         if shade is not None:
             contours(a, shade, box)
-        n = look.shown(path)
-        _lines(a, xy[:, :n], path.ts[:, :n], look.color, clock)
+        whole = holds(box, xy[:, :n])
+        _lines(a, xy[:, :n][:, whole], path.ts[:, :n][:, whole], look.color, clock)
+        _said(a, int(whole.sum()), n, xy.shape[1])
         few = max(0.3, min(1.0, math.sqrt(30 / xy.shape[1])))
         ring = {"facecolors": "white", "edgecolors": FAINT, "linewidths": 0.8 * math.sqrt(few)}
         a.scatter(*xy[0].T, s=12 * few, **ring, zorder=1.5, label="start")
         a.scatter(*xy[-1].T, s=12 * few, color=INK, alpha=0.8, linewidths=0, zorder=3, label="end")
         a.set_title(title)
         plane(a, box, look.scale.words, left=_leftmost(a, axes))
+
+
+def _said(a: Axes, shown: int, chosen: int, all_of_them: int) -> None:
+    """How many of the paths have a line, where not all have one."""
+    if shown == all_of_them or not chosen:
+        return
+    leave = f", {chosen - shown} leave the picture" if shown < chosen else ""
+    a.text(
+        0.02, 0.02, f"{shown} of {all_of_them} paths{leave}", transform=a.transAxes, fontsize=6.5, color=FAINT, zorder=5
+    )
 
 
 def _lines(a: Axes, xy: np.ndarray, ts: Tensor, color: str, clock: Normalize) -> None:
@@ -203,6 +216,13 @@ def _lines(a: Axes, xy: np.ndarray, ts: Tensor, color: str, clock: Normalize) ->
     lines = LineCollection(list(pieces), cmap=TIME, norm=clock, linewidths=0.9, zorder=2, capstyle="round")
     lines.set_array(((ts[:-1] + ts[1:]) / 2).flatten().numpy())
     a.add_collection(lines, autolim=False)
+
+
+def _ends_legend(a: Axes) -> None:
+    """Which mark is the start and which the end, in the corner where paths are rarest."""
+    a.legend(
+        loc="lower right", ncols=2, fontsize=6.5, labelcolor=FAINT, handletextpad=0.0, columnspacing=0.6, borderpad=0.0
+    )
 
 
 def _clock(paths: Iterable[Path]) -> Normalize:

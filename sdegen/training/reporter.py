@@ -6,6 +6,7 @@ import time
 from contextlib import ExitStack
 from typing import Any, Self
 
+from ..core.progress import progress_bar
 from .folder import RunFolder
 from .logs import Logs
 from .trainer import Trainer
@@ -18,14 +19,11 @@ class Reporter:
         self.trainer, self.folder, self.options = trainer, folder, trainer.options
 
     def __enter__(self) -> Self:
-        from tqdm import tqdm  # where it is needed: importing it takes time
-
         options, trainer = self.options, self.trainer
         self.saved = self.started = time.monotonic()
         with ExitStack() as stack:
-            hidden = None if options.progress is None else not options.progress
             about: dict[str, Any] = {"total": options.steps, "initial": trainer.step, "desc": "fit", "unit": "step"}
-            self.bar = stack.enter_context(tqdm(disable=hidden, **about))
+            self.bar = stack.enter_context(progress_bar(options.progress, **about))
             if self.folder is not None:
                 self.folder.rewind(trainer.step)
                 self.logs = stack.enter_context(Logs(self.folder.path, trainer.step, tensorboard=options.tensorboard))
