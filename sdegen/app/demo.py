@@ -164,7 +164,7 @@ def draw_digits(folder: Path, model: Denoiser, train: images.Images, seed: int, 
     reverse = sample(model, shape, solver="ancestral", steps=some(SDE_STEPS, scale), seed=seed, label=label)
     real = torch.cat([torch.stack([train.images[train.labels == k][row] for k in range(10)]) for row in range(rows)])
     with plot.style():
-        axes = panels(None, 3, width=3.4, height=2.4)
+        axes = panels(None, 3, width=3.4, height=2.7)
         for a, x, title in (
             (axes[0], real, "real"),
             (axes[1], reverse.x, "reverse SDE"),
