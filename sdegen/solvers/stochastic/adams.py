@@ -98,7 +98,8 @@ class Line(ControlState):
     Attributes:
         l, l_before: log(alpha/sigma) of the two, (B,).
         d, d_before: D there, like x.
-        unit: (B,) what an error in x counts in data units at the end.
+        unit: (B,) what a size of x is in data units at the end.
+        narrow: (B,) how much more an error counts where data are narrower than s, see `_narrowness`.
     """
 
     l: Tensor
@@ -106,6 +107,7 @@ class Line(ControlState):
     d: Tensor
     d_before: Tensor
     unit: Tensor | None = None
+    narrow: Tensor | None = None
 
 
 class StochasticAdamsTolerance(StochasticAdamsMethod):
@@ -156,14 +158,15 @@ class StochasticAdamsTolerance(StochasticAdamsMethod):
         d_next = term.predict(predicted, t_next).x0
         corrected = base + weight * (d_next - d)
         unit = s / (s**2 + torch.exp(-2 * l_next)).sqrt() / alpha_next
-        after = Line(l=l_next, l_before=l, d=d_next, d_before=d, unit=unit)
+        narrow = _narrowness(predicted / expand(alpha_next, x), d_next, torch.exp(-l_next), s)
+        after = Line(l=l_next, l_before=l, d=d_next, d_before=d, unit=unit, narrow=narrow)
         return Step(corrected, after, corrected - predicted)
 
     def judge(self, step: Step, x: Tensor, state: Line, tolerance: Tolerance) -> tuple[Tensor, Tensor, Line]:
         """E is smoothed over two steps: in few dimensions one step's change of D is a matter of chance."""
         unit = step.state.unit
         size = rms(step.x.detach()).to(torch.float64) * unit
-        error = rms(step.error.detach()).to(torch.float64) * unit  # type: ignore[union-attr]
+        error = rms(step.error.detach()).to(torch.float64) * unit * step.state.narrow  # type: ignore[union-attr]
         ratio = (error / (tolerance.atol + tolerance.rtol * size)).clamp_min(1e-10)
         accept = ratio <= self.accept
         smooth = ratio if state.ratio is None else (ratio * state.ratio).sqrt()
@@ -183,6 +186,17 @@ def _share(l: Tensor, l_next: Tensor, e: float, s: float) -> Tensor:
     return (weight * passed).sum(1) / (weight.sum(1) * (angle(l, s) - angle(l_next, s)))
 
 
+def _narrowness(xh: Tensor, d: Tensor, sh: Tensor, s: float) -> Tensor:
+    """(R/w)^(1/2), (B,): R = sqrt(s^2 + sh^2) is the scale of noisy data as wide as s, w that of these around a sample.
+
+    Where data are N(m, c I), the mean of eps^2 over the event is sh^2/(c + sh^2) on the average, so that w^2 =
+    sh^2/mean(eps^2) estimates c + sh^2. An error of x that is small beside R may be large beside w: the middle of the
+    two is what it is measured by.
+    """
+    eps = rms((xh - d) / expand(sh, xh)).to(torch.float64).clamp(max=1.0)
+    return (eps * (s**2 + sh**2).sqrt() / sh).clamp_min(1.0).sqrt()
+
+
 # ---- the name for both
 
 
@@ -197,10 +211,11 @@ class StochasticAdams(GridOrTolerance, StochasticAdamsMethod):
     evaluation: the marginals up there are that Gaussian but for O((s/sh)^3).
 
     By tolerance, per sample: E = rms(corrected - predicted)/scale, brought to data units as the flow of N(0, s^2) does,
-    by s/sqrt(s^2 + sh^2). Steps are aimed at E = `aim` and redone above `accept`. A step depends on what came before
-    it, never on its own noise, and a redone step draws from the law given what the refused one drew (`RefinablePath`):
-    the law of the output is that of the equation, not bent by which steps were taken. sample goes by equal steps in
-    lambda, where a step may be 0.6 to 1.25 times as long as the one before.
+    by s/sqrt(s^2 + sh^2), and more where data are narrower than s (`_narrowness`): else the last steps, on which the
+    width of a narrow mode hangs, would be long whatever the tolerance. Steps are aimed at E = `aim` and redone above
+    `accept`. A step depends on what came before it, never on its own noise, and a redone step draws from the law given
+    what the refused one drew (`RefinablePath`): the law of the output is that of the equation, not bent by which steps
+    were taken. sample goes by equal steps in lambda, where a step may be 0.6 to 1.25 times as long as the one before.
 
     Args:
         aim, accept: of E, aim < accept.
