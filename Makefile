@@ -4,6 +4,7 @@
 #   make lint     ruff, pyright and the import layers
 #   make mutations  do the tests still see deliberate faults? (SAMPLE=20 for some of them, others every day)
 #   make bench    the benchmarks
+#   make docs     the site, docs/_build/html/index.html, with its notebooks and gallery run anew where they changed
 #   make clean    remove what the other targets made, but for .venv
 # Another interpreter for the environment: make PYTHON=/path/to/python demo
 
@@ -15,7 +16,7 @@ BIN := $(VENV)/bin
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint mutations bench clean
+.PHONY: demo test lint mutations bench docs clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := demo
 
@@ -37,8 +38,13 @@ bench: $(VENV)/.stamp-dev
 	@set -e; for script in $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))); do \
 		echo "== $$script"; $(ONE_THREAD) $(BIN)/python $$script; done
 
+# -W: a warning is an error. Nothing is asked of the network; check.py says so, and that links and names are there.
+docs: $(VENV)/.stamp-docs
+	$(ONE_THREAD) $(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	$(BIN)/python docs/_site/check.py docs/_build/html
+
 clean:
-	rm -rf build dist demo_output *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf build dist demo_output docs/_build docs/gallery docs/reference docs/measured/results-*.md *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 # The stamps are touched last, so an interrupted set-up is done again.
@@ -56,3 +62,7 @@ $(VENV)/.stamp-demo: pyproject.toml constraints.txt | $(VENV)/.stamp-venv
 $(VENV)/.stamp-dev: pyproject.toml constraints.txt | $(VENV)/.stamp-venv
 	$(INSTALL) -e ".[dev]"
 	touch $(VENV)/.stamp-demo $@
+
+$(VENV)/.stamp-docs: pyproject.toml constraints.txt | $(VENV)/.stamp-venv
+	$(INSTALL) -e ".[docs]"
+	touch $@

@@ -50,7 +50,7 @@ def arguments() -> argparse.Namespace:
     model = parser.add_argument_group("model")
     model.add_argument("--sde", default="vp", choices=SDES)
     model.add_argument("--parametrization", default="edm", choices=("edm", "v", "noise", "x0", "score", "velocity"))
-    model.add_argument("--network", default="mnist-small", choices=sg.nets.PRESETS, help="see docs/networks.md")
+    model.add_argument("--network", default="mnist-small", choices=sg.nets.PRESETS, help="see docs/howto/networks.md")
     model.add_argument("--net", action="append", default=[], metavar="NAME=VALUE", help="an argument that differs")
     model.add_argument("--drop-label", type=float, default=0.1, help="so often a class is hidden, for guidance")
     run = parser.add_argument_group("training")

@@ -1,0 +1,83 @@
+"""The checks that `make docs` ends with see what they are there to see; measurements are shown as they were written."""
+
+import importlib
+import inspect
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+
+import sdegen as sg
+
+SITE = Path(__file__).parents[2] / "docs" / "_site"
+
+
+@pytest.fixture
+def tools(monkeypatch):
+    """A module of docs/_site by its name."""
+    monkeypatch.syspath_prepend(str(SITE))
+    yield importlib.import_module
+    for name in ("check", "docstrings", "reference", "results"):
+        sys.modules.pop(name, None)
+
+
+def site(folder: Path, **pages: str) -> Path:
+    """A built site of these pages, its inventory with one name."""
+    body = zlib.compress(b"sdegen.sample py:function 1 api/sdegen.sample.html#$ -\n")
+    (folder / "objects.inv").write_bytes(b"# Sphinx\n# Project\n# Version\n# zlib\n" + body)
+    for name, text in pages.items():
+        (folder / f"{name}.html").write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("page", "fault"),
+    [
+        ('<a href="b.html#there">b</a> <a href="#me" id="me">a</a> <a href="https://x.org">x</a>', None),
+        ('<a href="c.html">c</a>', "leads to no file"),
+        ('<a href="b.html#gone">b</a>', "no such anchor"),
+        ('<img src="no.png">', "leads to no file"),
+        ('<script src="https://cdn.org/x.js"></script>', "from the network"),
+        ('<link rel="stylesheet" href="//cdn.org/x.css">', "from the network"),
+    ],
+)
+def test_a_broken_page_is_told(page, fault, tools, tmp_path):
+    found = tools("check").faults(site(tmp_path, a=page, b='<p id="there">b</p>'), {"sdegen.sample"})
+    assert [fault in f for f in found] == ([True] if fault else [])
+
+
+def test_a_name_without_a_page_is_told(tools, tmp_path):
+    found = tools("check").faults(site(tmp_path, a=""), {"sdegen.sample", "sdegen.fit"})
+    assert found == ["sdegen.fit has no page in the reference"]
+
+
+def test_every_public_name_is_on_a_shelf(tools, tmp_path):
+    reference = tools("reference")
+    reference.write(tmp_path)
+    text = "\n".join(path.read_text() for path in tmp_path.glob("*.rst"))
+    for name in sg.__all__:
+        if not inspect.ismodule(getattr(sg, name)):
+            assert f"\n   {name}\n" in text, name
+    for name in (*sg.metrics.__all__, *sg.plot.__all__, *sg.nets.__all__, *sg.discrete.__all__):
+        assert f"\n   {name}\n" in text or f"py:data:: {name}\n" in text, name
+    solvers = (tmp_path / "solvers.md").read_text()
+    assert all(f"| `{row.name}` |" in solvers for row in sg.solvers())
+    assert "## sdegen sample" in (tmp_path / "shell.md").read_text()
+
+
+def test_formulas_in_docstrings_are_no_markup(tools):
+    blocks = tools("docstrings").blocks
+    assert blocks(["|x|^2 and x_ of `a|b`"]) == [r"\|x\|^2 and x\_ of `a|b`"]
+    assert blocks(["A law:", "    |x| = 1", "more"]) == ["A law:", "", "::", "", "    |x| = 1", "", "more"]
+    assert blocks(["Args:", "    x: *any*"]) == ["Args:", r"    x: \*any\*"]
+    assert blocks(["Example:", "    >>> f(*x)"]) == ["Example:", "    >>> f(*x)"]
+
+
+def test_a_report_is_shown_as_it_was_written(tools):
+    report = {
+        "title": "T", "about": "A", "command": "python x.py", "date": "2026-01-02", "version": "1", "machine": "m",
+        "tables": [{"title": "errors", "columns": ["n", "error"], "rows": [["adams", 0.00123], [20, None]]}],
+    }  # fmt: skip
+    page = tools("results").page(report)
+    assert "| adams | 0.0012 |" in page and "| 20 |  |" in page and "`python x.py`, 2026-01-02, sdegen 1, m." in page
