@@ -22,6 +22,7 @@ from .distributions.gaussian import Gaussian
 from .distributions.mixture import GaussianMixture
 from .inference.bits import BitsPerDim, bits_per_dim
 from .inference.compare import compare
+from .inference.fit_solver import fit_solver
 from .inference.grid import grid
 from .inference.likelihood import LogProb, log_prob
 from .inference.sampling import encode, sample
@@ -121,6 +122,7 @@ __all__ = [
     "dsm_loss",
     "encode",
     "fit",
+    "fit_solver",
     "from_diffusers",
     "grid",
     "implicit_loss",

@@ -15,7 +15,7 @@ from ..loop.solution import ARRIVED, Solution
 from ..models.base import ScoreModel
 from ..models.coordinates import Coordinates
 from ..noise.white import Noise
-from ..solvers import Solver
+from ..solvers import Fitted, Solver
 from ..solvers.multistep.weights import lagrange_weights
 from ..terms import ProbabilityFlow
 from .density import DensityFlow, tail_power
@@ -29,6 +29,8 @@ def check_density_solver(solver: Solver, *, grad: bool = False) -> None:
             f"a log-density follows the flow, but {solver.name!r} draws noise: use a flow solver such as 'adams' or "
             "'dopri5'"
         )
+    if isinstance(solver, Fitted):
+        raise InvalidInputError(f"{solver!r} was fitted to samples, not to densities: use 'adams'")
     if grad and solver.name.startswith("scipy"):
         raise InvalidInputError(f"grad=True: {solver.name!r} cuts gradients; use 'adams' or 'dopri5'")
 

@@ -109,8 +109,10 @@ def sample(
     level = noise_level(eta, solver)
     given = merged(gathered(cond, conditions), sample, model.condition_names())
     model.check_conditions(given, shape[0])
+    if return_log_prob and solver == "auto" and not level:
+        solver = "adams"  # a fitted solver has no log-densities
     how = How(solver, steps, rtol, atol, t_span, max_steps, on_failure, save)
-    plan = how.plan(_equation(model, level, {}), dtype, span=(model.sde.t_max, 0.0))
+    plan = how.plan(_equation(model, level, given), dtype, span=(model.sde.t_max, 0.0))
     if return_log_prob:
         check_density_along(plan, model, level)
     warn_out_of_scale(model.data, model.sde)

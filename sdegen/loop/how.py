@@ -50,7 +50,8 @@ class How:
         """
         self._check_options()
         adaptive = self.rtol is not None or self.atol is not None
-        solver = choose(self.solver, term, steps=self.steps, adaptive=adaptive)
+        ends = span if self.t_span is None or span is None else check_span(self.t_span)
+        solver = choose(self.solver, term, steps=self.steps, adaptive=adaptive, span=ends)
         solver.check(term)
         noisy = term.stochastic or solver.kind == "SDE"
         tolerance = self._tolerance(solver, dtype, noisy)
@@ -127,8 +128,12 @@ class How:
             return (_equal_steps(times, n) if n and len(times) > 1 else times[:1]), denoise, ""
         if len(times) == 1:
             return times, denoise, ""
+        ends = (float(times[0]), 0.0 if denoise else float(times[-1]))
+        own = solver.lay(term.model, count, ends)
+        if own is not None:
+            return own, False, solver.name
         advice = advise(solver, term, steps=count)
-        laid = _laid(term.model, solver, advice, count, (float(times[0]), 0.0 if denoise else float(times[-1])))
+        laid = _laid(term.model, solver, advice, count, ends)
         return *check_times(term, laid), advice.grid
 
 

@@ -44,9 +44,11 @@ class ScoreModel(Shown, nn.Module):
         smooth: whether the belief is an analytic function of time, as exact scores are. What networks make of time is
             rougher, and suits lower orders and other steps: with smooth=False solvers that choose for themselves take
             these. Told wrongly, errors at few steps are some times larger.
+        solvers: those fitted to it (see `sdegen.fit_solver`), which `sdegen.save` keeps; "auto" takes one that agrees.
     """
 
     smooth: bool = False
+    solvers: tuple[Any, ...] = ()
     sde: SDE
     event_shape: tuple[int, ...] | None
     _fixed: tuple[str, ...] = ()  # attributes of subclasses from which the statistics follow
@@ -237,6 +239,14 @@ class Wrapped(ScoreModel):
     @property
     def sde(self) -> SDE:  # type: ignore[override]
         return self.model.sde if self._own_sde is None else self._own_sde
+
+    @property
+    def solvers(self) -> tuple[Any, ...]:  # type: ignore[override]
+        return self.model.solvers
+
+    @solvers.setter
+    def solvers(self, value: tuple[Any, ...]) -> None:
+        self.model.solvers = value
 
     event_shape = property(lambda self: self.data.event_shape)  # type: ignore[assignment]
     smooth = property(lambda self: self.data.smooth)  # type: ignore[assignment]

@@ -42,6 +42,7 @@ class Purpose(int, Enum):
     NODE = 31, 0  # the node of a table that a loss is taken at
     CHAIN = 32, 1  # noise of the variational bound: which node
     CHAIN_LOSS = 32, 0
+    SOLVER_FIT = 41, 0  # where the samples start that a solver is fitted to
     MEASURED_NOISE = 51, 1  # on data, for what a model leaves of it: which noise level
     TEST_STATES = 101, 0
     TEST_NOISE = 102, 0

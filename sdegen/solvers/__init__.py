@@ -16,6 +16,7 @@ from .external import TABLE as EXTERNAL
 from .external.common import Outcome, OutsideSolver
 from .multistep.adams import Adams
 from .multistep.exponential import Multistep
+from .multistep.fitted import Fitted
 from .runge_kutta import Euler, bosh3, dopri5, heun, rk4
 from .stochastic.adams import StochasticAdams
 from .stochastic.euler import EulerMaruyama, ReverseDiffusion, StochasticHeun
@@ -26,6 +27,7 @@ from .stochastic.sra import SRA1
 __all__ = [
     "Adams",
     "ControlState",
+    "Fitted",
     "Outcome",
     "OutsideSolver",
     "Row",
@@ -188,7 +190,9 @@ def make_solver(name: str, **options: Any) -> Solver:
         raise InvalidInputError(f"solver {name!r} cannot take these options ({error})") from error
 
 
-def choose(solver: str | Solver, term: Term, *, steps: Any, adaptive: bool) -> Solver:
+def choose(
+    solver: str | Solver, term: Term, *, steps: Any, adaptive: bool, span: tuple[float, float] | None = None
+) -> Solver:
     """The solver that makes the steps that `solver=` asks for: an object, a name from the table, or "auto" by equation
     and budget.
 
@@ -197,8 +201,13 @@ def choose(solver: str | Solver, term: Term, *, steps: Any, adaptive: bool) -> S
         term: the equation.
         steps: as `solve` takes them.
         adaptive: whether a tolerance was given.
+        span: (from, to), None where the term runs in its own time.
     """
-    chosen = named(_automatic(term, steps, adaptive) if solver == "auto" else solver)
+    fitted = _fitted(term, steps, adaptive, span) if solver == "auto" else None
+    chosen = fitted or named(_automatic(term, steps, adaptive) if solver == "auto" else solver)
+    chosen.check_run(term, steps, span)
+    if isinstance(chosen, Fitted) and steps not in chosen.steps:  # the fit found nothing better
+        chosen = named(_automatic(term, steps, adaptive))
     noisy = term.stochastic or chosen.kind == "SDE"
     return chosen.stepper(controlled=adaptive or (steps is None and chosen.adaptive and not noisy))
 
@@ -210,6 +219,12 @@ def named(solver: str | Solver) -> Solver:
     if not isinstance(solver, str):
         raise InvalidInputError(f"got solver={solver!r}, expected a name from solvers(), a Solver object, or 'auto'")
     return make_solver(solver)
+
+
+def _fitted(term: Term, steps: Any, adaptive: bool, span: tuple[float, float] | None) -> Solver | None:
+    """The solver that was fitted to the model and such a run, None where there is none."""
+    known = () if adaptive or steps is None else getattr(term.model, "solvers", ())
+    return next((fitted for fitted in known if fitted.agrees(term, steps, span)), None)
 
 
 def _automatic(term: Term, steps: Any, adaptive: bool) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
+from ..models.base import ScoreModel
 from ..noise.white import Noise
 from ..terms import Term
 from .tolerance import Controller, Tolerance
@@ -125,6 +126,14 @@ class Solver(ABC):
                 f"{self.name!r} works on a model's prediction, but {type(term).__name__} has no model: use a solver of "
                 "plain drifts such as 'rk4' or 'euler-maruyama'"
             )
+
+    def check_run(self, term: Term, steps: Any, span: tuple[float, float] | None) -> None:  # noqa: B027
+        """Raise where this solver is not for so many steps of this term over a span (None: the term's own)."""
+
+    def lay(self, model: ScoreModel, steps: int, ends: tuple[float, float]) -> Tensor | None:
+        """The grid of a solver with nodes of its own, steps + 1 times of the model's process, the last one `ends[1]`,
+        which may be 0; None: what is advised."""
+        return None
 
     def begin(self, term: Term, x: Tensor, grid: Tensor, *, denoised: bool) -> State:
         """What the solver carries into the first step of a fixed grid, after which the final denoising follows or

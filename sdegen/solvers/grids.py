@@ -68,8 +68,18 @@ def check_span(t_span: Any) -> tuple[float, float]:
     return start, stop
 
 
-def formula_grid(sde: SDE, n: int, *, kind: str, start: float, stop: float, sigma_data: float = 1.0) -> Tensor:
-    """n + 1 times from `start` to `stop`, both in [t_min, t_max] of `sde`, float64: equally spaced in a variable u(t).
+def formula_grid(
+    sde: SDE,
+    n: int,
+    *,
+    kind: str,
+    start: float,
+    stop: float,
+    sigma_data: float = 1.0,
+    fraction: Tensor | None = None,
+) -> Tensor:
+    """n + 1 times from `start` to `stop`, both in [t_min, t_max] of `sde`, float64: equally spaced in a variable u(t),
+    or at these fractions of it, (n + 1,) from 0 to 1.
 
         "uniform"    u = t
         "sqrt-time"  u = sqrt(t_VP), t_VP the time of equal noise of the linear VP process
@@ -88,7 +98,8 @@ def formula_grid(sde: SDE, n: int, *, kind: str, start: float, stop: float, sigm
     if kind not in GRIDS:
         raise InvalidInputError(f"got kind={kind!r}, expected one of {', '.join(map(repr, GRIDS))}, 'pilot'")
     ends = torch.tensor([start, stop], dtype=torch.float64, device="cpu")
-    fraction = torch.linspace(0, 1, n + 1, dtype=torch.float64, device="cpu")
+    if fraction is None:
+        fraction = torch.linspace(0, 1, n + 1, dtype=torch.float64, device="cpu")
     if kind == "uniform":
         ts = ends[0] + fraction * (ends[1] - ends[0])
     else:

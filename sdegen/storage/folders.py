@@ -66,13 +66,14 @@ def write(path: str | os.PathLike, tensors: Mapping[str, Mapping[str, Tensor]], 
 
 
 def read(
-    path: str | os.PathLike, names: Iterable[str], *, max_bytes: int = MAX_BYTES
+    path: str | os.PathLike, names: Iterable[str], *, also: Iterable[str] = (), max_bytes: int = MAX_BYTES
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """The named tensors and the state of a checkpoint folder, after every file of it was verified.
 
     Args:
         path: the folder.
         names: of the groups of tensors.
+        also: of groups that come with them where they are part of it.
         max_bytes: of its JSON: the state, and the header of each file of tensors. Python makes up to thirty times as
             much of it in memory, so a file that lies is refused before that.
 
@@ -88,6 +89,7 @@ def read(
         for file in (STATE, *groups.values()):
             if file not in files:
                 raise IncompatibleCheckpointError(f"the checkpoint {path} has no {file}")
+        groups |= {name: f"{name}.safetensors" for name in also if f"{name}.safetensors" in files}
         state = _parsed((path / STATE).read_bytes(), path / STATE)
         return {name: _tensors(path / file, max_bytes) for name, file in groups.items()}, state
     except FileNotFoundError as error:

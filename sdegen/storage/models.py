@@ -34,7 +34,9 @@ from ..models.learned_variance import LearnedVariance
 from ..models.networks import plain_names, unwrapped
 from ..nets import MLP, DiT, UNet
 from ..processes import SDE
+from ..solvers import Fitted
 from .folders import MANIFEST, MAX_BYTES, newest, read, steps, write
+from .solvers import described_solvers, rebuilt_solvers, solvers_to_keep
 
 _POINTS = 5  # of a process, to know it by
 _MOST_AXES, _LONGEST = 16, 256  # of a sample; of an argument of a network
@@ -53,17 +55,19 @@ _SDES: dict[str, type[SDE]] = {
 }
 
 
-def save(model: Denoiser, path: str | os.PathLike) -> None:
-    """Write a Denoiser to a checkpoint folder: weights, process, parametrisation, statistics and event shape.
+def save(model: Denoiser, path: str | os.PathLike, *, solvers: Fitted | Sequence[Fitted] | None = None) -> None:
+    """Write a Denoiser to a checkpoint folder: weights, process, parametrisation, statistics, event shape, solvers.
 
     A checkpoint that is already there is replaced: a crash at any moment leaves the old one or the new one.
 
     Args:
         model: a Denoiser.
         path: the folder to make.
+        solvers: what `fit_solver` returned for it, one or several; None: those in `model.solvers`.
 
     Raises:
-        InvalidInputError: a model that is not a Denoiser, or a folder at `path` that holds other things.
+        InvalidInputError: a model that is not a Denoiser, a solver fitted to other weights, or a folder at `path` that
+            holds other things.
         IncompatibleCheckpointError: a Parametrization object: only its name could be stored.
         CheckpointError: the files could not be written (what was there before is unharmed).
 
@@ -76,8 +80,11 @@ def save(model: Denoiser, path: str | os.PathLike) -> None:
         >>> again.sde, float(again.data_std)
         (VPSDE(beta_min=0.1, beta_max=20, t_min=0.001, t_max=1), 0.5)
     """
-    state = {"model": describe(model)}
-    write(path, {"model": model_tensors(model)}, state)
+    state: dict[str, Any] = {"model": describe(model)}
+    groups = {"model": model_tensors(model)}
+    if found := solvers_to_keep(model, solvers):
+        groups["solvers"], state["solvers"] = described_solvers(found)
+    write(path, groups, state)
 
 
 def load(
@@ -100,7 +107,7 @@ def load(
             the largest networks have, little enough to trust a stranger's file.
 
     Returns:
-        A Denoiser, or a LearnedVariance where one was saved.
+        A Denoiser, or a LearnedVariance where one was saved; the solvers saved with it are in `.solvers`.
 
     Raises:
         CorruptCheckpointError: bytes on disk are not the bytes that were written.
@@ -120,6 +127,7 @@ def load(
         raise InvalidInputError(f"net: got {shortened(net)}, expected a torch.nn.Module")
     tensors, state = _read_model(as_path(path), max_bytes)
     model = _rebuilt(state.get("model"), tensors["model"], net, sde)
+    model.solvers = rebuilt_solvers(state.get("solvers", []), tensors.get("solvers", {}), model)
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
 
 
@@ -242,7 +250,7 @@ def _read_model(path: Path, max_bytes: int) -> tuple[dict[str, dict[str, Tensor]
         raise CheckpointError(f"{path} cannot be read: {error}: {cure(error)}") from error
     if steps(path) and not (path / MANIFEST).exists() and (found := newest(path, ["model"], max_bytes=max_bytes)):
         return found
-    return read(path, ["model"], max_bytes=max_bytes)
+    return read(path, ["model"], also=["solvers"], max_bytes=max_bytes)
 
 
 def _named(thing: Any, table: Mapping[str, type]) -> dict[str, Any]:

@@ -1,0 +1,215 @@
+"""Fit a multistep solver to a frozen model, for few evaluations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.arguments import whole
+from ..core.conditions import merged
+from ..core.errors import InvalidInputError
+from ..core.shapes import flat
+from ..loop.modes import bar, quiet
+from ..models.base import ScoreModel
+from ..models.coordinates import Coordinates
+from ..noise.purposes import Purpose
+from ..noise.white import Noise, check_seed
+from ..solvers.grids import formula_grid
+from ..solvers.multistep.bands import Bands
+from ..solvers.multistep.fitted import Fit, Fitted, FittedTo
+from .checks import check_model, placed
+from .lesson import Lesson
+from .sampling import sample
+
+_MOST = 10_000  # evaluations of one sample each for a number of steps and 64 samples; the search takes what is left
+_TEACHER = (64, 5)  # steps of the exact flow: at least, and for each step of the solver
+_NUMBERS = 8000  # that a search looks at, of all samples together: more tell no more
+_WIDTH, _FINEST = 0.2, 0.04  # of the steps of the search
+_CLOSEST = 0.02  # nodes, in steps of the grid that is not bent
+_UNLIKE = 0.75  # of the error to another sample's end: what is not nearer to its own has learned nothing
+
+
+def fit_solver(
+    model: ScoreModel,
+    *,
+    steps: int | Sequence[int],
+    samples: int = 64,
+    seed: int = 0,
+    bands: int = 1,
+    progress: bool | None = None,
+    **cond: Any,
+) -> Fitted:
+    """Fit nodes and weights of a multistep solver to a model that stays as it is, for some numbers of evaluations.
+
+    Some flows are solved tightly; then the weights w of
+
+        y_(n+1) = y_0 + sum_(j<=n) w_nj v_j,        v_j = dy/dtheta at (y_j, theta_j),
+
+    along the circular path follow one after the other by least squares on the solver's own states, no gradient through
+    the network, and the nodes by a search over two numbers. A third of the samples is held out: where the solver is not
+    better on them than "auto" without it, that goes on to be used. The last step lands on the denoised end.
+
+    The model keeps what was fitted in `model.solvers`, and "auto" takes it in `sample` where weights, noise levels,
+    names of conditions, guidance and `steps` agree; `Solution.solver` says so. `save` writes it with the model.
+
+    Args:
+        model: a ScoreModel that knows its event shape: a network, guided too.
+        steps: numbers of evaluations, such as 8 or (5, 8, 10).
+        samples: how many flows; a third of them only judges.
+        seed: of their noise, which `sample` never draws.
+        bands: directions with weights of their own, such as 8: frequencies of images, principal directions of vectors.
+        progress: a progress bar on stderr; None: where stderr is a terminal.
+        **cond: conditions, as in `sample`: tensors have one row for each of the samples.
+
+    Returns:
+        Fitted, a Solver: `.fits[8].error` and `.unfitted` are errors on the samples held out, `.evaluations` what it
+        took, about 10,000 evaluations of one sample each.
+
+    Raises:
+        InvalidInputError: a model without an event shape, or wrapped in what cannot be told from other things; numbers
+            that cannot be meant.
+
+    Example:
+        >>> import sdegen as sg
+        >>> model = sg.MixtureModel(sg.GaussianMixture([[-1.0, 0.0], [1.0, 0.5]], std=0.2), sg.VPSDE())
+        >>> fitted = sg.fit_solver(model, steps=6)
+        >>> fitted.fits[6].error < fitted.fits[6].unfitted
+        True
+        >>> "fitted" in sg.sample(model, 4, steps=6, seed=0).solver
+        True
+    """
+    check_model(model)
+    counts = _counts(steps)
+    samples = whole(samples, "samples", least=6)
+    bands = whole(bands, "bands", least=1)
+    cond = merged(cond, fit_solver, model.condition_names())
+    model.check_conditions(cond, samples)
+    if model.event_shape is None:
+        raise InvalidInputError("fit_solver draws samples, but this model does not know its event_shape: set it")
+    to = FittedTo.of(model, tuple(cond))
+    before, model.solvers = model.solvers, ()
+    try:
+        with quiet(model), bar(progress) as report:
+            x = _start(model, samples, check_seed(seed))
+            exact = Lesson.of(model, x, cond, max(_TEACHER[0], _TEACHER[1] * counts[-1]))
+            basis = Bands.of(bands, exact.end, model.data.covariance)
+            fitting = _Fitting(model, to, x, exact, basis, torch.arange(samples) % 3 == 2)
+            fits, bend = {}, (0.0, 0.0)
+            for i, n in enumerate(counts):
+                report((1 + i) / (1 + len(counts)))
+                fits[n], bend = fitting.fit(n, bend)
+    finally:
+        model.solvers = before
+    fitted = Fitted(to, fits, basis)
+    model.solvers = _kept(before, fitted)
+    return fitted
+
+
+def _kept(before: Sequence[Fitted], fitted: Fitted) -> tuple[Fitted, ...]:
+    """The solvers of a model with a new one: those fitted to the same for other numbers of steps stay."""
+    own = [old for old in before if old.to.weights == fitted.to.weights]
+    return (fitted, *(old for old in own if old.to.differs(fitted.to) or set(old.fits) - set(fitted.fits)))
+
+
+def _counts(steps: Any) -> list[int]:
+    given = steps if isinstance(steps, Sequence | set) and not isinstance(steps, str) else [steps]
+    counts = sorted({whole(n, "steps", least=1, most=1000) for n in given})
+    if not counts:
+        raise InvalidInputError("got steps=[], expected numbers of evaluations such as (5, 8, 10)")
+    return counts
+
+
+def _start(model: ScoreModel, samples: int, seed: int) -> Tensor:
+    """Noise at t_max; in float64 where the model is a formula."""
+    dtype, device = placed(model, None, None)
+    dtype = dtype if any(p.is_floating_point() for p in model.parameters()) else torch.float64
+    shape = (samples, *(model.event_shape or ()))
+    z = Noise(seed, index=torch.arange(samples)).normal(shape, Purpose.SOLVER_FIT, dtype=dtype, device=device)
+    sde = model.sde
+    return model.data.prior.noisy(z, float(sde.alpha(sde.t_max)), float(sde.sigma(sde.t_max)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Fitting:
+    """What the fits of one model for several numbers of steps share.
+
+    Attributes:
+        model, to: the model, and what tells it from others.
+        x: (B, *event), where the flows start, at t_max of the model's own process.
+        exact: those flows.
+        bands: directions.
+        held: (B,) which samples only judge.
+    """
+
+    model: ScoreModel
+    to: FittedTo
+    x: Tensor
+    exact: Lesson
+    bands: Bands
+    held: Tensor
+
+    def fit(self, n: int, bend: tuple[float, float]) -> tuple[Fit, tuple[float, float]]:
+        """For n steps, and how the grid is bent; the search for that begins at `bend`."""
+        exact, taught = self.exact, self.exact.spent[0]
+        learning, judging = (exact.only(rows.nonzero().flatten()) for rows in (~self.held, self.held))
+        cost = taught / (len(self.x) * exact.steps)  # of a call, for one sample
+        left = _MOST * cost * len(self.x) / 64 - taught - n * cost * (len(learning.start) + 2 * len(judging.start))
+        few = learning.only(torch.arange(min(len(learning.start), max(12, _NUMBERS // self.x[0].numel()))))
+        bend = _searched(few, n, bend, int(left / (n * cost * len(few.start))))
+        angles = _nodes(exact.view, n, bend)
+        fit = Fit(angles, learning.learned(angles, self.bands)[0], math.nan, math.nan, 0)
+        fit = self._judged(n, fit, judging)
+        spent, exact.spent[0] = exact.spent[0], taught
+        return replace(fit, evaluations=spent), bend
+
+    def _judged(self, n: int, fit: Fit, judging: Lesson) -> Fit:
+        """A fit with its errors on samples that it did not see."""
+        rows, s = self.held.nonzero().flatten(), self.exact.view.model.sigma_data
+        x, errors, centre = self.x[rows.to(self.x.device)], [], self.exact.centre
+        for solver in (Fitted(self.to, {n: fit}, self.bands), "auto"):
+            found = sample(self.model, x.shape, x_init=x, solver=solver, steps=n, progress=False, cond=judging.cond)
+            self.exact.spent[0] += int(found.nfe.sum())
+            away = [found.x - centre - end for end in (judging.end, judging.end.roll(1, 0))]
+            errors.append([float(flat(v).double().square().mean().sqrt()) / s for v in away])
+        (own, other), (unfitted, _) = errors
+        return replace(fit, error=own, unfitted=unfitted, better=own < unfitted and own < _UNLIKE * other)
+
+
+def _places(n: int, bend: tuple[float, float]) -> Tensor:
+    """w(k/n), k = 0 ... n, of w(u) = u + u (1 - u) (p + q (1 - 2u))."""
+    u = torch.linspace(0, 1, n + 1, dtype=torch.float64, device="cpu")
+    return u + u * (1 - u) * (bend[0] + bend[1] * (1 - 2 * u))
+
+
+def _nodes(view: Coordinates, n: int, bend: tuple[float, float]) -> Tensor:
+    """theta_0 ... theta_n: a "sqrt-time" grid, bent."""
+    sde = view.model.sde
+    how = {"kind": "sqrt-time", "sigma_data": view.model.sigma_data, "fraction": _places(n, bend)}
+    return formula_grid(sde, n, start=sde.t_max, stop=sde.t_min, **how)
+
+
+def _searched(lesson: Lesson, n: int, bend: tuple[float, float], probes: int) -> tuple[float, float]:
+    """The bend of the grid with the smallest error at the end, by a pattern search of so many probes."""
+    known: dict[tuple[float, float], float] = {}
+
+    def error(at: tuple[float, float]) -> float:
+        if at not in known:
+            falls = bool((_places(n, at).diff() > _CLOSEST / n).all())
+            tried = falls and len(known) < probes
+            known[at] = lesson.learned(_nodes(lesson.view, n, at), Bands())[1] if tried else math.inf
+        return known[at]
+
+    width = _WIDTH
+    while n > 1 and width >= _FINEST and len(known) < probes:
+        around = [(bend[0] + a * width, bend[1] + b * width) for a, b in ((1, 0), (-1, 0), (0, 1), (0, -1))]
+        around = [(round(p, 4), round(q, 4)) for p, q in around]
+        best = min([bend, *around], key=error)
+        if best == bend:
+            width /= 2
+        bend = best
+    return bend
