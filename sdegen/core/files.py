@@ -65,6 +65,12 @@ def cure(error: OSError) -> str:
     return _CURES.get(error.errno or 0, "make room, or see to the folder's rights")
 
 
+def sha256_of(file: Path) -> str:
+    """Of what a file holds, in hexadecimal digits."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 @contextmanager
 def replacing(path: Path, check: Callable[[Path], None] | None = None) -> Iterator[Path]:
     """A name beside `path`, to make a file or a folder under; when the block ends well, that becomes `path`.

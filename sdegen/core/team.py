@@ -1,27 +1,28 @@
 """The processes that make a run together: torch.distributed, one process for each device, or just this one.
 
-Each has the whole model and makes its rows of every batch; gradients are added up. `torchrun script.py` is all it
-takes: `fit` joins the group that is there, or the one that torchrun's environment describes.
+`torchrun script.py` is all it takes: `fit` joins the group that is there, or the one that torchrun's environment
+describes.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
-from .errors import SdegenError
+from .errors import InvalidInputError, SdegenError
 
 T = TypeVar("T")
+Groups = dict[str, dict[str, Tensor]]
 
-_BUCKET = 25 << 20  # bytes that are added up at a time
+_OF_A_CONNECTION = re.compile("gloo|[Cc]onnection (closed|reset|refused)|[Bb]roken pipe|NCCL")  # in words of torch's
 _CONTROL: dict[Any, Any] = {}  # the group of the process, and the one for small things beside it
 
 
@@ -60,7 +61,7 @@ class Team:
                 box[0] = make()
             except Exception as error:
                 box[1] = error
-        with _watched():
+        with watched():
             dist.broadcast_object_list(box, src=0, group=self.control)
         if box[1] is not None:
             raise box[1]
@@ -71,18 +72,61 @@ class Team:
         if self.size == 1:
             return list(numbers)
         largest = torch.tensor(numbers)
-        with _watched():
+        with watched():
             dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.control)
         return largest.tolist()
 
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
-        """Replace tensors by their sums over all processes."""
+    def add_up(self, tensor: Tensor) -> None:
+        """Replace a tensor by its sum over all processes."""
+        if self.size > 1:
+            with watched():
+                dist.all_reduce(tensor)
+
+    def tensors_from_leader(self, make: Callable[[], Groups | None]) -> Groups | None:
+        """Tensors in groups by name that `make` gives, or raises, in the leader: everywhere, one after the other."""
+        if self.size == 1:
+            return make()
+        made: list[Groups | None] = [None]
+
+        def described() -> Any:
+            made[0] = make()
+            return made[0] and {g: {n: (tuple(t.shape), t.dtype) for n, t in ts.items()} for g, ts in made[0].items()}
+
+        shapes = self.from_leader(described)
+        if shapes is None:
+            return None
+        return {
+            group: {
+                name: self._sent(made[0][group][name] if made[0] else None, *about) for name, about in named.items()
+            }
+            for group, named in shapes.items()
+        }
+
+    def _sent(self, tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A tensor of the leader, on the CPU."""
+        if tensor is None:
+            tensor = torch.empty(shape, dtype=dtype, device="cpu")
+        own = tensor.detach().cpu().contiguous()
+        with watched():
+            dist.broadcast(own, src=0, group=self.control)
+        return own
+
+    def start_alike(self, tensors: Mapping[str, Tensor]) -> None:
+        """Give every process the leader's values of these, in place.
+
+        Raises:
+            InvalidInputError: they have other names, shapes or dtypes elsewhere.
+        """
         if self.size == 1:
             return
-        with _watched():
-            for bucket, flat, work in [_begun(bucket) for bucket in _buckets(tensors)]:
-                work.wait()
-                torch._foreach_copy_(bucket, list(_unflatten_dense_tensors(flat, bucket)))
+        ours = [(name, tuple(t.shape), t.dtype) for name, t in tensors.items()]
+        theirs = self.from_leader(lambda: ours)
+        if self.agree(int(ours != theirs))[0]:
+            raise InvalidInputError(
+                "model: got one network here and another elsewhere, expected the same in all processes"
+            )
+        for (_, shape, dtype), tensor in zip(ours, tensors.values(), strict=True):
+            tensor.detach().copy_(self._sent(tensor if self.leads else None, shape, dtype))
 
 
 def team(device: torch.device) -> Team:
@@ -124,32 +168,14 @@ def local_device(device: torch.device) -> torch.device:
 
 
 @contextmanager
-def _watched() -> Iterator[None]:
+def watched() -> Iterator[None]:
+    """Errors of the connection to another process say that this one has ended."""
     try:
         yield
     except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and not _OF_A_CONNECTION.search(str(error)):
+            raise
         raise LostProcessError(
             f"another process of this run has ended ({str(error).splitlines()[0]}): see what it said; run again, and "
             "the run goes on from its last checkpoint"
         ) from error
-
-
-def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Tensors of one dtype, so many bytes at a time, in an order that is everywhere the same."""
-    for dtype in dict.fromkeys(t.dtype for t in tensors):
-        bucket, size = [], 0
-        for t in tensors:
-            if t.dtype != dtype:
-                continue
-            bucket.append(t)
-            size += t.numel() * t.element_size()
-            if size >= _BUCKET:
-                yield bucket
-                bucket, size = [], 0
-        if bucket:
-            yield bucket
-
-
-def _begun(bucket: list[Tensor]) -> tuple[list[Tensor], Tensor, Any]:
-    flat = _flatten_dense_tensors(bucket)
-    return bucket, flat, dist.all_reduce(flat, async_op=True)

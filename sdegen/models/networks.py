@@ -27,6 +27,19 @@ def unwrapped(net: Any) -> Any:
     return net
 
 
+def sharded_modules(net: nn.Module) -> list[Any]:
+    """The modules in a network that fully_shard was called on."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return [m for m in net.modules() if isinstance(m, fsdp.FSDPModule)] if fsdp else []
+
+
+def class_of(net: Any) -> type:
+    """The class of a network, also where fully_shard put its own before it."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    own = type(net)
+    return next(c for c in own.__mro__ if not issubclass(c, fsdp.FSDPModule)) if fsdp else own
+
+
 def plain_names(net: nn.Module, names: Iterable[str]) -> dict[str, str]:
     """Names of parameters and buffers -> what they would be if no module in the network were wrapped."""
     wrappers = [(path, name) for path, module in net.named_modules() if (name := _inside(module))]

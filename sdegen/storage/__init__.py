@@ -1,6 +1,18 @@
 """Bytes on disk: checkpoint folders, and the models in them."""
 
-from .folders import MANIFEST, STATE, VERSION, newest, read, steps, write
+from .folders import (
+    MANIFEST,
+    STATE,
+    VERSION,
+    newest,
+    newest_path,
+    read,
+    read_sharded,
+    statistics_of,
+    steps,
+    write,
+    write_together,
+)
 from .models import check_same, describe, load, model_tensors, save, set_weights
 
 __all__ = [
@@ -12,9 +24,13 @@ __all__ = [
     "load",
     "model_tensors",
     "newest",
+    "newest_path",
     "read",
+    "read_sharded",
     "save",
     "set_weights",
+    "statistics_of",
     "steps",
     "write",
+    "write_together",
 ]

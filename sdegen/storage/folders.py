@@ -7,9 +7,10 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import safetensors
@@ -24,7 +25,12 @@ from ..core.errors import (
     InvalidInputError,
     shortened,
 )
-from ..core.files import as_path, cure, replacing, write_synced
+from ..core.files import as_path, cure, replacing, sha256_of, write_synced
+from ..core.shards import whole
+from ..core.team import Team
+from .parts import Like, plain, read_parts, write_parts
+
+T = TypeVar("T")
 
 VERSION = 1
 
@@ -32,7 +38,7 @@ MANIFEST, STATE = "manifest.json", "state.json"
 
 _FORMAT = "sdegen checkpoint"
 
-_FILE = re.compile(r"[a-z]+\.(safetensors|json)")
+_FILE = re.compile(r"[a-z]+(-\d{5})?\.(safetensors|json)")
 
 _STEP = re.compile(r"step-\d+")
 
@@ -59,10 +65,7 @@ def write(path: str | os.PathLike, tensors: Mapping[str, Mapping[str, Tensor]], 
                 entries[file] = _entry(write_synced(fresh / file, _packed(group)))
             write_synced(fresh / MANIFEST, [_manifest(entries)])
     except OSError as error:
-        raise CheckpointError(
-            f"could not write the checkpoint {place}: {error}. What was there before is unharmed; {cure(error)}, and "
-            "save again"
-        ) from error
+        raise _unwritten(place, error) from error
 
 
 def read(
@@ -86,16 +89,92 @@ def read(
     try:
         files = _verified(path, max_bytes)
         groups = {name: f"{name}.safetensors" for name in names}
-        for file in (STATE, *groups.values()):
+        parts = {name: [path / file for file in sorted(files) if _is_part(file, name)] for name in names}
+        for file in (STATE, *(groups[name] for name in names if not parts[name])):
             if file not in files:
                 raise IncompatibleCheckpointError(f"the checkpoint {path} has no {file}")
         groups |= {name: f"{name}.safetensors" for name in also if f"{name}.safetensors" in files}
         state = _parsed((path / STATE).read_bytes(), path / STATE)
-        return {name: _tensors(path / file, max_bytes) for name, file in groups.items()}, state
+        return {name: _joined(parts[name] or [path / groups[name]], max_bytes) for name in names}, state
     except FileNotFoundError as error:
         raise CorruptCheckpointError(f"the checkpoint {path} is not whole: {error}") from error
     except OSError as error:
         raise CheckpointError(f"the checkpoint {path} cannot be read: {error}: {cure(error)}") from error
+
+
+def write_together(
+    path: str | os.PathLike,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    team: Team,
+    *,
+    in_parts: Sequence[str] = (),
+) -> None:
+    """`write` where tensors are sharded over processes, which all have to call it, and share a disk.
+
+    The groups of tensors named in `in_parts` are kept in one file for each process, all others whole.
+
+    Raises:
+        As `write`, in every process.
+    """
+    place, text = as_path(path), json.dumps(state, allow_nan=False).encode()
+    entries: dict[str, Any] = {}
+    with ExitStack() as stack:
+
+        def begun() -> Path:
+            fresh = stack.enter_context(replacing(place, _check_replaceable))
+            fresh.mkdir()
+            entries[STATE] = _entry(write_synced(fresh / STATE, [text]))
+            return fresh
+
+        try:
+            fresh = team.from_leader(begun)
+            for name, group in tensors.items():
+                if name in in_parts:
+                    files = write_parts(fresh, name, group, team)
+                    entries |= {
+                        file.name: _entry((file.stat().st_size, sha256_of(file))) for file in files if team.leads
+                    }
+                else:
+                    entries[f"{name}.safetensors"] = _gathered(fresh / f"{name}.safetensors", group, team)
+            team.from_leader(lambda: (write_synced(fresh / MANIFEST, [_manifest(entries)]), stack.close()))
+        except OSError as error:
+            raise _unwritten(place, error) from error
+
+
+def _gathered(file: Path, group: Mapping[str, Tensor], team: Team) -> Any:
+    """Write a file of tensors that are gathered one at a time; only the leader keeps them."""
+    pieces, failure = _packed(group), None
+    entry: Any = None
+    try:
+        entry = _entry(write_synced(file, pieces)) if team.leads else None
+    except OSError as error:
+        failure = error
+    for _ in pieces:  # the other processes gather all of them
+        pass
+    team.from_leader(lambda: _raised(failure))
+    return entry
+
+
+def _raised(failure: Exception | None) -> None:
+    if failure is not None:
+        raise failure
+
+
+def read_sharded(path: str | os.PathLike, names: Sequence[str], like: Like) -> dict[str, Tensor]:
+    """The named groups of a checkpoint that was verified, each process its parts of them; all have to call it."""
+    path = as_path(path)
+    files = [p for p in sorted(path.glob("*.safetensors")) if any(p.stem == n or _is_part(p.name, n) for n in names)]
+    return read_parts(files, like, alone=False)
+
+
+def statistics_of(path: Path) -> dict[str, Tensor]:
+    """What a model's file says of the data, without its weights."""
+
+    def like(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor | None:
+        return None if name.startswith("net.") else plain(name, shape, dtype)
+
+    return read_parts([path / "model.safetensors"], like, alone=True)
 
 
 def steps(run: str | os.PathLike) -> list[Path]:
@@ -121,19 +200,35 @@ def newest(
     Raises:
         CorruptCheckpointError: there are checkpoints, but none is valid.
     """
+    return _newest(run, lambda path: read(path, names, max_bytes=max_bytes))
+
+
+def newest_path(run: str | os.PathLike, *, max_bytes: int = MAX_BYTES) -> tuple[Path, dict[str, Any]] | None:
+    """Path and state of the newest valid checkpoint, as `newest`."""
+    return _newest(run, lambda path: (path, read(path, (), max_bytes=max_bytes)[1]))
+
+
+def _newest(run: str | os.PathLike, take: Callable[[Path], T]) -> T | None:
     skipped: list[str] = []
     for path in reversed(steps(run)):
         try:
-            found = read(path, names, max_bytes=max_bytes)
+            found = take(path)
         except CheckpointError as error:
             skipped.append(f"{path.name}: {error}")
             continue
         if skipped:
-            warnings.warn(f"using {path}; skipped {'; '.join(skipped)}", RuntimeWarning, stacklevel=3)
+            warnings.warn(f"using {path}; skipped {'; '.join(skipped)}", RuntimeWarning, stacklevel=4)
         return found
     if skipped:
         raise CorruptCheckpointError(f"no checkpoint in {run} is valid: {'; '.join(skipped)}")
     return None
+
+
+def _unwritten(place: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"could not write the checkpoint {place}: {error}. What was there before is unharmed; {cure(error)}, and save "
+        "again"
+    )
 
 
 def _entry(written: tuple[int, str]) -> dict[str, Any]:
@@ -187,8 +282,7 @@ def _verify(file: Path, entry: Any, max_bytes: int) -> None:
         raise CorruptCheckpointError(f"{file}: got {size} bytes, the manifest has {shortened(entry)}")
     if file.suffix == ".json" and size > max_bytes:
         raise _too_large(file, f"{size} bytes of JSON", max_bytes)
-    with open(file, "rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = sha256_of(file)
     if digest != entry.get("sha256"):
         raise CorruptCheckpointError(f"{file} was changed after it was written (its SHA-256 is another)")
 
@@ -209,15 +303,26 @@ def _parsed(raw: bytes, file: Path) -> dict[str, Any]:
     return value
 
 
-def _tensors(file: Path, max_bytes: int = MAX_BYTES) -> dict[str, Tensor]:
+def _check_header(file: Path, max_bytes: int) -> None:
     with open(file, "rb") as stream:
         header = int.from_bytes(stream.read(8), "little")
     if header > max_bytes:
         raise _too_large(file, f"a header of {header} bytes", max_bytes)
+
+
+def _is_part(file: str, name: str) -> bool:
+    """Whether a file has what one of several processes kept of a group."""
+    return re.fullmatch(rf"{name}-\d{{5}}\.safetensors", file) is not None
+
+
+def _joined(files: Sequence[Path], max_bytes: int) -> dict[str, Tensor]:
+    """The tensors of a file, or of the parts that several processes wrote."""
+    for file in files:
+        _check_header(file, max_bytes)
     try:
-        return safetensors.torch.load_file(file)
+        return safetensors.torch.load_file(files[0]) if len(files) == 1 else read_parts(files, plain, alone=True)
     except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        raise CorruptCheckpointError(f"{file} is no safetensors file: {error}") from error
+        raise CorruptCheckpointError(f"{files[0]} is no safetensors file: {error}") from error
 
 
 def _packed(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
@@ -256,7 +361,7 @@ def _header(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
 
 def _raw(value: Tensor) -> memoryview:
     """(bytes,) the elements in a row, little-endian; a view of the tensor's own memory where that is what it holds."""
-    value = value.detach().to("cpu").resolve_conj().resolve_neg().contiguous()
+    value = whole(value).detach().to("cpu").resolve_conj().resolve_neg().contiguous()
     value = torch.view_as_real(value) if value.is_complex() else value
     numbers = value.reshape(-1).view(torch.uint8).numpy().view(f"u{value.element_size()}")
     return numbers.astype(f"<{numbers.dtype.str[1:]}", copy=False).view(np.uint8).data

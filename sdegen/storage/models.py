@@ -27,15 +27,17 @@ from ..core.errors import (
     shortened,
 )
 from ..core.files import as_path, cure, previous
+from ..core.shards import is_sharded, local, sharded_as
+from ..core.team import team
 from ..models.base import ScoreModel
 from ..models.denoiser import Denoiser
 from ..models.diffusers import as_network, is_unet
 from ..models.learned_variance import LearnedVariance
-from ..models.networks import plain_names, unwrapped
+from ..models.networks import class_of, plain_names, unwrapped
 from ..nets import MLP, DiT, UNet
 from ..processes import SDE
 from ..solvers import Fitted
-from .folders import MANIFEST, MAX_BYTES, newest, read, steps, write
+from .folders import MANIFEST, MAX_BYTES, newest, read, steps, write, write_together
 from .solvers import described_solvers, rebuilt_solvers, solvers_to_keep
 
 _POINTS = 5  # of a process, to know it by
@@ -58,7 +60,8 @@ _SDES: dict[str, type[SDE]] = {
 def save(model: Denoiser, path: str | os.PathLike, *, solvers: Fitted | Sequence[Fitted] | None = None) -> None:
     """Write a Denoiser to a checkpoint folder: weights, process, parametrisation, statistics, event shape, solvers.
 
-    A checkpoint that is already there is replaced: a crash at any moment leaves the old one or the new one.
+    A checkpoint that is already there is replaced: a crash at any moment leaves the old one or the new one. Where the
+    network is sharded over processes, all of them have to call it; the file is the same.
 
     Args:
         model: a Denoiser.
@@ -84,7 +87,10 @@ def save(model: Denoiser, path: str | os.PathLike, *, solvers: Fitted | Sequence
     groups = {"model": model_tensors(model)}
     if found := solvers_to_keep(model, solvers):
         groups["solvers"], state["solvers"] = described_solvers(found)
-    write(path, groups, state)
+    if any(map(is_sharded, groups["model"].values())):
+        write_together(path, groups, state, team(torch.device("cpu")))
+    else:
+        write(path, groups, state)
 
 
 def load(
@@ -133,7 +139,7 @@ def load(
 
 def describe(model: Denoiser) -> dict[str, Any]:
     """Everything about a Denoiser but its tensors, as JSON."""
-    if type(model) not in _MODELS.values():
+    if class_of(model) not in _MODELS.values():
         raise InvalidInputError(f"only a Denoiser can be saved, not a {type(model).__name__}: save the one inside it")
     if not isinstance(model.parametrization, str):
         raise IncompatibleCheckpointError(
@@ -142,7 +148,7 @@ def describe(model: Denoiser) -> dict[str, Any]:
         )
     sde = model.sde
     return {
-        "class": type(model).__name__,
+        "class": class_of(model).__name__,
         "parametrization": model.parametrization,
         "event_shape": None if model.event_shape is None else list(model.event_shape),
         "smooth": model.smooth,
@@ -224,7 +230,7 @@ def set_weights(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         )
     _check_finite(net, weights)
     names = plain_names(net, net.state_dict())
-    net.load_state_dict({name: weights[plain] for name, plain in names.items()})
+    net.load_state_dict({name: sharded_as(own[plain], weights[plain]) for name, plain in names.items()})
 
 
 def _check_finite(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -232,7 +238,7 @@ def _check_finite(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
     parameters = set(plain_names(net, dict(net.named_parameters())).values())
     for name, value in weights.items():
         if value.is_floating_point() and value.dtype.itemsize > 1:
-            bad = ~torch.isfinite(value) if name in parameters else torch.isnan(value)
+            bad = ~torch.isfinite(local(value)) if name in parameters else torch.isnan(local(value))
             if bool(bad.any()):
                 raise IncompatibleCheckpointError(
                     f"{name} holds NaN or infinity ({int(bad.sum())} of {value.numel()} numbers): nothing can be "
@@ -256,8 +262,9 @@ def _read_model(path: Path, max_bytes: int) -> tuple[dict[str, dict[str, Tensor]
 def _named(thing: Any, table: Mapping[str, type]) -> dict[str, Any]:
     """A class by name with its arguments, which are None where it is not ours to rebuild."""
     thing = unwrapped(thing)
-    name = type(thing).__name__
-    ours = table.get(name) is type(thing)
+    own = class_of(thing)
+    name = own.__name__
+    ours = table.get(name) is own
     return {"name": name, "config": getattr(thing, "config", None) if ours else None}
 
 

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.shards import is_sharded, local
+
 LARGEST_WIDTH = 12**-0.5  # of a power-function profile: that of the plain mean of all steps
 
 
@@ -30,7 +32,7 @@ class Average:
     @torch.no_grad()
     def update(self, n: int) -> None:
         """Take in the parameters after step n."""
-        torch._foreach_lerp_(self.values, self.parameters, 1 - self.decay(n))
+        torch._foreach_lerp_(list(map(local, self.values)), list(map(local, self.parameters)), 1 - self.decay(n))
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -44,11 +46,18 @@ class Average:
     @torch.no_grad()
     def settle(self) -> None:
         """Leave the averages in the model."""
-        torch._foreach_copy_(self.parameters, self.values)
+        torch._foreach_copy_(list(map(local, self.parameters)), list(map(local, self.values)))
 
+    @torch.no_grad()
     def _exchange(self) -> None:
         for i, p in enumerate(self.parameters):
-            p.data, self.values[i] = self.values[i], p.data
+            if is_sharded(p):  # what is gathered from stays where it is
+                own, average = local(p), local(self.values[i])
+                kept = own.clone()
+                own.copy_(average)
+                average.copy_(kept)
+            else:
+                p.data, self.values[i] = self.values[i], p.data
 
 
 def exponential(decay: float, n: int) -> float:

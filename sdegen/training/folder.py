@@ -98,14 +98,17 @@ class RunFolder:
                     "The model has its weights; run again to begin anew"
                 )
 
-    def resumable(self, resume: str | bool) -> Found | None:
-        """Tensors and state of the newest valid checkpoint, None where the run begins."""
+    def resumable(self, resume: str | bool, *, sharded: bool = False) -> Found | None:
+        """Tensors and state of the newest valid checkpoint, None where the run begins; if `sharded`, no weights."""
         kept = storage.steps(self.path)
         if kept and resume is False:
             raise InvalidInputError(f"{self.path} has a run and resume=False: pass another folder, or resume='auto'")
         if not kept and resume is True:
             raise InvalidInputError(f"{self.path} has no checkpoint and resume=True: pass resume='auto' to begin one")
-        return storage.newest(self.path, ["model", "training"], max_bytes=_MAX_BYTES)
+        if not sharded:
+            return storage.newest(self.path, ["model", "training"], max_bytes=_MAX_BYTES)
+        found = storage.newest_path(self.path, max_bytes=_MAX_BYTES)
+        return found and ({"model": storage.statistics_of(found[0])}, found[1])
 
     def rewind(self, step: int) -> None:
         """Drop the snapshots after a step."""
@@ -116,12 +119,20 @@ class RunFolder:
 
     def save(self, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
         """Write the checkpoint of a step; drop all but the newest two, and later ones: they were too damaged to use."""
+        storage.write(self.place_for(step), tensors, state)
+        self.drop_old()
+
+    def place_for(self, step: int) -> Path:
+        """Where the checkpoint of a step goes; the ones that are there from this step on were too damaged to use."""
         self._check_ours()
         with writing(self.path):
             for damaged in storage.steps(self.path):
                 if damaged.name >= _name(step):
                     remove(damaged)
-        storage.write(self.path / _name(step), tensors, state)
+        return self.path / _name(step)
+
+    def drop_old(self) -> None:
+        """Keep the newest two checkpoints."""
         for old in storage.steps(self.path)[:-_KEPT]:
             remove(old, ignore_errors=True)
 
@@ -129,6 +140,11 @@ class RunFolder:
         """Write a snapshot of the averages, to be mixed later."""
         self._check_ours()
         storage.write(self.path / _SNAPSHOTS / _name(step), {"averages": averages}, state)
+
+
+def checkpoint_of(run: str | os.PathLike, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return as_path(run, "out") / _name(step)
 
 
 def snapshots(run: str | os.PathLike) -> list[Path]:

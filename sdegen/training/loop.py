@@ -12,13 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import storage
 from ..core.conditions import gathered, merged
 from ..core.errors import IncompatibleCheckpointError, InvalidInputError
-from ..core.team import LostProcessError, local_device, team
+from ..core.team import Groups, LostProcessError, Team, local_device, team
 from ..models.base import ScoreModel
 from .batches import Batches, Statistics, batches
 from .checks import check_model, check_parts, check_same_model, device_of, learn_about_data, progress_of, seed_of
-from .folder import Found, Interrupts, RunFolder
+from .engine import shards
+from .folder import Found, Interrupts, RunFolder, checkpoint_of
 from .history import History
 from .identity import check_same_run, fingerprint, settings
 from .losses import dsm_loss
@@ -57,6 +59,7 @@ def fit(
     precision: str = "full",
     tensorboard: bool = False,
     statistics: str | None = None,
+    strategy: str | None = None,
     optimizer: Callable[[Sequence[torch.nn.Parameter]], Any] | None = None,
     lr_scheduler: Callable[[Any], Any] | None = None,
     logger: Any = None,
@@ -120,6 +123,8 @@ def fit(
             what an earlier `fit` measured is measured again if this one makes more steps than were trained so far (the
             real run after a trial); all else that is known is kept, and data far from it are told. A run that goes on
             keeps its own.
+        strategy: of several processes: "ddp", DistributedDataParallel, or "fsdp", FSDP2: each process keeps a part of
+            the weights, the averages and the optimizer's state, in the model too when `fit` is done. None: "ddp".
         optimizer: a function that makes one of the weights, as `lambda weights: torch.optim.SGD(weights, lr=0.1)`, in
             place of AdamW with `lr` and `weight_decay`. The warm-up and the schedule multiply its own rates.
         lr_scheduler: a function that makes one of the optimizer, stepped after every step, in place of these two.
@@ -174,6 +179,7 @@ def fit(
         precision=precision,
         tensorboard=tensorboard,
         statistics=statistics,
+        strategy=strategy,
         optimizer=optimizer,
         lr_scheduler=lr_scheduler,
         logger=logger,
@@ -191,14 +197,17 @@ def fit(
         )
         made_with = {"data": fingerprinted, "settings": settings(options)}
         folder = None if out is None or not processes.leads else RunFolder(out)
-        found = processes.from_leader(lambda: stack.enter_context(folder).resumable(resume) if folder else None)
+        sharded = shards(strategy, model, processes)
+        found = _found(
+            processes, lambda: stack.enter_context(folder).resumable(resume, sharded=sharded) if folder else None
+        )
         chosen = processes.from_leader(lambda: seed_of(seed, found))
         processes.from_leader(lambda: _check_same(model, source, found, made_with))
         learned = learn_about_data(model, source.first, found, measured, options, tell=processes.leads)
         trainer = Trainer(model.to(place), options, chosen, processes, made_with)
         stack.enter_context(trainer.training())
         if found:
-            trainer.restore(*found)
+            trainer.restore(*_with_parts(trainer, found, out))
         found = None  # the trainer has copies
         stack.callback(lambda begun: count_steps(model, trainer.step - begun), trainer.step)
         _drive(trainer, source, folder, orderly=out is not None)
@@ -212,6 +221,28 @@ def _conditions(model: ScoreModel, cond: dict[str, Any], loss: Callable[..., Ten
     known = model.condition_names()
     Objective(loss).check_names(cond, known)
     return merged(cond, fit, known)
+
+
+def _found(processes: Team, look: Callable[[], Found | None]) -> Found | None:
+    """What is found in the run folder, where the first process looks: everywhere."""
+    box: list[Found | None] = [None]
+
+    def tensors() -> Groups | None:
+        box[0] = look()
+        return box[0] and box[0][0]
+
+    kept = processes.tensors_from_leader(tensors)
+    state = processes.from_leader(lambda: box[0] and box[0][1])
+    return None if kept is None or state is None else (kept, state)
+
+
+def _with_parts(trainer: Trainer, found: Found, out: Any) -> Found:
+    """What was found, and where weights are sharded this process's parts of them."""
+    if not trainer.engine.sharded:
+        return found
+    path = checkpoint_of(out, progress_of(found)["step"])
+    kept = {name: storage.read_sharded(path, [name], trainer.layout) for name in ("model", "training")}
+    return kept, found[1]
 
 
 def _survey(
@@ -244,12 +275,13 @@ def _drive(trainer: Trainer, source: Batches, folder: RunFolder | None, *, order
     with ExitStack() as stack:
         if orderly:
             stack.enter_context(interrupts)
-        reporter = stack.enter_context(Reporter(trainer, folder)) if processes.leads else None
+        takes_part = processes.leads or trainer.engine.sharded  # in what is gathered, to be shown or kept
+        reporter = stack.enter_context(Reporter(trainer, folder, keeps=orderly)) if takes_part else None
         stream = source.from_step(trainer.step, trainer.seed, processes.share, trainer.device)
         try:
             for batch in islice(stream, options.steps - trainer.step):
                 trainer.advance(batch)
-                saves = reporter is not None and reporter.saves()
+                saves = processes.leads and reporter is not None and reporter.saves()
                 signal, saves, waited = processes.agree(interrupts.number, saves, trainer.has_waited())
                 interrupts.note(signal)
                 if signal or saves or waited or options.acts(trainer.step):
@@ -259,7 +291,7 @@ def _drive(trainer: Trainer, source: Batches, folder: RunFolder | None, *, order
                 if signal:
                     raise SystemExit(128 + signal)
         except LostProcessError:
-            if trainer.device.type == "cpu":  # a CUDA queue may wait for the lost one for ever
+            if trainer.device.type == "cpu" and not trainer.engine.sharded:  # CUDA may wait for the lost one for ever
                 trainer.evaluate()
                 if reporter is not None:
                     reporter.act(saves=True)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import IncompatibleCheckpointError, InvalidInputError
+from ..core.shards import local, replicated_beside, sharded_as
 from .options import Options
 
 _OF_ADAM = ("step", "exp_avg", "exp_avg_sq")
@@ -51,7 +52,7 @@ class Optimiser:
                 group["lr"] = self.options.rate(n, peak)
         rate = float(groups[0]["lr"])
         if self.skips_by_itself:
-            self.inner.found_inf = _beside(failed, self.parameters[0])
+            self.inner.found_inf = replicated_beside(self.parameters[0], failed)
             self.inner.step()
         elif not bool(failed):
             self.inner.step()
@@ -149,10 +150,6 @@ def _words(thing: Any) -> str:
     return f"{type(thing).__module__}.{type(thing).__qualname__}"
 
 
-def _beside(failed: Tensor, parameter: Tensor) -> Tensor:
-    return failed
-
-
 def _laid_out(p: Tensor, state: Any) -> Any:
     """A copy beside a parameter; tensors of its shape in its memory layout: fused optimisers walk both as one."""
     if isinstance(state, dict):
@@ -161,7 +158,9 @@ def _laid_out(p: Tensor, state: Any) -> Any:
         return state
     if state.shape != p.shape:
         return state.to(p.device, copy=True)
-    return torch.empty_like(p, dtype=state.dtype).copy_(state)
+    moment = torch.empty_like(p, dtype=state.dtype)
+    local(moment).copy_(local(sharded_as(p, state)))
+    return moment
 
 
 def _from_before(tensors: Mapping[str, Tensor], names: Sequence[str]) -> list[Any]:

@@ -23,6 +23,8 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 # What networks compute in, under torch.autocast; weights, gradients and the optimiser stay as they are.
 PRECISIONS: dict[str, torch.dtype | None] = {"full": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+STRATEGIES = ("ddp", "fsdp")  # of several processes
+
 _LR = 2e-3  # of fit's own optimiser, unless said otherwise
 _SAVE_SECONDS = 120.0  # between checkpoints where no number of steps is given
 _SNAPSHOTS = 32  # of the averages, in a run
@@ -54,6 +56,7 @@ class Options:
     precision: str
     tensorboard: bool
     statistics: str | None = None
+    strategy: str | None = None
     optimizer: Callable[..., Any] | None = None
     lr_scheduler: Callable[..., Any] | None = None
     logger: Any = None
@@ -87,6 +90,9 @@ class Options:
         self._check(lambda v: v in (True, False), "True or False", "progress", none=True)
         self._check(lambda v: v in (True, False), "True or False", "tensorboard")
         self._check(lambda v: v in WISHES, " or ".join(map(repr, WISHES)), "statistics", none=True)
+        self._check(lambda v: v in STRATEGIES, " or ".join(map(repr, STRATEGIES)), "strategy", none=True)
+        if self.strategy == "fsdp":
+            self._check(lambda v: v != "fp16", "'bf16' or 'full' beside strategy='fsdp'", "precision")
         if self.optimizer is not None:
             self._check_unused("optimizer", "give it to the optimizer", lr=_LR, weight_decay=0.0)
         if self.lr_scheduler is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,7 +19,8 @@ from .. import storage
 from ..core.conditions import mapped
 from ..core.errors import IncompatibleCheckpointError, InvalidInputError, shortened
 from ..core.shapes import as_time
-from ..core.team import Team
+from ..core.shards import is_sharded, local, sharded_as, whole
+from ..core.team import Team, watched
 from ..loop.modes import quiet
 from ..models.base import ScoreModel
 from ..models.networks import plain_names
@@ -26,6 +28,7 @@ from .batches import Batch
 from .checks import saveable
 from .draws import BatchNoise, derived_seed, own_draws, seed_draws
 from .ema import Average, power_function
+from .engine import engine_of
 from .folder import Found
 from .history import History, Recorder, Step
 from .objective import Objective
@@ -42,11 +45,12 @@ class Trainer:
     def __init__(
         self, model: ScoreModel, options: Options, seed: int, team: Team, made_with: Mapping[str, Any]
     ) -> None:
-        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.model, self.options, self.seed, self.team = model, options, seed, team
         self.made_with = made_with  # what a checkpoint tells the run's data and settings by
-        _start_alike(model, team)
-        _fill_memory(named.values())
+        team.start_alike({name: value for name, value in model.state_dict().items() if not is_sharded(value)})
+        _fill_memory(p for p in model.parameters() if p.requires_grad)
+        self.engine = engine_of(options.strategy, model, Objective(options.loss), team)
+        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.names, self.parameters = list(plain_names(model, named).values()), list(named.values())
         self.device = self.parameters[0].device
         self.optimiser = Optimiser(self.parameters, self.names, options)
@@ -57,7 +61,6 @@ class Trainer:
         self.recorder = Recorder(model.sde)
         self.step = 0  # how many are done
         self.rates = array("d")  # of the steps
-        self.objective = Objective(options.loss)
         self._times: Tensor | None = None  # at which the loss first asked the model, for some rows
         self._evaluated = time.monotonic()
         self._logged = 0
@@ -79,6 +82,7 @@ class Trainer:
                 yield
         finally:
             hook.remove()
+            self.engine.forget()
             self.average.settle()
             for module, mode in modes.items():
                 module.training = mode
@@ -86,9 +90,10 @@ class Trainer:
     def advance(self, batch: Batch) -> None:
         """One step of the optimiser; if loss or gradient is not finite, it changes no weight."""
         self.optimiser.inner.zero_grad()
-        losses, t = self._summed([self._backward(part) for part in batch.parts(self.options.accumulate)], batch)
+        parts = batch.parts(self.options.accumulate)
+        losses, t = self._summed([self._backward(part, last=part is parts[-1]) for part in parts], batch)
         self.scaler.unscale_(self.optimiser.inner)
-        norm, mean = clip_grad_norm_(self.parameters, self.clip), losses.mean()
+        norm, mean = whole(clip_grad_norm_(self.parameters, self.clip)), losses.mean()
         failed = ((norm + mean) * 0).nan_to_num(1.0).float()  # of NaN or infinity, not waited for
         self.rates.append(self.optimiser.step(self.step, failed))
         self.scaler.update()
@@ -97,7 +102,7 @@ class Trainer:
         self.recorder.add(Step(losses, t, mean, norm, failed, batch.numbers))
         self.step += 1
 
-    def _backward(self, part: Batch) -> tuple[Tensor, Tensor | None]:
+    def _backward(self, part: Batch, *, last: bool) -> tuple[Tensor, Tensor | None]:
         """Add the gradient of these rows' part of the mean loss; their losses and times."""
         rows = len(part.x0)
         if not rows:
@@ -107,14 +112,15 @@ class Trainer:
         noise = BatchNoise(derived_seed(self.seed, "noise", self.step), part.start, part.start + rows, part.total)
         seed_draws(derived_seed(self.seed, "draws", self.step, part.start), self.device)
         self._times, dtype = None, PRECISIONS[self.options.precision]
-        with torch.autocast(self.device.type, dtype) if dtype is not None else nullcontext():
-            losses = self.objective(self.model, x0, cond, noise)
-        _check_losses(losses, rows)
-        self.scaler.scale(losses.sum() / part.total).backward()
+        with watched(), self.engine.gathering(last):
+            with torch.autocast(self.device.type, dtype) if dtype is not None else nullcontext():
+                losses = self.engine.losses(x0, cond, noise)
+            _check_losses(losses, rows)
+            self.scaler.scale(losses.sum() * self.engine.weight / part.total).backward()
         return losses.detach(), self._times
 
     def _summed(self, parts: list[tuple[Tensor, Tensor | None]], batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Losses and times of the whole batch; gradients are added up over the processes."""
+        """Losses and times of the whole batch."""
         if self.team.size == 1 and len(parts) == 1:
             return parts[0]
         losses = torch.cat([own for own, _ in parts])
@@ -124,7 +130,7 @@ class Trainer:
             both = torch.zeros(2, batch.total, dtype=torch.float64, device=self.device)
             rows = slice(batch.start, batch.start + len(losses))
             both[0, rows], both[1, rows] = losses, math.nan if t is None else t
-            self.team.add_up([both, *(p.grad for p in self.parameters if p.grad is not None)])
+            self.team.add_up(both)
             losses, t = both[0], None if t is None else both[1]
         return losses, t
 
@@ -152,6 +158,7 @@ class Trainer:
         """Call the callback with the averaged model."""
         with self.average.in_place(), own_draws(self.device), quiet(self.model):
             self.options.callback(self.step, self.model, self.history())  # type: ignore[misc]
+            self.engine.forget()
 
     def rows(self, seconds: float) -> list[dict[str, Any]]:
         """The metrics since the last rows: one for every so many steps, and one for the last."""
@@ -181,6 +188,7 @@ class Trainer:
         """Tensors and state: "model" with the averaged weights, as `load` reads it, and "training" with the rest."""
         with self.average.in_place():
             model = storage.model_tensors(saveable(self.model))
+            model = {name: value.clone() if is_sharded(value) else value for name, value in model.items()}
         training = self.recorder.tensors()
         for name, p in zip(self.names, self.parameters, strict=True):
             training[f"weight.{name}"] = p
@@ -196,11 +204,22 @@ class Trainer:
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The averages as they are, and what they are."""
         tensors = {
-            f"{k}.{name}": value
+            f"{k}.{name}": whole(value)
             for k, average in enumerate(self.averages)
             for name, value in zip(self.names, average.values, strict=True)
         }
         return tensors, {"step": self.step, "widths": list(self.options.widths), "names": self.names}
+
+    def layout(self, name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """A tensor to read one of a checkpoint into: sharded as the weight it belongs to, if that is."""
+        weights = dict(zip(plain_names(self.model, n := dict(self.model.named_parameters())).values(), n.values()))
+        _, _, rest = name.partition(".") if re.match(r"(weight|optimizer|average\d+)\.", name) else ("", "", name)
+        while rest and rest not in weights:
+            rest = rest.rpartition(".")[0]
+        like = weights.get(rest)
+        if like is None or not is_sharded(like) or like.shape != shape:
+            return torch.empty(shape, dtype=dtype, device="cpu")
+        return torch.empty_like(like, dtype=dtype)
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
@@ -219,11 +238,11 @@ class Trainer:
         try:
             storage.set_weights(saveable(self.model).net, tensors["model"])
             for name, p, average in zip(self.names, self.parameters, self.average.values, strict=True):
-                average.copy_(p)
-                p.copy_(own[f"weight.{name}"])
+                local(average).copy_(local(p))
+                _put(p, own[f"weight.{name}"])
             for k, average in enumerate(self.averages[1:], 1):
                 for name, value in zip(self.names, average.values, strict=True):
-                    value.copy_(own[f"average{k}.{name}"])
+                    _put(value, own[f"average{k}.{name}"])
             self.optimiser.restore(own, progress.get("optimizer"))
             if scaler := progress.get("scaler"):
                 self.scaler.load_state_dict(scaler)
@@ -234,16 +253,11 @@ class Trainer:
             raise IncompatibleCheckpointError(
                 f"the checkpoint does not fit this run: {type(error).__name__}: {shortened(str(error), 300)}"
             ) from error
+        self.engine.forget()
         self.step = progress["step"]
         self.rates = array("d", [math.nan] * self.step)
         self._logged = self.step // _LOG_STEPS * _LOG_STEPS
         self._paced = (self.step, 0.0)
-
-
-def _start_alike(model: ScoreModel, team: Team) -> None:
-    """Weights and buffers are those of the first process."""
-    if team.size > 1:
-        model.load_state_dict(team.from_leader(lambda: {k: v.cpu() for k, v in model.state_dict().items()}))
 
 
 def _fill_memory(parameters: Iterable[Tensor]) -> None:
@@ -254,6 +268,10 @@ def _fill_memory(parameters: Iterable[Tensor]) -> None:
     for p in parameters:
         if p.stride() != torch.empty_like(p).stride():
             p.data = p.detach().clone()
+
+
+def _put(place: Tensor, value: Tensor) -> None:
+    local(place).copy_(local(sharded_as(place, value)))
 
 
 def _check_losses(losses: Any, batch: int) -> None:

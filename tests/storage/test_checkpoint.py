@@ -245,7 +245,7 @@ def test_files_are_those_of_safetensors_to_the_bit(tmp_path):
     files.write_synced(file, storage.folders._packed(dict(reversed(tensors.items()))))
     assert file.read_bytes() == data
     files.write_synced(file, storage.folders._packed({}))
-    assert file.read_bytes() == safetensors.torch.save({}) and storage.folders._tensors(file) == {}
+    assert file.read_bytes() == safetensors.torch.save({}) and storage.folders._joined([file], 1 << 20) == {}
 
 
 def test_tensors_that_safetensors_cannot_keep_are_refused(tmp_path):
