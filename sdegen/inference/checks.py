@@ -14,12 +14,16 @@ from torch import Tensor
 from ..core.errors import InvalidInputError
 from ..core.shapes import check_state
 from ..models.base import ScoreModel
+from ..models.networks import unwrapped
 from ..noise.white import Noise
 from ..solvers import Solver, named
 
 
 def check_model(model: ScoreModel) -> None:
     if not isinstance(model, ScoreModel):
+        if isinstance(unwrapped(model), ScoreModel):
+            what = type(model).__name__
+            raise InvalidInputError(f"model: got one in {what}, expected the model inside, model.module")
         raise InvalidInputError(
             f"model is {type(model).__name__}: wrap a network as Denoiser(net, sde, parametrization=...), or use "
             "MixtureModel(mixture, sde)"

@@ -17,6 +17,7 @@ from ..core.conditions import gathered, merged
 from ..core.errors import IncompatibleCheckpointError, InvalidInputError
 from ..core.team import Groups, LostProcessError, Team, local_device, team
 from ..models.base import ScoreModel
+from ..models.networks import unwrapped
 from .batches import Batches, Statistics, batches
 from .checks import check_model, check_parts, check_same_model, device_of, learn_about_data, progress_of, seed_of
 from .engine import shards
@@ -217,6 +218,9 @@ def fit(
 def _conditions(model: ScoreModel, cond: dict[str, Any], loss: Callable[..., Tensor]) -> dict[str, Any]:
     """Those given by name and those in `cond={...}`."""
     if not isinstance(model, ScoreModel):
+        if isinstance(unwrapped(model), ScoreModel):
+            what = type(model).__name__
+            raise InvalidInputError(f"model: got one in {what}, expected the model inside, model.module")
         raise InvalidInputError(f"model: got a {type(model).__name__}, expected one such as Denoiser(net, sde)")
     known = model.condition_names()
     Objective(loss).check_names(cond, known)

@@ -19,6 +19,7 @@ from ..core.conditions import merged
 from ..core.errors import InvalidInputError
 from ..core.shapes import as_time, check_state, check_time, event_mean, expand, flat, plus
 from ..models.base import ScoreModel
+from ..models.networks import unwrapped
 from ..models.parametrization import COUNTING
 from ..noise.purposes import Purpose
 from ..noise.white import Noise
@@ -91,7 +92,7 @@ def dsm_loss(
     law: "edm" the log-normal, "likelihood" the importance law, all others the uniform.
 
     Args:
-        model: a ScoreModel.
+        model: a ScoreModel, also inside DistributedDataParallel or torch.compile, as accelerate's `prepare` gives it.
         x0: clean samples (B, *event).
         t: times, a scalar or (B,), or the name of a law.
         noise: standard normals like x0; None: drawn.
@@ -224,6 +225,7 @@ def _draw(
     *,
     cond: dict[str, Any],
 ) -> _Draw:
+    model = unwrapped(model)  # it is called as it is, wrapper and all; what is known of it, the model inside says
     if not isinstance(model, ScoreModel):
         raise InvalidInputError(f"model is a {type(model).__name__}: wrap a network as Denoiser(net, sde)")
     check_state(x0, name="x0", event_shape=model.event_shape, finite=False)
