@@ -16,7 +16,7 @@ def rewritten(app, what, name, obj, options, lines):
 
 
 def blocks(lines):
-    """The lines with a `::` before each indented block that stands outside the sections of arguments."""
+    """The lines, a code block made of each indented block outside the sections of arguments."""
     out, section, literal = [], False, False
     for line in lines:
         indented = line.startswith(" ")
@@ -26,7 +26,7 @@ def blocks(lines):
                 out.append("")
             literal = False
         elif line.strip() and indented and not section and not literal:
-            out += ([""] if out and out[-1].strip() else []) + ["::", ""]
+            out += ([""] if out and out[-1].strip() else []) + [".. code-block:: text", ""]
             literal = True
         out.append(line if literal else escaped(line))
     return out

@@ -69,7 +69,7 @@ def test_every_public_name_is_on_a_shelf(tools, tmp_path):
 def test_formulas_in_docstrings_are_no_markup(tools):
     blocks = tools("docstrings").blocks
     assert blocks(["|x|^2 and x_ of `a|b`"]) == [r"\|x\|^2 and x\_ of `a|b`"]
-    assert blocks(["A law:", "    |x| = 1", "more"]) == ["A law:", "", "::", "", "    |x| = 1", "", "more"]
+    assert blocks(["A law:", "    |x| = 1", "more"]) == ["A law:", "", ".. code-block:: text", "", "    |x| = 1", "", "more"]
     assert blocks(["Args:", "    x: *any*"]) == ["Args:", r"    x: \*any\*"]
     assert blocks(["Example:", "    >>> f(*x)"]) == ["Example:", "    >>> f(*x)"]
 
