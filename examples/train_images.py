@@ -69,6 +69,7 @@ def arguments() -> argparse.Namespace:
     run.add_argument("--tensorboard", action="store_true")
     run.add_argument("--device")
     run.add_argument("--seed", type=int, default=0)
+    run.add_argument("--fit-solver", type=int, nargs="*", metavar="STEPS", help="last, for few evaluations (5 8 10)")
     run.add_argument("--smoke", action="store_true", help="a few steps only, to see that it runs")
     args, known = parser.parse_args(), recorded(parser.parse_args().out)
     if known:
@@ -144,6 +145,17 @@ def load(args: argparse.Namespace, source: dict[str, Any]) -> sg.data.Images:
         raise sg.InvalidInputError(f"{error}{hint}") from error
 
 
+def few_evaluations(args: argparse.Namespace, model: sg.Denoiser, n_classes: int | None) -> None:
+    """Fit a solver to the trained model, and write both to the run's folder `fitted`."""
+    steps, n = args.fit_solver or [5, 8, 10], 64
+    device = next(model.parameters()).device
+    cond = {} if n_classes is None else {"label": torch.arange(n, device=device) % n_classes}
+    fitted = sg.fit_solver(model, steps=steps, samples=n, progress=False, **cond)
+    sg.save(model, args.out / "fitted", solvers=fitted)
+    for k, fit in fitted.fits.items():
+        print(f"{k} evaluations: error {fit.error:.3f} fitted, {fit.unfitted:.3f} without", flush=True)
+
+
 def main() -> None:
     args = arguments()
     source = {"source": args.data, "size": args.size, "channels": args.channels, "held_out_every": args.held_out_every}
@@ -187,6 +199,8 @@ def main() -> None:
         save_every=args.save_every,
         tensorboard=args.tensorboard,
     )
+    if leads and args.fit_solver is not None:
+        few_evaluations(args, model, images.n_classes)
     if leads:
         print(f"{history}\nsample it: python examples/sample_images.py {args.out} --n 64 --out samples", flush=True)
 

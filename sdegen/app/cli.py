@@ -1,4 +1,4 @@
-"""The command line: sdegen demo | sample | compare | solvers | doctor."""
+"""The command line: sdegen demo | sample | compare | fit-solver | solvers | doctor."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 from .. import __version__
 from ..core.errors import InvalidInputError, SdegenError
+from . import fit_solver
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,6 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--label", type=int, help="class of all samples, for a conditional model")
     compare.add_argument("--out", help="a picture of error against evaluations, such as comparison.png")
     compare.set_defaults(run=_compare)
+
+    fit_solver.add_to(commands)
 
     solvers = commands.add_parser("solvers", help="print the table of solvers")
     solvers.set_defaults(run=_solvers)

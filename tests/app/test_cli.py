@@ -132,3 +132,19 @@ def test_demo_in_small_makes_everything_it_names(tmp_path, capsys):
         summary["toy"]["floor"]["distance"] < summary["toy"]["probability_flow"]["distance"]
     )  # ten steps have learned nothing
     assert sg.load(tmp_path / "digits_model", device="cpu").event_shape == (1, 8, 8)
+
+
+def test_fit_solver_keeps_what_it_fits_where_the_model_is(tmp_path, capsys):
+    torch.manual_seed(0)
+    net = sg.nets.MLP(2, hidden=8, layers=1, n_classes=3)
+    model = sg.Denoiser(net, sg.VPSDE(), data_mean=0.0, data_std=0.7)
+    path = str(tmp_path / "model")
+    sg.save(model, path)
+    assert cli.main(["fit-solver", path, "--steps", "3", "6", "--samples", "12", "--device", "cpu"]) == 0
+    said, kept = capsys.readouterr().out, sg.load(path, device="cpu").solvers[0]
+    by_hand = sg.fit_solver(sg.load(path, device="cpu"), steps=(3, 6), samples=12, label=torch.arange(12) % 3)
+    for n, fit in by_hand.fits.items():
+        assert torch.equal(fit.weights, kept.fits[n].weights) and f"{fit.error:.2e}" in said
+    for words, message in ((["--label", "1", "--steps", "0"], "steps"), (["--samples", "2"], "samples")):
+        assert cli.main(["fit-solver", path, *words]) == 1
+        assert message in capsys.readouterr().err

@@ -63,7 +63,9 @@ def test_pictures_with_transparency_go_through_all_scripts(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     pictures(tmp_path / "photos")
     words = ["--network", "mnist-small", "--net", "channels=8", "--net", "patch=1", "--smoke", "--cache", "kept"]
-    run(monkeypatch, "train_images.py", "--data", "photos", "--channels", 4, *words, "--out", "run")
+    run(monkeypatch, "train_images.py", "--data", "photos", "--channels", 4, *words, "--fit-solver", 3, "--out", "run")
+    assert "3 evaluations: error" in capsys.readouterr().out
+    assert list(sg.load("run/fitted").solvers[0].fits) == [3] and sg.load("run").solvers == ()
     about = sg.load("run").about
     assert about["classes"] == ["cat", "dog"] and "cache" not in about["data"]
     with Image.open("run/previews/step-00000004.png") as preview:
