@@ -36,12 +36,13 @@ def run(args: argparse.Namespace) -> None:
     from ..inference.fit_solver import fit_solver
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model, place = storage.load(args.model, device=device), Path(args.model)
+    model: Any = storage.load(args.model, device=device)
+    place = Path(args.model)
     out = Path(args.out) if args.out else (place if (place / storage.MANIFEST).exists() else place / FOLDER)
     cond = {}
     if "label" in (model.condition_names() or ()):
-        classes = _classes(model) if args.label is None else None
-        label = torch.arange(args.samples) % classes if classes else torch.full((args.samples,), args.label)
+        number = torch.arange(args.samples)
+        label = number % _classes(model) if args.label is None else torch.full_like(number, args.label)
         cond["label"] = label.to(device)
     elif args.label is not None:
         raise InvalidInputError(f"--label {args.label}: the model in {args.model} has no classes")
@@ -57,7 +58,8 @@ def run(args: argparse.Namespace) -> None:
 
 def _classes(model: Any) -> int:
     """How many classes the network knows."""
-    count = getattr(getattr(model, "net", None), "config", {}).get("n_classes") or model.about.get("n_classes")
+    said = getattr(model.net, "config", None) or {}
+    count = said.get("n_classes") or model.about.get("n_classes")
     if not count:
         raise InvalidInputError("the model takes labels, but does not say how many there are: pass --label")
     return int(count)
