@@ -95,7 +95,7 @@ def read(
                 raise IncompatibleCheckpointError(f"the checkpoint {path} has no {file}")
         groups |= {name: f"{name}.safetensors" for name in also if f"{name}.safetensors" in files}
         state = _parsed((path / STATE).read_bytes(), path / STATE)
-        return {name: _joined(parts[name] or [path / groups[name]], max_bytes) for name in names}, state
+        return {name: _joined(parts.get(name) or [path / file], max_bytes) for name, file in groups.items()}, state
     except FileNotFoundError as error:
         raise CorruptCheckpointError(f"the checkpoint {path} is not whole: {error}") from error
     except OSError as error:
