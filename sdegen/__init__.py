@@ -25,6 +25,7 @@ from .inference.compare import compare
 from .inference.fit_solver import fit_solver
 from .inference.grid import grid
 from .inference.likelihood import LogProb, log_prob
+from .inference.posteriors.verb import sample_posterior
 from .inference.sampling import encode, sample
 from .loop.run import solve
 from .loop.solution import Solution
@@ -134,6 +135,7 @@ __all__ = [
     "nets",
     "plot",
     "sample",
+    "sample_posterior",
     "save",
     "sliced_loss",
     "solve",

@@ -11,6 +11,8 @@ from torch import Tensor
 from ..core.errors import InvalidInputError
 from ..loop.solution import Solution, describe
 
+_OPTIONAL = ("log_prob", "log_weights", "ess", "log_evidence")
+
 
 def check_batch_size(batch_size: Any) -> None:
     if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
@@ -59,5 +61,5 @@ def joined(parts: Sequence[Solution]) -> Solution:
         message=describe(status, t, accepted),
         solver=parts[0].solver,
         seed=parts[0].seed,
-        log_prob=None if parts[0].log_prob is None else cat("log_prob"),
+        **{name: cat(name) for name in _OPTIONAL if getattr(parts[0], name) is not None},
     )

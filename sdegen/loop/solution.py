@@ -44,6 +44,7 @@ class Solution(Shown):
         solver: what ran.
         seed: the seed of the noise, None where there was none.
         log_prob: (B,) log-densities in nats, where asked for.
+        log_weights, ess, log_evidence: (B,) of `sample_posterior`, where it has them.
     """
 
     x: Tensor
@@ -59,6 +60,9 @@ class Solution(Shown):
     solver: str
     seed: int | None = None
     log_prob: Tensor | None = None
+    log_weights: Tensor | None = None
+    ess: Tensor | None = None
+    log_evidence: Tensor | None = None
 
     def _facts(self):
         return {
@@ -69,7 +73,7 @@ class Solution(Shown):
             "saved": len(self.xs) if len(self.xs) > 1 else None,
             "status": self.message,
             "seed": self.seed,
-            "log_prob": None if self.log_prob is None else spread(self.log_prob),
+            **{n: None if (v := getattr(self, n)) is None else spread(v) for n in ("log_prob", "ess", "log_evidence")},
         }
 
     def _picture(self):

@@ -44,5 +44,10 @@ class Purpose(int, Enum):
     CHAIN_LOSS = 32, 0
     SOLVER_FIT = 41, 0  # where the samples start that a solver is fitted to
     MEASURED_NOISE = 51, 1  # on data, for what a model leaves of it: which noise level
+    PARTICLE_START = 61, 0  # where a group of particles starts
+    PARTICLE = 62, 2  # their noise in a step: from t to t_next
+    RESAMPLE = 63, 1  # which of them are drawn anew: t
+    CHOICE = 63, 0  # which of them is the sample
+    SEEN = 64, 1  # on what was seen of a sample: t
     TEST_STATES = 101, 0
     TEST_NOISE = 102, 0

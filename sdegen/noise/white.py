@@ -99,6 +99,10 @@ class Noise(Shown):
         keep = keep.nonzero().flatten() if keep.dtype == torch.bool else keep
         return Noise(self.seed, index=keep if self.index is None else self.index.to(keep.device)[keep])
 
+    def numbered(self, k: int) -> Noise:
+        """The noise of pass k over the same times: other numbers at every address."""
+        return Noise(_mix(_seed_word(self.seed) + k * _GOLDEN), index=self.index)
+
     def normal(
         self, shape: Sequence[int], *address: int | float | Tensor, dtype: torch.dtype, device: torch.device | str
     ) -> Tensor:

@@ -17,6 +17,7 @@ from ...core.show import Shown
 from .gradients import pulled_back
 
 Map = Callable[[Tensor], Tensor]
+_MOST = 2048  # numbers of y whose A A^T is made and decomposed
 
 
 class Observation(Shown, ABC):
@@ -96,6 +97,33 @@ class Observation(Shown, ABC):
         """A(x0), and the derivative of A at x0 with its transpose."""
         return self.measure(x0), self.measure, lambda v: self.adjoint(v, x0)
 
+    def spectrum(self, like: Tensor) -> Tensor:
+        """The eigenvalues of A A^T, (m,) float64, for a batch of events; all the same where the rows of A are
+        orthogonal and of one length, as those of masks and averages are.
+
+        Raises:
+            InvalidInputError: not linear, or unequal eigenvalues of more than 2048 numbers.
+        """
+        if self.curved:
+            raise InvalidInputError("got a function that is not linear, expected a mask, an average or a linear map")
+        one = torch.zeros(1, *like.shape[1:], dtype=torch.float64, device=like.device)
+        m = math.prod(self._shape_of(tuple(like.shape[1:])))
+        probe = (1.0 + torch.arange(m, dtype=torch.float64, device=like.device)).sin()[None]
+        image = self.measure(self.adjoint(probe, one))
+        size = (probe * image).sum() / probe.square().sum()
+        if bool((image - size * probe).norm() <= 1e-6 * image.norm()):
+            return size.expand(m)
+        if m > _MOST:
+            raise InvalidInputError(
+                f"got {m} numbers of y that A mixes, expected at most {_MOST} where A A^T is needed"
+            )
+        unit = torch.eye(m, dtype=torch.float64, device=like.device)
+        return torch.linalg.eigvalsh(self.measure(self.adjoint(unit, one.expand(m, *one.shape[1:])))).clamp_min(0)
+
+    def known(self, x0: Tensor, y: Tensor) -> Tensor:
+        """x0 with the numbers that y (B, m) tells without noise exactly as told."""
+        return x0
+
     def check_event(self, event: tuple[int, ...]) -> None:  # noqa: B027 (a function takes what it takes)
         """Raise unless events of this shape can be observed so."""
 
@@ -143,6 +171,9 @@ class _Mask(Observation):
     def adjoint(self, v: Tensor, like: Tensor) -> Tensor:
         none = v.new_zeros(len(v), math.prod(self.event))
         return none.index_copy(1, self.index.to(v.device), v).reshape(like.shape)
+
+    def known(self, x0: Tensor, y: Tensor) -> Tensor:
+        return x0 if self.std else flat(x0).index_copy(1, self.index.to(x0.device), y.to(x0)).reshape(x0.shape)
 
     def values(self, y: Tensor, like: Tensor) -> Tensor:
         whole = tuple(y.shape[1:]) == self.event

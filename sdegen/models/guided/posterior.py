@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,12 +15,21 @@ from ...core.shapes import as_time, check_time, expand
 from ..base import ScoreModel, Wrapped
 from ..prediction import Prediction
 from .gradients import check_signal, differentiable, pulled_back, taken, with_score
-from .observation import Map, Observation
+from .observation import Observation
+from .spread import DENSE, solve_spread
 
 _LIKELIHOODS = ("moments", "isotropic", "point", "project")
-_DENSE = 32  # numbers seen; up to it S is made and decomposed, above it conjugate gradients solve for S^-1
-_TOLERANCE, _MOST = 1e-3, 100  # of conjugate gradients: the residual, relative, and a limit
 _FAR = 30.0  # standard deviations of the data: y farther away than this, all in all, is in other units
+
+
+class _Update(NamedTuple):
+    """What y says at (x, t): the belief before, what its score gains, y - A(x0hat), S^-1 of it, log det S or None."""
+
+    belief: Prediction
+    gradient: Tensor
+    rest: Tensor
+    solved: Tensor
+    log_det: Tensor | None
 
 
 class Posterior(Wrapped):
@@ -93,7 +103,32 @@ class Posterior(Wrapped):
         y = self.observation.values(y, x)
         if self.likelihood == "project":
             return self._projected(self.model(x, t, **cond), y, level)
-        graph = torch.is_grad_enabled()
+        update = self._update(x, t, y, cond)
+        return with_score(update.belief, update.gradient, level, graph=torch.is_grad_enabled())
+
+    def update(self, x: Tensor, t: float | Tensor, *, y: Tensor, **cond: Any) -> tuple[Prediction, Tensor, Tensor]:
+        """The belief before anything was seen, what y adds to its score, and log N(y; A(x0hat), S), (B,) float64.
+
+        Raises:
+            InvalidInputError: det S is not known ("project", "point", or "moments" of more than 32 numbers).
+        """
+        t = as_time(t)
+        y = self.observation.values(y, x)
+        found = self._update(x, t, y, cond)
+        log_det = found.log_det
+        if log_det is None and self.likelihood == "isotropic":
+            scale = torch.as_tensor(self._variance(self.sde.at(t)), dtype=torch.float64).reshape(-1, 1).to(x.device)
+            log_det = (scale * self.observation.spectrum(x) + self.observation.std**2).log().sum(1)
+        if log_det is None:
+            raise InvalidInputError(
+                f"got {y.shape[1]} numbers of y, expected at most {DENSE} for the determinant of their covariance: use "
+                'likelihood="isotropic"'
+            )
+        square = (found.rest.double() * found.solved.double()).sum(1)
+        return found.belief, found.gradient, -(square + log_det + y.shape[1] * math.log(2 * math.pi)) / 2
+
+    def _update(self, x: Tensor, t: Tensor, y: Tensor, cond: dict[str, Any]) -> _Update:
+        graph, level = torch.is_grad_enabled(), self.sde.at(t)
         with differentiable(x) as state:
             belief = self.model(state, t, **cond)
             x0 = belief.x0
@@ -106,13 +141,12 @@ class Posterior(Wrapped):
                 return column * (a(pulled(v)) if self.likelihood == "moments" else a(a_transposed(v)))
 
             column = expand(self._variance(level), seen)
-            rest = y - seen if graph else (y - seen).detach()
+            rest, log_det = y - seen if graph else (y - seen).detach(), None
             if self.likelihood == "point":
                 solved = rest / self.observation.std**2
             else:
-                solved = solve_spread(spread, rest, self.observation.std**2)
-            gradient = pulled(solved)
-        return with_score(belief, gradient, level, graph=graph)
+                solved, log_det = solve_spread(spread, rest, self.observation.std**2)
+            return _Update(belief, pulled(solved), rest, solved, log_det)
 
     def _variance(self, level: Any) -> Any:
         """What multiplies J, or the identity, in V."""
@@ -124,7 +158,7 @@ class Posterior(Wrapped):
     def _projected(self, belief: Prediction, y: Tensor, level: Any) -> Prediction:
         x0, noise = belief.x0, belief.noise
         seen, a, a_transposed = self.observation.linearised(x0, graph=False)
-        change = a_transposed(solve_spread(lambda v: a(a_transposed(v)), y - seen, 0.0))
+        change = a_transposed(solve_spread(lambda v: a(a_transposed(v)), y - seen, 0.0).value)
         return Prediction(x0 + change, noise - expand(level.alpha / level.sigma, x0) * change, self.sde, belief.t)
 
     def check_conditions(self, cond: Mapping[str, Any], batch: int) -> None:
@@ -147,47 +181,3 @@ class Posterior(Wrapped):
                 f"got y from {float(values.min()):.3g} to {float(values.max()):.3g}, expected the units of the data, "
                 f"whose standard deviation is {self.data.scale:.3g}: scale y as the data were scaled"
             )
-
-
-def solve_spread(spread: Callable[[Tensor], Tensor], rest: Tensor, noise: float) -> Tensor:
-    """(A V A^T + noise)^-1 rest, (B, m), every sample by itself.
-
-    Args:
-        spread: v -> A V A^T v; of a learned belief it need be neither symmetric nor positive.
-        rest: (B, m).
-        noise: std^2.
-    """
-    return _by_cholesky(spread, rest, noise) if rest.shape[1] <= _DENSE else _by_gradients(spread, rest, noise)
-
-
-def _by_cholesky(spread: Map, rest: Tensor, noise: float) -> Tensor:
-    """In float64, of the symmetric part, no eigenvalue of which counts as less than std^2."""
-    m = rest.shape[1]
-    unit = torch.eye(m, dtype=rest.dtype, device=rest.device)
-    s = torch.stack([spread(row.expand_as(rest)) for row in unit], 2).double()
-    identity = unit.double()
-    s = (s + s.mT) / 2 + noise * identity
-    least = (1e-14 * s.detach().diagonal(dim1=1, dim2=2).abs().amax(1)).clamp_min(max(noise, 1e-300))
-    lowest = torch.linalg.eigvalsh(s.detach())[:, 0]
-    lift = torch.where(lowest < least / 2, least - lowest, 0.0)
-    root = torch.linalg.cholesky(s + lift[:, None, None] * identity)
-    return torch.cholesky_solve(rest.double()[:, :, None], root)[:, :, 0].to(rest)
-
-
-def _by_gradients(spread: Map, rest: Tensor, noise: float) -> Tensor:
-    """Conjugate gradients until each sample's residual is 1e-3 of what it was; a sample that is done stays put."""
-    found, residual, direction = torch.zeros_like(rest), rest, rest
-    size = residual.square().sum(1, keepdim=True)
-    goal = _TOLERANCE**2 * size.detach()
-    for _ in range(min(rest.shape[1], _MOST)):
-        image = spread(direction) + noise * direction
-        curvature = (direction * image).sum(1, keepdim=True)
-        going = (size > goal) & (curvature > 0)
-        if not bool(going.any()):
-            break
-        step = torch.where(going, size / torch.where(going, curvature, 1.0), 0.0)
-        found, residual = found + step * direction, residual - step * image
-        smaller = residual.square().sum(1, keepdim=True)
-        turn = torch.where(going, smaller / torch.where(going, size, 1.0), 0.0)
-        direction, size = torch.where(going, residual + turn * direction, direction), torch.where(going, smaller, size)
-    return found

@@ -1,0 +1,198 @@
+"""The verb: draws of data given what was seen of them, right in the limit, where one pass of guidance is biased."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...core.arguments import whole
+from ...core.conditions import gathered, merged, rows_of
+from ...core.errors import InvalidInputError
+from ...loop.how import How
+from ...loop.modes import bar, quiet
+from ...loop.solution import Solution
+from ...models.base import ScoreModel
+from ...models.guided.observation import Observation
+from ...models.guided.posterior import Posterior
+from ...models.scale import warn_out_of_scale
+from ...noise.white import Noise, check_seed
+from ...terms import ProbabilityFlow, ReverseSDE
+from ..checks import check_model, full_shape, placed, sample_numbers
+from ..chunks import check_batch_size, chunks, joined
+from .gibbs import check_start, gibbs, level_of_seen
+from .repaint import repaint
+from .request import Group, Request, uniform_size
+from .twisted import check_twist, twisted
+from .weighted import check_small, weighted
+
+_METHODS: dict[str, Callable[[Request, Group], Solution]] = {
+    "twisted": twisted,
+    "weighted": weighted,
+    "gibbs": gibbs,
+    "repaint": repaint,
+}
+_GROUPS = ("twisted", "weighted")  # which draw a sample by a group of particles
+
+
+def sample_posterior(
+    model: ScoreModel,
+    observation: Observation,
+    shape: int | Sequence[int],
+    *,
+    y: Tensor,
+    method: str = "twisted",
+    particles: int = 8,
+    steps: int | Sequence[float] | Tensor = 50,
+    passes: int = 5,
+    rtol: float = 1e-3,
+    x_init: Tensor | None = None,
+    seed: int | None = None,
+    index: Sequence[int] | Tensor | None = None,
+    batch_size: int | None = None,
+    progress: bool | None = None,
+    on_failure: str = "raise",
+    dtype: torch.dtype | None = None,
+    cond: Mapping[str, Any] | None = None,
+    **conditions: Any,
+) -> Solution:
+    """Draw samples given what was seen of them, y = A(x0) + std z.
+
+        "twisted"      a group of particles for each sample, guided, weighted and drawn anew on the way: right in the
+                       limit of many particles, whatever the data. One of each group is returned.
+        "weighted"     a group of draws of the guided flow for each sample, weighted by densities: right in the limit of
+                       many, in few dimensions (64 at most; each evaluation takes as many products with a Jacobian).
+        "gibbs"        sweeps, for masks and averages with std above 0: right within modes, not in their weights.
+        "repaint"      replacement with resampling, for masks and averages: biased, and no gradients.
+
+    `sample(Posterior(model, observation), ...)` costs one pass of guidance, and is biased unless the data are Gaussian.
+
+    Args:
+        model: a ScoreModel.
+        observation: what was seen, such as `Observation.mask(mask, std=0.05)`.
+        shape: (B, *event), or B alone where the model knows its event shape.
+        y: (B, m), or of the observation's own shape: what was seen of each sample.
+        method: one of the above.
+        particles: how many in the group of each sample; "gibbs" and "repaint" have none.
+        steps: how many, the final denoising included, of each particle or sweep; or the times, falling to 0.
+        passes: how many sweeps, or how often "repaint" takes each step.
+        rtol: the tolerance of the flows of "weighted", which go by error control and not by steps.
+        x_init: (B, *event), clean samples at which sweeps begin; None: draws of the guided flow.
+        seed: sample i's noise depends on (seed, its number) alone. None: a fresh one, told in `.seed`.
+        index: the samples' numbers, default 0..B-1.
+        batch_size: ask the network about so many particles at a time at most.
+        progress: a progress bar on stderr; None: where stderr is a terminal.
+        on_failure: "raise", or "mark": return all samples with a status each.
+        dtype: of the state; default the network's, at least float32.
+        cond: conditions whose names are options, by name.
+        **conditions: conditions for the model, as `sample` takes them.
+
+    Returns:
+        Solution, `.nfe` the evaluations of a sample's whole group. Of "twisted" and "weighted" also `.log_weights`:
+        what a sample counts, exp(log_weights), in averages with others of the same y, which makes up for a small group
+        (with particles=1 it is the weight of the draw itself); `.log_evidence`, log p(y), as each group finds it; and
+        `.ess`, the effective share of each group, from 1/particles to 1, before one was chosen: near 1/particles
+        means more are needed. No weight tells of a mode that no particle has been to. Where numbers are seen without
+        noise, in a mask, they are in the result to the bit.
+
+    Raises:
+        InvalidInputError: before the first evaluation.
+        NonFiniteError: with the partial Solution as `.partial`, unless on_failure="mark".
+
+    Source: Wu et al. 2023 (arXiv 2306.17775) for "twisted"; Song et al. 2021 (arXiv 2011.13456) for the densities in
+    "weighted"; Wu et al. 2024 (arXiv 2405.18782) for "gibbs"; Lugmayr et al. 2022 (arXiv 2201.09865) for "repaint".
+
+    Example:
+        >>> import torch, sdegen as sg
+        >>> mixture = sg.GaussianMixture([[-1.0, -1.0], [1.0, 1.0]], std=0.3)
+        >>> seen = sg.Observation.linear([[1.0, 0.0]], std=0.5)
+        >>> y = torch.full((50, 1), 0.1)
+        >>> found = sg.sample_posterior(sg.MixtureModel(mixture, sg.VPSDE()), seen, 50, y=y, seed=0)
+        >>> exact = sg.GaussianMixture([[-1.0], [1.0]], std=(0.3**2 + 0.5**2) ** 0.5).log_prob(y[:1].double())
+        >>> abs(float(found.log_evidence.exp().mean().log() - exact)) < 0.2
+        True
+    """
+    check_model(model)
+    if not isinstance(observation, Observation):
+        raise InvalidInputError(f"got observation={observation!r}, expected one such as Observation.mask(mask)")
+    if method not in _METHODS:
+        raise InvalidInputError(f"got method={method!r}, expected one of {', '.join(_METHODS)}")
+    if on_failure not in ("raise", "mark"):
+        raise InvalidInputError(f"got on_failure={on_failure!r}, expected 'raise' or 'mark'")
+    seed, shape = check_seed(seed), full_shape(model, shape, None)
+    numbers = sample_numbers(index, shape[0])
+    dtype, device = placed(model, dtype, None)
+    check_batch_size(batch_size)
+    How(rtol=rtol).plan(ProbabilityFlow(model), dtype)
+    given = merged(gathered(cond, conditions), sample_posterior, model.condition_names())
+    Posterior(model, observation, likelihood="isotropic").check_conditions({**given, "y": y}, shape[0])
+    request = Request(
+        model=model,
+        observation=observation,
+        method=method,
+        steps=steps,
+        rtol=rtol,
+        times=_times(model, steps, dtype, method),
+        particles=whole(particles, "particles", least=1) if method in _GROUPS else 1,
+        passes=whole(passes, "passes", least=1),
+        rows=batch_size,
+        event=shape[1:],
+        dtype=dtype,
+        device=device,
+    )
+    seen = observation.values(y, request.like(shape[0]))
+    _check_method(request, seen, x_init)
+    warn_out_of_scale(model.data, model.sde)
+    return _run(request, seen, given, (seed, numbers), x_init, progress).or_raise(on_failure)
+
+
+def _run(
+    request: Request,
+    y: Tensor,
+    cond: dict[str, Any],
+    address: tuple[int, Tensor],
+    x_init: Tensor | None,
+    progress: bool | None,
+) -> Solution:
+    """Group by group, as many at a time as `request.rows` allows."""
+    seed, numbers = address
+    size = None if request.rows is None else max(1, request.rows // request.particles)
+    parts = []
+    with quiet(request.model), bar(progress) as report:
+        for rows, tell in chunks(len(y), size, report):
+            begin = None if x_init is None else x_init[rows.to(x_init.device)].to(request.like(0))
+            noise, own = Noise(seed, index=numbers[rows]), rows_of(cond, rows)
+            group = Group(len(rows), y[rows.to(y.device)], own, noise, tell, begin)
+            parts.append(_METHODS[request.method](request, group))
+    return replace(joined(parts), seed=seed)
+
+
+def _times(model: ScoreModel, steps: Any, dtype: torch.dtype, method: str) -> Tensor:
+    """The grid of ancestral sampling, without its final 0."""
+    if steps is None:
+        raise InvalidInputError("got steps=None, expected how many steps, or times that fall to 0")
+    plan = How("ancestral", steps=steps).plan(ReverseSDE(model), dtype, span=(model.sde.t_max, 0.0))
+    if not plan.denoise:
+        raise InvalidInputError(f"got steps= that end at t = {plan.end:g}, expected times that fall to 0")
+    if method != "repaint" and float(model.sde.alpha(plan.start)) == 0:
+        raise InvalidInputError(
+            f"got a start at t = {plan.start:g}, where there is no signal (alpha = 0), expected an earlier one, by "
+            "times in steps=, since a gradient says nothing about the data there"
+        )
+    return plan.times
+
+
+def _check_method(request: Request, y: Tensor, x_init: Tensor | None) -> None:
+    """Raise where a method cannot do what is asked, before any work."""
+    check_start(request, x_init, len(y))
+    if request.method == "gibbs":
+        level_of_seen(request)
+    elif request.method == "repaint":
+        uniform_size(request)
+    else:
+        check_twist(request, y)
+    if request.method == "weighted":
+        check_small(request)
