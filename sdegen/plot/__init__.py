@@ -5,6 +5,7 @@ rcParams stay the user's. This is the only part of sdegen that imports matplotli
 """
 
 from .animate import animate
+from .explore import explore
 from .fields import density, score_field
 from .history import history
 from .images import denoising_strip, image_grid
@@ -17,6 +18,7 @@ __all__ = [
     "animate",
     "denoising_strip",
     "density",
+    "explore",
     "history",
     "image_grid",
     "save",
