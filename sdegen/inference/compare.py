@@ -15,8 +15,8 @@ from ..core.conditions import merged
 from ..core.errors import InvalidInputError, SolverError
 from ..core.shapes import flat
 from ..core.table import Rows
+from ..distributions.distances import sliced_wasserstein
 from ..loop.solution import Solution
-from ..metrics import sliced_wasserstein
 from ..models.base import ScoreModel
 from ..noise.white import check_seed
 from ..solvers import Solver, make_solver

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 from ..core.modes import evaluating
 from ..core.progress import is_shown, progress_bar
-from ..models.base import ScoreModel
 
 
 @contextmanager
-def quiet(model: ScoreModel, *, grad: bool = False) -> Iterator[None]:
+def quiet(model: nn.Module, *, grad: bool = False) -> Iterator[None]:
     """Eval mode and, unless asked for, no gradients; every module's mode is restored when the last thread is done."""
     with evaluating(model), torch.set_grad_enabled(grad):
         yield

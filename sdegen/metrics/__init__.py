@@ -4,8 +4,8 @@ A distance between sets of features says what the features see: name them with t
 KID (`fid`); elsewhere `train_classifier` gives features that were trained on the data at hand.
 """
 
+from ..distributions.distances import energy_distance, median_distance, mmd, sliced_wasserstein
 from .classifier import Classifier, train_classifier
-from .distances import energy_distance, median_distance, mmd, sliced_wasserstein
 from .frechet import frechet_bias, frechet_distance, frechet_distance_of_moments
 from .inception import fid
 from .kernel import KernelDistance, kernel_distance

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
-from .distances import samples
+from ..distributions.distances import samples
 
 
 def frechet_distance(x: Tensor, y: Tensor) -> float:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
-from . import distances
-from .distances import samples
+from ..distributions import distances
+from ..distributions.distances import samples
 
 
 class KernelDistance(NamedTuple):

@@ -13,7 +13,7 @@ from .folders import (
     write,
     write_together,
 )
-from .models import check_same, describe, load, model_tensors, save, set_weights
+from .models import check_same, describe, load, model_tensors, network_of, save, set_weights
 
 __all__ = [
     "MANIFEST",
@@ -23,6 +23,7 @@ __all__ = [
     "describe",
     "load",
     "model_tensors",
+    "network_of",
     "newest",
     "newest_path",
     "read",

@@ -43,6 +43,8 @@ from .solvers import described_solvers, rebuilt_solvers, solvers_to_keep
 _POINTS = 5  # of a process, to know it by
 _MOST_AXES, _LONGEST = 16, 256  # of a sample; of an argument of a network
 
+_MODULE = "Module"  # the class, in a file, of one that is no model of scores
+
 # The only classes that a name in a file can mean.
 _MODELS: dict[str, type[Denoiser]] = {model.__name__: model for model in (Denoiser, LearnedVariance)}
 
@@ -57,20 +59,23 @@ _SDES: dict[str, type[SDE]] = {
 }
 
 
-def save(model: Denoiser, path: str | os.PathLike, *, solvers: Fitted | Sequence[Fitted] | None = None) -> None:
+def save(model: nn.Module, path: str | os.PathLike, *, solvers: Fitted | Sequence[Fitted] | None = None) -> None:
     """Write a Denoiser to a checkpoint folder: weights, process, parametrisation, statistics, event shape, solvers.
+
+    Any module that is no model of scores is kept too: its weights and buffers, and one of `sdegen.nets` by its
+    arguments as well.
 
     A checkpoint that is already there is replaced: a crash at any moment leaves the old one or the new one. Where the
     network is sharded over processes, all of them have to call it; the file is the same.
 
     Args:
-        model: a Denoiser.
+        model: a Denoiser, or a module.
         path: the folder to make.
         solvers: what `fit_solver` returned for it, one or several; None: those in `model.solvers`.
 
     Raises:
-        InvalidInputError: a model that is not a Denoiser, a solver fitted to other weights, or a folder at `path` that
-            holds other things.
+        InvalidInputError: a model of scores that is not a Denoiser, a solver fitted to other weights, or a folder at
+            `path` that holds other things.
         IncompatibleCheckpointError: a Parametrization object: only its name could be stored.
         CheckpointError: the files could not be written (what was there before is unharmed).
 
@@ -100,7 +105,7 @@ def load(
     sde: SDE | None = None,
     device: torch.device | str | None = None,
     max_bytes: int = MAX_BYTES,
-) -> ScoreModel:
+) -> Any:
     """The model that `save` or a training run wrote, in eval mode.
 
     Args:
@@ -113,7 +118,8 @@ def load(
             the largest networks have, little enough to trust a stranger's file.
 
     Returns:
-        A Denoiser, or a LearnedVariance where one was saved; the solvers saved with it are in `.solvers`.
+        A Denoiser, or a LearnedVariance where one was saved, with the solvers saved with it in `.solvers`; the module,
+        where that was saved.
 
     Raises:
         CorruptCheckpointError: bytes on disk are not the bytes that were written.
@@ -133,13 +139,16 @@ def load(
         raise InvalidInputError(f"net: got {shortened(net)}, expected a torch.nn.Module")
     tensors, state = _read_model(as_path(path), max_bytes)
     model = _rebuilt(state.get("model"), tensors["model"], net, sde)
-    model.solvers = rebuilt_solvers(state.get("solvers", []), tensors.get("solvers", {}), model)
+    if isinstance(model, ScoreModel):
+        model.solvers = rebuilt_solvers(state.get("solvers", []), tensors.get("solvers", {}), model)
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
 
 
-def describe(model: Denoiser) -> dict[str, Any]:
-    """Everything about a Denoiser but its tensors, as JSON."""
-    if class_of(model) not in _MODELS.values():
+def describe(model: nn.Module) -> dict[str, Any]:
+    """Everything about a Denoiser, or a module, but its tensors, as JSON."""
+    if not isinstance(model, ScoreModel):
+        return {"class": _MODULE, "net": _named(model, _NETS)}
+    if not isinstance(model, Denoiser) or class_of(model) not in _MODELS.values():
         raise InvalidInputError(f"only a Denoiser can be saved, not a {type(model).__name__}: save the one inside it")
     if not isinstance(model.parametrization, str):
         raise IncompatibleCheckpointError(
@@ -169,14 +178,19 @@ def _plain(about: Any) -> dict[str, Any]:
     return plain
 
 
-def model_tensors(model: Denoiser) -> dict[str, Tensor]:
-    """The tensors of a Denoiser: "net.*" as in the plain network's state_dict, and the data's statistics in float64."""
-    tensors: dict[str, Tensor] = {f"net.{name}": value for name, value in _own_state(model.net).items()}
+def network_of(model: nn.Module) -> nn.Module:
+    """What the weights are of: the network of a Denoiser, or the module itself."""
+    return model.net if isinstance(model, Denoiser) else model
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a model: "net.*" as in the plain network's state_dict, and the data's statistics in float64."""
+    tensors: dict[str, Tensor] = {f"net.{name}": value for name, value in _own_state(network_of(model)).items()}
     bad = [name for name, value in tensors.items() if not isinstance(value, Tensor)]
     if bad:
         raise InvalidInputError(f"the network's state_dict holds things that are no tensors: {', '.join(bad)}")
     for name in ("data_mean", "data_std"):
-        if (value := getattr(model, name)) is not None:
+        if (value := getattr(model, name, None)) is not None and isinstance(model, Denoiser):
             tensors[name] = value.double()
     return tensors
 
@@ -188,7 +202,7 @@ def _own_state(net: nn.Module) -> dict[str, Tensor]:
     return {names[name]: value for name, value in state.items()}
 
 
-def check_same(model: Denoiser, description: Any, event_shape: Sequence[int]) -> None:
+def check_same(model: nn.Module, description: Any, event_shape: Sequence[int]) -> None:
     """Raise unless `describe` gave this description for the same network, parametrisation, event and process.
 
     Args:
@@ -199,14 +213,17 @@ def check_same(model: Denoiser, description: Any, event_shape: Sequence[int]) ->
     Raises:
         IncompatibleCheckpointError: naming what differs.
     """
-    if not isinstance(description, dict) or not isinstance(description.get("sde"), dict):
+    own = json.loads(json.dumps(describe(model)))
+    if isinstance(model, Denoiser):
+        own["event_shape"] = list(event_shape)
+    if not isinstance(description, dict) or ("sde" in own and not isinstance(description.get("sde"), dict)):
         raise IncompatibleCheckpointError(f"got {shortened(description)}, expected a model's description")
-    own = {**json.loads(json.dumps(describe(model))), "event_shape": list(event_shape)}
-    for key in ("class", "net", "parametrization", "event_shape"):
+    for key in [key for key in ("class", "net", "parametrization", "event_shape") if key in own]:
         theirs = description.get(key, Denoiser.__name__ if key == "class" else None)
         if own[key] != theirs:
             raise IncompatibleCheckpointError(f"{key}: got {own[key]}, expected the checkpoint's {shortened(theirs)}")
-    _check_path(model.sde, description["sde"].get("path"))
+    if isinstance(model, Denoiser):
+        _check_path(model.sde, description["sde"].get("path"))
 
 
 def set_weights(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -274,8 +291,12 @@ def _path(sde: SDE) -> list[list[float]]:
     return torch.stack([t, sde.alpha(t), sde.sigma(t)], 1).tolist()
 
 
-def _rebuilt(state: Any, tensors: Mapping[str, Tensor], net: nn.Module | None, sde: SDE | None) -> Denoiser:
+def _rebuilt(state: Any, tensors: Mapping[str, Tensor], net: nn.Module | None, sde: SDE | None) -> nn.Module:
     try:
+        if state.get("class") == _MODULE:
+            net = _rebuilt_net(state["net"], tensors) if net is None else net
+            set_weights(net, tensors)
+            return net
         sde = _rebuilt_sde(state["sde"]) if sde is None else sde
         _check_path(sde, state["sde"]["path"])
         make = _MODELS[state.get("class", Denoiser.__name__)]

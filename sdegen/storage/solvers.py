@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.errors import IncompatibleCheckpointError, InvalidInputError, shortened
 from ..models.base import ScoreModel
@@ -18,12 +18,18 @@ from ..solvers.multistep.fitted import Fit, FittedTo
 _MOST_STEPS = 1000
 
 
-def solvers_to_keep(model: ScoreModel, solvers: Fitted | Sequence[Fitted] | None) -> tuple[Fitted, ...]:
+def solvers_to_keep(model: nn.Module, solvers: Fitted | Sequence[Fitted] | None) -> tuple[Fitted, ...]:
     """Those to write with a model: the ones given, else those that it carries and that are still its own.
 
     Raises:
         InvalidInputError: what is no fitted solver, or was fitted to other weights.
     """
+    if not isinstance(model, ScoreModel):
+        if solvers:
+            raise InvalidInputError(
+                f"solvers: got some for a {type(model).__name__}, expected a model of scores: leave them out"
+            )
+        return ()
     own = weights_of(model) if solvers or model.solvers else {}
     if solvers is None:
         return tuple(s for s in model.solvers if not changed(s.to.weights, own))

@@ -5,33 +5,55 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
 from .. import storage
+from ..core.conditions import check_rows
 from ..core.errors import IncompatibleCheckpointError, InvalidInputError, SdegenError
 from ..core.shapes import check_state
 from ..core.team import Team
 from ..models.base import ScoreModel
 from ..models.denoiser import Denoiser
+from ..models.networks import unwrapped
 from ..noise.white import check_seed
 from .batches import Batch, Statistics
 from .folder import Found
+from .objective import Objective
 from .options import Options
 from .statistics import learn_statistics
 
 
-def check_model(model: ScoreModel, first: Batch, *, saves: bool) -> None:
+def check_kind(model: nn.Module, objective: Objective) -> None:
+    """Raise unless the model is one of scores, or has a loss that is not made for these."""
+    kind = type(model).__name__
+    if not isinstance(model, ScoreModel) and isinstance(unwrapped(model), ScoreModel):
+        raise InvalidInputError(f"model: got one in {kind}, expected the model inside, model.module")
+    if isinstance(model, ScoreModel) or (isinstance(model, nn.Module) and not objective.for_scores):
+        return
+    if not isinstance(model, nn.Module):
+        raise InvalidInputError(f"model: got a {kind}, expected one such as Denoiser(net, sde), or any torch.nn.Module")
+    raise InvalidInputError(
+        f"model: got a {kind}, expected one such as Denoiser(net, sde); with a loss of its own, loss=f where "
+        "f(model, x0, **cond) gives one number per sample, any torch.nn.Module is trained"
+    )
+
+
+def check_model(model: nn.Module, first: Batch, *, saves: bool) -> None:
     """Raise unless the model can be trained on batches of such shapes and conditions and, if asked for, kept."""
     if not any(p.requires_grad for p in model.parameters()):
         raise InvalidInputError(f"this {type(model).__name__} has no weights that ask for gradients: nothing to train")
-    check_state(first.x0, name="data", event_shape=model.event_shape, finite=False)
-    model.check_conditions(first.cond, len(first.x0))
+    if isinstance(model, ScoreModel):
+        check_state(first.x0, name="data", event_shape=model.event_shape, finite=False)
+        model.check_conditions(first.cond, len(first.x0))
+    for name, value in first.cond.items():
+        check_rows(name, value, len(first.x0))
     if saves:
         storage.describe(saveable(model))
 
 
-def saveable(model: ScoreModel) -> Denoiser:
+def saveable(model: nn.Module) -> nn.Module:
     """The model, if `out=` can keep it."""
-    if not isinstance(model, Denoiser):
+    if isinstance(model, ScoreModel) and not isinstance(model, Denoiser):
         raise InvalidInputError(f"out= keeps a Denoiser, not a {type(model).__name__}: train the one inside it")
     return model
 
@@ -79,7 +101,7 @@ def check_parts(total: int, options: Options, team: Team) -> None:
         )
 
 
-def check_same_model(model: ScoreModel, first: Batch, found: Found) -> None:
+def check_same_model(model: nn.Module, first: Batch, found: Found) -> None:
     """Raise unless a checkpoint is of such a model of such data."""
     try:
         storage.check_same(saveable(model), found[1].get("model"), first.x0.shape[1:])
@@ -90,9 +112,11 @@ def check_same_model(model: ScoreModel, first: Batch, found: Found) -> None:
 
 
 def learn_about_data(
-    model: ScoreModel, first: Batch, found: Found | None, measured: Statistics | None, options: Options, *, tell: bool
+    model: nn.Module, first: Batch, found: Found | None, measured: Statistics | None, options: Options, *, tell: bool
 ) -> str:
     """Event shape, mean and standard deviation: those of the checkpoint, or as `learn_statistics` says, in words."""
+    if not isinstance(model, ScoreModel):
+        return ""
     if model.event_shape is None:
         model.event_shape = tuple(first.x0.shape[1:])
     if found:

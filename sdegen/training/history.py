@@ -28,7 +28,7 @@ class LossByLevel:
     """The loss of the last thousand steps or so, by noise level.
 
     Attributes:
-        edges: (K + 1,) half log-SNR, rising: from noise to data.
+        edges: (K + 1,) half log-SNR, rising: from noise to data; (0,) for a module that is no model of scores, K = 0.
         loss: (K,) mean loss of the samples between two edges; NaN where there were none.
         count: (K,) how many samples a mean is made of (of every eighth step), older ones counting less.
     """
@@ -84,16 +84,23 @@ class Step(NamedTuple):
 class Recorder:
     """Collects steps and evaluates many at once, so that the loop neither computes for it nor waits for the device."""
 
-    def __init__(self, sde: SDE) -> None:
-        levels = sde.half_log_snr(torch.linspace(sde.t_min, sde.t_max, 1025, dtype=torch.float64, device="cpu"))
-        levels = levels[torch.isfinite(levels)]
-        self.edges = torch.linspace(float(levels[-1]), float(levels[0]), _BINS + 1, dtype=torch.float64, device="cpu")
-        self.times = sde.time(self.edges[1:-1].flip(0))  # the same edges as times, rising: from data to noise
-        self.sums, self.counts = np.zeros(_BINS), np.zeros(_BINS)
+    def __init__(self, sde: SDE | None) -> None:
+        bins = 0 if sde is None else _BINS
+        self.edges = self.times = torch.empty(0, dtype=torch.float64, device="cpu")
+        if sde is not None:
+            self._take_levels(sde)
+        self.sums, self.counts = np.zeros(bins), np.zeros(bins)
         self.loss, self.gradient_norm = array("d"), array("d")
         self.skipped: list[int] = []
         self.failures = 0  # in a row
         self._waiting: list[Step] = []
+
+    def _take_levels(self, sde: SDE) -> None:
+        """The edges of the bins of noise levels, evenly over those of a process."""
+        levels = sde.half_log_snr(torch.linspace(sde.t_min, sde.t_max, 1025, dtype=torch.float64, device="cpu"))
+        levels = levels[torch.isfinite(levels)]
+        self.edges = torch.linspace(float(levels[-1]), float(levels[0]), _BINS + 1, dtype=torch.float64, device="cpu")
+        self.times = sde.time(self.edges[1:-1].flip(0))  # the same edges as times, rising: from data to noise
 
     def __len__(self) -> int:
         """How many steps wait to be evaluated."""
@@ -166,16 +173,14 @@ class Recorder:
     # ---- what a checkpoint keeps of it
 
     def tensors(self) -> dict[str, Tensor]:
-        return {
-            "history.loss": self._losses(),
-            "history.sums": torch.from_numpy(self.sums),
-            "history.counts": torch.from_numpy(self.counts),
-        }
+        levels = {"history.sums": self.sums, "history.counts": self.counts} if len(self.sums) else {}
+        return {"history.loss": self._losses(), **{name: torch.from_numpy(kept) for name, kept in levels.items()}}
 
     def restore(self, tensors: dict[str, Tensor], failures: int) -> None:
         self.loss = array("d", tensors["history.loss"].tolist())
         self.gradient_norm = array("d", [math.nan] * len(self.loss))
-        self.sums, self.counts = (tensors[f"history.{name}"].numpy().copy() for name in ("sums", "counts"))
+        if len(self.sums):
+            self.sums, self.counts = (tensors[f"history.{name}"].numpy().copy() for name in ("sums", "counts"))
         self.skipped = [i for i, loss in enumerate(self.loss) if math.isnan(loss)]
         self.failures = failures
 

@@ -52,7 +52,8 @@ class Logs:
         by_level = {f"{c:.3f}": loss for c, loss in zip(centres, levels.loss.tolist(), strict=True)}
         with writing(self.folder):
             _append(self.folder / _METRICS, rows)
-            _append(self.folder / _LEVELS, [{"step": rows[-1]["step"], **by_level}])
+            if by_level:
+                _append(self.folder / _LEVELS, [{"step": rows[-1]["step"], **by_level}])
             if self._board is not None:
                 for row in rows:
                     for name, value in row.items():

@@ -10,16 +10,24 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import storage
 from ..core.conditions import gathered, merged
 from ..core.errors import IncompatibleCheckpointError, InvalidInputError
 from ..core.team import Groups, LostProcessError, Team, local_device, team
 from ..models.base import ScoreModel
-from ..models.networks import unwrapped
 from .batches import Batches, Statistics, batches
-from .checks import check_model, check_parts, check_same_model, device_of, learn_about_data, progress_of, seed_of
+from .checks import (
+    check_kind,
+    check_model,
+    check_parts,
+    check_same_model,
+    device_of,
+    learn_about_data,
+    progress_of,
+    seed_of,
+)
 from .engine import shards
 from .folder import Found, Interrupts, RunFolder, checkpoint_of
 from .history import History
@@ -36,7 +44,7 @@ _PATIENCE = 1.0  # seconds in which a signal may reach one of several processes 
 
 
 def fit(
-    model: ScoreModel,
+    model: nn.Module,
     data: Any,
     *,
     steps: int,
@@ -49,7 +57,7 @@ def fit(
     device: torch.device | str | None = None,
     seed: int | None = None,
     progress: bool | None = None,
-    callback: Callable[[int, ScoreModel, History], Any] | None = None,
+    callback: Callable[[int, Any, History], Any] | None = None,
     schedule: str = "cosine",
     warmup: int | None = None,
     clip: float | None = 1.0,
@@ -92,8 +100,13 @@ def fit(
     rows, gradients are added up, the first process writes, shows and speaks. The weights are those that one process
     makes, up to rounding. A process that is lost ends the others, after a checkpoint.
 
+    Any other module is trained where `loss` is given: an autoencoder, a classifier, two towers. It has the same run
+    folder, averages and processes; `load(out)` gives the module, or fills the one passed as `net=`. Its loss gets each
+    process's rows, and with accumulate= each part's, so one that compares the samples of a batch sees these alone; the
+    running statistics of batch norm are those of the last weights, not averages: pass ema=None with them.
+
     Args:
-        model: a ScoreModel with parameters, such as a Denoiser (with `out`: a Denoiser).
+        model: a ScoreModel with parameters, such as a Denoiser (with `out`: a Denoiser), or any module, with `loss`.
         data: a tensor (N, *event); what can be indexed (a Dataset, a list), holding samples x0 or (x0, dict of
             conditions); or what can only be iterated (a DataLoader, a generator), holding batches of either.
         steps: of the optimiser, in all: a resumed run makes those that are left.
@@ -188,6 +201,7 @@ def fit(
     source = batches(data, _conditions(model, gathered(cond, conditions), loss), batch_size)
     check_model(model, source.first, saves=out is not None)
     Objective(loss).check(source.first.cond)
+    _check_statistics(model, statistics)
     check_optimiser(model.parameters(), options)
     place = local_device(device_of(device))
     with ExitStack() as stack:
@@ -215,15 +229,12 @@ def fit(
         return replace(trainer.history(), statistics=learned)
 
 
-def _conditions(model: ScoreModel, cond: dict[str, Any], loss: Callable[..., Tensor]) -> dict[str, Any]:
+def _conditions(model: nn.Module, cond: dict[str, Any], loss: Callable[..., Tensor]) -> dict[str, Any]:
     """Those given by name and those in `cond={...}`."""
-    if not isinstance(model, ScoreModel):
-        if isinstance(unwrapped(model), ScoreModel):
-            what = type(model).__name__
-            raise InvalidInputError(f"model: got one in {what}, expected the model inside, model.module")
-        raise InvalidInputError(f"model: got a {type(model).__name__}, expected one such as Denoiser(net, sde)")
-    known = model.condition_names()
-    Objective(loss).check_names(cond, known)
+    objective = Objective(loss)
+    check_kind(model, objective)
+    known = model.condition_names() if isinstance(model, ScoreModel) else objective.conditions
+    objective.check_names(cond, known)
     return merged(cond, fit, known)
 
 
@@ -249,18 +260,29 @@ def _with_parts(trainer: Trainer, found: Found, out: Any) -> Found:
     return kept, found[1]
 
 
+def _check_statistics(model: nn.Module, wish: str | None) -> None:
+    if wish is not None and not isinstance(model, ScoreModel):
+        raise InvalidInputError(
+            f"statistics={wish!r}: a {type(model).__name__} keeps none of its data; leave it out: only models of "
+            "scores have data_mean and data_std"
+        )
+
+
 def _survey(
-    model: ScoreModel, source: Batches, options: Options, *, identified: bool
+    model: nn.Module, source: Batches, options: Options, *, identified: bool
 ) -> tuple[Statistics | None, dict[str, Any] | None]:
     """Statistics of the data, all finite, and their fingerprint where a run has to know them again."""
-    known = model.data_mean is not None and model.data_std is not None
-    if known and options.statistics == "keep" and not identified and not source.in_memory:
+    if isinstance(model, ScoreModel):
+        keeps = options.statistics == "keep" and model.data_mean is not None and model.data_std is not None
+    else:
+        keeps = True
+    if keeps and not identified and not source.in_memory:
         return None, None
     measured = source.statistics()
     return measured, fingerprint(source, measured) if identified else None
 
 
-def _check_same(model: ScoreModel, source: Batches, found: Found | None, made_with: dict[str, Any]) -> None:
+def _check_same(model: nn.Module, source: Batches, found: Found | None, made_with: dict[str, Any]) -> None:
     """Raise unless what was found in the folder is of this model and this run."""
     if not found:
         return

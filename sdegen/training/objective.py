@@ -6,10 +6,9 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.errors import InvalidInputError
-from ..models.base import ScoreModel
 from .draws import takes_seed
 
 _OPTIONS = {"t", "noise", "weight", "seed"}  # of every loss like dsm_loss
@@ -25,6 +24,8 @@ class Objective:
     Attributes:
         loss: the function.
         seeds: whether it takes a seed that nobody has set.
+        for_scores: whether it is like dsm_loss, for models of scores.
+        conditions: the names of those that it takes by an argument of its own.
     """
 
     def __init__(self, loss: Callable[..., Any]) -> None:
@@ -35,12 +36,16 @@ class Objective:
             arguments = []
         self._names = {p.name for p in arguments if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
         self._takes_any = not arguments or any(p.kind is p.VAR_KEYWORD for p in arguments)
-        like_ours = self._names >= _OPTIONS
+        self.for_scores = like_ours = self._names >= _OPTIONS
         first_two = {p.name for p in arguments[:2]} | {"model", "x0"}
         asked_for = {p.name for p in arguments[2:] if p.default is p.empty}
         self.options = (_OPTIONS | first_two | {"cond"} | (self._names if like_ours else set())) - asked_for
 
-    def __call__(self, model: ScoreModel, x0: Tensor, cond: Mapping[str, Any], seed: Any = None) -> Any:
+    @property
+    def conditions(self) -> set[str]:
+        return self._names - self.options
+
+    def __call__(self, model: nn.Module, x0: Tensor, cond: Mapping[str, Any], seed: Any = None) -> Any:
         """The losses; a seed goes to a loss that takes one."""
         words: dict[str, Any] = {name: value for name, value in cond.items() if not self._is_apart(name)}
         if len(words) < len(cond):

@@ -6,7 +6,7 @@ import warnings
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..models.base import ScoreModel
 from ..models.facts import DataFacts
@@ -67,7 +67,7 @@ def learn_statistics(
     return ", ".join(f"{name} {how}" for name, how in done.items())
 
 
-def count_steps(model: ScoreModel, steps: int) -> None:
+def count_steps(model: nn.Module, steps: int) -> None:
     """Note that a run made so many steps with the statistics that the model has."""
     if record := vars(model).get(_RECORD):
         record.steps += steps

@@ -7,12 +7,12 @@ import re
 import time
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from .. import storage
@@ -42,9 +42,7 @@ _LOG_STEPS = 50  # between rows of the metrics
 class Trainer:
     """Everything that a step changes."""
 
-    def __init__(
-        self, model: ScoreModel, options: Options, seed: int, team: Team, made_with: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, model: nn.Module, options: Options, seed: int, team: Team, made_with: Mapping[str, Any]) -> None:
         self.model, self.options, self.seed, self.team = model, options, seed, team
         self.made_with = made_with  # what a checkpoint tells the run's data and settings by
         team.start_alike({name: value for name, value in model.state_dict().items() if not is_sharded(value)})
@@ -58,7 +56,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=options.precision == "fp16")
         decays = [partial(power_function, width) for width in options.widths] or [options.ema or 0.0]
         self.averages = [Average(self.parameters, decay) for decay in decays]  # type: ignore[arg-type]
-        self.recorder = Recorder(model.sde)
+        self.recorder = Recorder(model.sde if isinstance(model, ScoreModel) else None)
         self.step = 0  # how many are done
         self.rates = array("d")  # of the steps
         self._times: Tensor | None = None  # at which the loss first asked the model, for some rows
@@ -75,13 +73,16 @@ class Trainer:
     def training(self) -> Iterator[None]:
         """Training mode; afterwards modes and generators as they were, and the averages in the model."""
         modes = {module: module.training for module in self.model.modules()}
-        hook = self.model.register_forward_pre_hook(self._note_time, with_kwargs=True)
+        stack = ExitStack()
+        if isinstance(self.model, ScoreModel):
+            hook = self.model.register_forward_pre_hook(self._note_time, with_kwargs=True)
+            stack.callback(hook.remove)
         try:
             with own_draws(self.device), torch.enable_grad():
                 self.model.train()
                 yield
         finally:
-            hook.remove()
+            stack.close()
             self.engine.forget()
             self.average.settle()
             for module, mode in modes.items():
@@ -236,7 +237,7 @@ class Trainer:
                 "pass more, or load the model"
             )
         try:
-            storage.set_weights(saveable(self.model).net, tensors["model"])
+            storage.set_weights(storage.network_of(self.model), tensors["model"])
             for name, p, average in zip(self.names, self.parameters, self.average.values, strict=True):
                 local(average).copy_(local(p))
                 _put(p, own[f"weight.{name}"])

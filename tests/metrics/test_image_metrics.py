@@ -154,7 +154,7 @@ def test_same_arguments_same_features(digits: tuple) -> None:
 def test_kept_in_a_file(digits: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     x, y, path = digits[0], digits[1], tmp_path / "kept" / "digits.safetensors"
     first = metrics.train_classifier(x, y, path=path, steps=2)
-    monkeypatch.setattr("sdegen.metrics.classifier._train", None)  # must not be called again
+    monkeypatch.setattr("sdegen.metrics.classifier.fit", None)  # must not be called again
     assert torch.equal(metrics.train_classifier(x, y, path=path, steps=2)(x), first(x))
     for options in ({"steps": 3}, {"steps": 2, "seed": 1}):
         with pytest.raises(InvalidInputError, match="other images or options"):

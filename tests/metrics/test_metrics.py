@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sdegen.core.errors import InvalidInputError
-from sdegen.metrics import distances as distances_module
+from sdegen.distributions import distances as distances_module
 from sdegen.metrics import (
     energy_distance,
     frechet_bias,
