@@ -27,6 +27,7 @@ from .inference.grid import grid
 from .inference.likelihood import LogProb, log_prob
 from .inference.posteriors.verb import sample_posterior
 from .inference.sampling import encode, sample
+from .inference.shard import shard
 from .loop.run import solve
 from .loop.solution import Solution
 from .models.base import ScoreModel, Wrapped
@@ -137,6 +138,7 @@ __all__ = [
     "sample",
     "sample_posterior",
     "save",
+    "shard",
     "sliced_loss",
     "solve",
     "solvers",

@@ -51,7 +51,9 @@ def _parser() -> argparse.ArgumentParser:
 
     sample = commands.add_parser("sample", help="draw samples from a saved model")
     sample.add_argument("model", help="a folder that sdegen.save or fit(out=...) wrote")
-    sample.add_argument("--n", type=int, default=16, help="how many (default: 16)")
+    sample.add_argument(
+        "--n", "--samples", type=int, default=16, help="how many (default: 16); --samples with torchrun"
+    )
     sample.add_argument("--solver", default="auto", help="a name from `sdegen solvers` (default: auto)")
     sample.add_argument("--steps", type=int, help="a fixed number of steps")
     sample.add_argument("--rtol", type=float, help="error control instead of steps")
@@ -64,6 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument(
         "--out", default="samples.png", help="a picture (.png), or the numbers (.npy) (default: samples.png)"
     )
+    sample.add_argument("--to", help="a folder of files instead, for many samples: it goes on where it was stopped")
+    sample.add_argument("--kind", default="npz", choices=("npz", "png"), help="what is in these files (default: npz)")
     sample.set_defaults(run=_sample)
 
     compare = commands.add_parser("compare", help="measure solvers, budgets and tolerances on a saved model")
@@ -97,31 +101,60 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _sample(args: argparse.Namespace) -> None:
+    import torch
+
+    from ..core.team import team
+    from ..storage.models import load
+
+    if not args.to and not args.out.endswith((".png", ".npy")):
+        raise InvalidInputError(f"--out {args.out}: expected a name ending in .png (a picture) or .npy (the numbers)")
+    model = load(args.model, device=args.device)
+    processes = team(torch.device("cpu"))
+    if args.to:
+        _sample_files(args, model, processes)
+    else:
+        _check_out(args.out, model.event_shape)
+        _sample_file(args, model, processes)
+
+
+def _how(args: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in ("solver", "steps", "rtol", "atol", "eta", "seed")}
+
+
+def _sample_files(args: argparse.Namespace, model: Any, processes: Any) -> None:
+    """A folder of files, shared by the processes of torchrun."""
+    import torch
+
+    from ..inference.files import sample_files
+
+    labels = None if args.label is None else lambda index: {"label": torch.full_like(index, args.label)}
+    size = args.batch_size or 64
+    written = sample_files(model, args.to, args.n, kind=args.kind, batch_size=size, labels=labels, **_how(args))
+    found = processes.to_leader((len(written.made), len(written.kept)))
+    if processes.leads:
+        made, kept = map(sum, zip(*found))
+        print(f"{args.to}: {args.n} samples in {made + kept} files, {kept} of which were there")
+
+
+def _sample_file(args: argparse.Namespace, model: Any, processes: Any) -> None:
+    """One file, written by the first of the processes, which share the samples."""
     import numpy as np
     import torch
 
     from ..inference.sampling import sample
-    from ..storage.models import load
+    from ..inference.shard import shard
 
-    if not args.out.endswith((".png", ".npy")):
-        raise InvalidInputError(f"--out {args.out}: expected a name ending in .png (a picture) or .npy (the numbers)")
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = load(args.model, device=device)
-    _check_out(args.out, model.event_shape)
-    cond: dict[str, Any] = {} if args.label is None else {"label": torch.full((args.n,), args.label, device=device)}
-    solution = sample(
-        model,
-        args.n,
-        solver=args.solver,
-        steps=args.steps,
-        rtol=args.rtol,
-        atol=args.atol,
-        eta=args.eta,
-        seed=args.seed,
-        batch_size=args.batch_size,
-        **cond,
-    )
-    x = solution.x.cpu()
+    index = shard(args.n, batch_size=args.batch_size)
+    device = next((p.device for p in model.parameters()), None)
+    cond: dict[str, Any] = {} if args.label is None else {"label": torch.full_like(index, args.label, device=device)}
+    found = (0, None, "", None)
+    if len(index):
+        solution = sample(model, len(index), index=index, batch_size=args.batch_size, **_how(args), **cond)
+        found = (solution.calls, solution.x.cpu(), str(solution.solver), solution.nfe.double().cpu())
+    drawn = [part for part in processes.to_leader(found) if part[1] is not None]
+    if not processes.leads:
+        return
+    x = torch.cat([part[1] for part in drawn])
     if args.out.endswith(".npy"):
         np.save(args.out, x.numpy())
     else:
@@ -130,8 +163,8 @@ def _sample(args: argparse.Namespace) -> None:
         plot.save(plot.image_grid(x) if x.ndim >= 3 else plot.density(x), args.out)
     print(f"{args.out}: {len(x)} samples of shape {tuple(x.shape[1:])}")
     print(
-        f"{solution.solver}; {solution.nfe.double().mean():.1f} evaluations a sample, "
-        f"{solution.calls} network calls, seed {args.seed}"
+        f"{drawn[0][2]}; {torch.cat([part[3] for part in drawn]).mean():.1f} evaluations a sample, "
+        f"{sum(part[0] for part in drawn)} network calls, seed {args.seed}"
     )
 
 

@@ -67,6 +67,15 @@ class Team:
             raise box[1]
         return box[0]
 
+    def to_leader(self, value: T) -> list[T]:
+        """The values of all processes, in the order of ranks; [] but in the leader."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        with watched():
+            dist.gather_object(value, found if self.leads else None, dst=0, group=self.control)
+        return found if self.leads else []
+
     def agree(self, *numbers: int) -> list[int]:
         """The largest of each number over all processes."""
         if self.size == 1:
@@ -142,6 +151,13 @@ def team(device: torch.device) -> Team:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return Team()
     return Team(dist.get_rank(), dist.get_world_size(), _control_group())
+
+
+def place_here() -> tuple[int, int]:
+    """This process's number and how many there are: of the group that is there, else as torchrun says."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _end() -> None:

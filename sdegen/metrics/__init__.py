@@ -10,11 +10,13 @@ from .frechet import frechet_bias, frechet_distance, frechet_distance_of_moments
 from .inception import fid
 from .kernel import KernelDistance, kernel_distance
 from .manifold import PrecisionRecall, precision_recall
+from .moments import Moments, moments_of
 from .pairs import psnr, ssim
 
 __all__ = [
     "Classifier",
     "KernelDistance",
+    "Moments",
     "PrecisionRecall",
     "energy_distance",
     "fid",
@@ -24,6 +26,7 @@ __all__ = [
     "kernel_distance",
     "median_distance",
     "mmd",
+    "moments_of",
     "precision_recall",
     "psnr",
     "sliced_wasserstein",

@@ -28,7 +28,7 @@ from ..core.errors import (
 )
 from ..core.files import as_path, cure, previous
 from ..core.shards import is_sharded, local, sharded_as
-from ..core.team import team
+from ..core.team import local_device, team
 from ..models.base import ScoreModel
 from ..models.denoiser import Denoiser
 from ..models.diffusers import as_network, is_unet
@@ -113,7 +113,7 @@ def load(
         net: your own network, filled with the weights in place, wrapped (torch.compile, DataParallel) or not; of a
             model by `from_diffusers`, the UNet. sdegen's are rebuilt from the file.
         sde: your own process; sdegen's are rebuilt from the file.
-        device: where to; None: CUDA if there is one.
+        device: where to; None: CUDA if there is one, of several processes each its own.
         max_bytes: of JSON that is read into memory, in the state and in the headers of the tensors: more than any but
             the largest networks have, little enough to trust a stranger's file.
 
@@ -141,7 +141,9 @@ def load(
     model = _rebuilt(state.get("model"), tensors["model"], net, sde)
     if isinstance(model, ScoreModel):
         model.solvers = rebuilt_solvers(state.get("solvers", []), tensors.get("solvers", {}), model)
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    if device is None:
+        device = local_device(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return model.to(device).eval()
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
