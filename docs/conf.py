@@ -49,6 +49,7 @@ myst_heading_anchors = 3
 nb_execution_mode = "cache"
 nb_execution_timeout = 120
 nb_execution_raise_on_error = True
+nb_output_stderr = "remove"  # progress bars
 nb_merge_streams = True
 nb_execution_show_tb = True
 suppress_warnings = ["mystnb.unknown_mime_type", "config.cache", "toc.empty_glob"]

@@ -70,8 +70,15 @@ RC: dict[str, Any] = {
 @contextmanager
 def style() -> Iterator[None]:
     """The look of sdegen's pictures, for your own: `with sg.plot.style(): ...`; then rcParams are what they were."""
-    with matplotlib.style.context(["default", RC]):
-        yield
+    interactive = matplotlib.is_interactive()
+    try:
+        with matplotlib.style.context(["default", RC]):
+            try:
+                yield
+            finally:  # a notebook's backend, loaded with the first figure, makes matplotlib interactive: that stays
+                interactive = matplotlib.is_interactive()
+    finally:
+        matplotlib.interactive(interactive)
 
 
 def styled(draw: Callable[P, R]) -> Callable[P, R]:

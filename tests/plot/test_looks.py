@@ -181,3 +181,17 @@ def test_a_history_is_drawn_by_step_and_by_level():
 def test_completion_offers_the_public_names_alone():
     assert set(dir(plot)) == set(plot.__all__)
     assert set(dir(sg)) == {*sg.__all__, "__version__"}
+
+
+def test_a_backend_that_becomes_interactive_with_the_first_figure_stays_so():
+    """Notebooks load theirs there; pictures after the first would not be shown."""
+    import matplotlib
+
+    before = matplotlib.is_interactive()
+    try:
+        for wanted in (True, False):
+            with sg.plot.style():
+                matplotlib.interactive(wanted)
+            assert matplotlib.is_interactive() == wanted
+    finally:
+        matplotlib.interactive(before)
