@@ -81,3 +81,9 @@ def test_a_report_is_shown_as_it_was_written(tools):
     }  # fmt: skip
     page = tools("results").page(report)
     assert "| adams | 0.0012 |" in page and "| 20 |  |" in page and "`python x.py`, 2026-01-02, sdegen 1, m." in page
+
+
+def test_the_citation_is_of_this_version():
+    root = SITE.parents[1]
+    assert f"version = {{{sg.__version__}}}" in (root / "docs" / "about" / "citation.md").read_text()
+    assert f"version: {sg.__version__}\n" in (root / "CITATION.cff").read_text()
