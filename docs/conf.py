@@ -7,6 +7,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "_site"))
 
 import docstrings  # noqa: E402
+import films  # noqa: E402
 import reference  # noqa: E402
 import results  # noqa: E402
 
@@ -100,3 +101,4 @@ copybutton_prompt_is_regexp = True
 
 def setup(app):
     docstrings.connect(app)
+    films.connect(app)
