@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..core.cache import CachedFunction, version_of
 from ..core.errors import InvalidInputError
 from ..core.shapes import as_time, check_time, expand
+from ..nets.conditions import Conditional
 from ..processes import SDE
 from .base import ScoreModel, words_of
 from .networks import ComputingDtype, unwrapped
@@ -142,6 +143,12 @@ class Denoiser(ScoreModel):
         net = unwrapped(self.net)
         explicit, any_more = words_of(getattr(net, "forward", net))
         return None if any_more else explicit
+
+    def check_conditions(self, cond, batch):
+        super().check_conditions(cond, batch)
+        net = unwrapped(self.net)
+        if isinstance(net, Conditional):
+            net.check_conditions(batch, self.event_shape, **cond)
 
     def _evaluate_coefficients(self, t: Tensor) -> tuple[Any, ...]:
         t = t.to(torch.float64)

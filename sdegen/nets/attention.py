@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -40,6 +41,7 @@ class CrossAttention(nn.Module):
         channels: C of x, divisible by heads.
         token_channels: D of the tokens y.
         heads: how many.
+        silent: whether it gives 0 to begin with.
 
     Raises:
         InvalidInputError: channels that do not divide.
@@ -47,16 +49,23 @@ class CrossAttention(nn.Module):
     Source: Vaswani et al. 2017, section 3.2; in a U-Net: Rombach et al. 2022, section 3.3.
     """
 
-    def __init__(self, channels: int, token_channels: int, heads: int) -> None:
+    def __init__(self, channels: int, token_channels: int, heads: int, *, silent: bool = False) -> None:
         super().__init__()
         self.heads = check_heads(channels, heads)
         self.q = nn.Linear(channels, channels)
         self.kv = nn.Linear(token_channels, 2 * channels)
         self.out = nn.Linear(channels, channels)
+        if silent:
+            zero(self.out)
 
     def forward(self, x: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, N, C), (B, T, D), (B, T) -> (B, N, C); only tokens whose mask is True are seen."""
-        k, v = (split_heads(y, self.heads) for y in self.kv(tokens).chunk(2, 2))
+        # The first token by itself: rounding in a product depends on its size and strides, and the result with all others
+        # masked is to be that without them, to the bit.
+        both = self.kv(tokens[:, :1].contiguous())
+        if tokens.shape[1] > 1:
+            both = torch.cat([both, self.kv(tokens[:, 1:])], 1)
+        k, v = (split_heads(y, self.heads) for y in both.chunk(2, 2))
         seen = None if mask is None else mask[:, None, None]
         y = F.scaled_dot_product_attention(split_heads(self.q(x), self.heads), k, v, attn_mask=seen)
         return self.out(y.transpose(1, 2).flatten(2))

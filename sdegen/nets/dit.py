@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..core.errors import InvalidInputError
-from .attention import SelfAttention, from_patches, to_patches, zero
-from .embeddings import Embedding, check_count, check_share, check_time
+from .attention import CrossAttention, SelfAttention, from_patches, to_patches, zero
+from .conditions import Conditional, ConditionOptions, check_count, check_share, with_image
+from .embeddings import Embedding, check_time
 
 
-class DiT(nn.Module):
+class DiT(Conditional):
     """Patches of an image as tokens, through transformer blocks that the embedding scales, shifts and gates.
 
     h = W patches(x) + position,  h <- block(h, e) `depth` times,  net = unpatch(W_out ((1 + a(e)) norm(h) + b(e))).
@@ -36,11 +37,20 @@ class DiT(nn.Module):
         time_features: "smooth" (Fourier features of t in any range, frequencies up to 12), "fourier" (up to 100) or
             "sinusoidal" (t in [0, 1]).
         label_dropout: in training, the probability that a label is left out, for guidance without a classifier.
+        token_channels: D of token conditions (B, T, D), which every block reads after its attention. None:
+            no tokens.
+        token_dropout: in training, the probability that all tokens of a sample are left out.
+        vector_channels: length of a vector that is added to the embedding of time: of a picture or a sentence, a level
+            of noise, any numbers. None: no vector.
+        vector_dropout: in training, the probability that it is left out.
+        image_channels: channels of an image as high and wide as x that is read beside it, by the first layer (of c_in x
+            and the image as it is, in a Denoiser). 0: none.
 
     Raises:
-        InvalidInputError: arguments out of range; x, t or label of a shape that does not fit, before any work.
+        InvalidInputError: arguments out of range; x, t or conditions of a shape that does not fit, before any work.
 
-    Source: Peebles & Xie 2023 (arXiv 2212.09748), section 3, blocks "adaLN-Zero".
+    Source: Peebles & Xie 2023 (arXiv 2212.09748), section 3, blocks "adaLN-Zero"; tokens: Chen et al. 2023 (arXiv
+    2310.00426), section 2.3.
     """
 
     blocks: nn.ModuleList
@@ -59,6 +69,11 @@ class DiT(nn.Module):
         out_channels: int | None = None,
         time_features: str = "smooth",
         label_dropout: float = 0.0,
+        token_channels: int | None = None,
+        token_dropout: float = 0.0,
+        vector_channels: int | None = None,
+        vector_dropout: float = 0.0,
+        image_channels: int = 0,
     ) -> None:
         super().__init__()
         self.config = {
@@ -74,45 +89,71 @@ class DiT(nn.Module):
             "time_features": time_features,
             "label_dropout": label_dropout,
         }
+        conditions = ConditionOptions(
+            n_classes=n_classes,
+            label_dropout=label_dropout,
+            token_channels=token_channels,
+            token_dropout=token_dropout,
+            vector_channels=vector_channels,
+            vector_dropout=vector_dropout,
+            image_channels=image_channels,
+        )
+        self.config |= conditions.in_config()
         if hidden % 4:
             raise InvalidInputError(
                 f"hidden={hidden}: expected a multiple of 4, for sines and cosines of two coordinates"
             )
         self.recompute = False
-        self.embedding = Embedding(
-            hidden, time_features=time_features, n_classes=n_classes, label_dropout=label_dropout
-        )
-        self.inp = nn.Linear(in_channels * patch**2, hidden)
-        self.blocks = nn.ModuleList(DiTBlock(hidden, heads, mlp_ratio, dropout) for _ in range(depth))
+        self.embedding = Embedding(hidden, conditions, time_features=time_features)
+        self._take(conditions)
+        self.inp = nn.Linear((in_channels + image_channels) * patch**2, hidden)
+        self.blocks = nn.ModuleList(DiTBlock(hidden, heads, mlp_ratio, dropout, token_channels) for _ in range(depth))
         self.norm = nn.LayerNorm(hidden, elementwise_affine=False, eps=1e-6)
         self.modulation = zero(nn.Linear(hidden, 2 * hidden))
         self.out = zero(nn.Linear(hidden, self.config["out_channels"] * patch**2))
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | int | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        label: Tensor | int | None = None,
+        tokens: Tensor | None = None,
+        token_mask: Tensor | None = None,
+        vector: Tensor | None = None,
+        image: Tensor | None = None,
+    ) -> Tensor:
         """The network's output.
 
         Args:
             x: (B, C, H, W), H and W divisible by patch.
             t: (B,), the number that says the noise level.
             label: (B,) classes, one for all, or None.
+            tokens: (B, T, D), or None.
+            token_mask: (B, T); where it is False a token is not seen. A sample without any is one without condition.
+            vector: (B, vector_channels), or None.
+            image: (B, image_channels, H, W), where the network was built with one.
 
         Returns:
             (B, out_channels, H, W), in the dtype of x.
 
         Raises:
-            InvalidInputError: x, t or label of another shape, or a label for a network without classes.
+            InvalidInputError: x, t or conditions of another shape, or conditions that the network was not built for.
         """
         self.check(x, t)
         p = self.config["patch"]
         rows, columns = x.shape[2] // p, x.shape[3] // p
-        e = self.embedding(t, label)
-        h = self.inp(to_patches(x, p).flatten(2).transpose(1, 2))
+        self.check_conditions(
+            len(x), x.shape[1:], label=label, tokens=tokens, token_mask=token_mask, vector=vector, image=image
+        )
+        e = self.embedding(t, label, vector)
+        told = (e, *self._with_no_token(len(x), tokens, token_mask))
+        h = self.inp(to_patches(with_image(x, image), p).flatten(2).transpose(1, 2))
         h = h + positions(rows, columns, self.config["hidden"], x.device).to(h.dtype)
         for block in self.blocks:
             if self.recompute and torch.is_grad_enabled():
-                h = checkpoint(block, h, e, use_reentrant=False)
+                h = checkpoint(block, h, *told, use_reentrant=False)
             else:
-                h = block(h, e)
+                h = block(h, *told)
         a, b = self.modulation(e)[:, None].chunk(2, 2)
         y = self.out(torch.addcmul(b, self.norm(h), 1 + a)).to(x.dtype)
         return from_patches(y.transpose(1, 2).unflatten(2, (rows, columns)), p)
@@ -140,19 +181,22 @@ class DiT(nn.Module):
 class DiTBlock(nn.Module):
     """Attention and perceptron, each scaled, shifted and gated by the embedding e.
 
-    h <- h + g_1 attention((1 + a_1) norm(h) + b_1),  h <- h + g_2 mlp((1 + a_2) norm(h) + b_2),
-    (b_1, a_1, g_1, b_2, a_2, g_2) linear in e, at zero to begin with.
+    h <- h + g_1 attention((1 + a_1) norm(h) + b_1),  h <- h + cross(norm(h), tokens) where there are tokens,
+    h <- h + g_2 mlp((1 + a_2) norm(h) + b_2),  (b_1, a_1, g_1, b_2, a_2, g_2) linear in e, at zero to begin with.
 
     Args:
         hidden: width of a token.
         heads: of the attention.
         mlp_ratio: the inner layer is so many times as wide.
         dropout: after attention and perceptron.
+        token_channels: of the tokens; None for none. Attention to them starts at zero.
 
     Source: Peebles & Xie 2023, figure 3.
     """
 
-    def __init__(self, hidden: int, heads: int, mlp_ratio: int = 4, dropout: float = 0.0) -> None:
+    def __init__(
+        self, hidden: int, heads: int, mlp_ratio: int = 4, dropout: float = 0.0, token_channels: int | None = None
+    ) -> None:
         super().__init__()
         self.norm_attention = nn.LayerNorm(hidden, elementwise_affine=False, eps=1e-6)
         self.norm_mlp = nn.LayerNorm(hidden, elementwise_affine=False, eps=1e-6)
@@ -161,11 +205,17 @@ class DiTBlock(nn.Module):
         self.outer = nn.Linear(mlp_ratio * hidden, hidden)
         self.modulation = zero(nn.Linear(hidden, 6 * hidden))
         self.dropout = nn.Dropout(dropout)
+        self.cross = None
+        if token_channels is not None:
+            self.norm_cross = nn.LayerNorm(hidden, elementwise_affine=False, eps=1e-6)
+            self.cross = CrossAttention(hidden, token_channels, heads, silent=True)
 
-    def forward(self, h: Tensor, e: Tensor) -> Tensor:
-        """(B, N, hidden), (B, hidden) -> (B, N, hidden)."""
+    def forward(self, h: Tensor, e: Tensor, tokens: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """(B, N, hidden), (B, hidden), (B, T, D), (B, T) -> (B, N, hidden)."""
         b1, a1, g1, b2, a2, g2 = self.modulation(e)[:, None].chunk(6, 2)
         h = h + g1 * self.dropout(self.attention(torch.addcmul(b1, self.norm_attention(h), 1 + a1)))
+        if self.cross is not None and tokens is not None:
+            h = h + self.cross(self.norm_cross(h), tokens, mask)
         inner = F.gelu(self.inner(torch.addcmul(b2, self.norm_mlp(h), 1 + a2)), approximate="tanh")
         return h + g2 * self.dropout(self.outer(inner))
 

@@ -1,4 +1,4 @@
-"""What a network is told beside x: the time and a class label, as one vector per sample."""
+"""What a network is told beside x: the time, a class label and a vector, as one vector per sample."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.errors import InvalidInputError
-
-INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)
+from .conditions import ConditionOptions, LabelEmbedding, VectorEmbedding
 
 
 class FourierFeatures(nn.Module):
@@ -72,69 +71,20 @@ TIME_FEATURES: dict[str, Callable[[], FourierFeatures | SinusoidalFeatures]] = {
 }
 
 
-class LabelEmbedding(nn.Module):
-    """One learned vector per class, and one more for "no class", so that labels can be dropped.
-
-    Args:
-        n_classes: labels are 0 .. n_classes - 1; -1 or None stand for no class, the last row of the table.
-        width: length of a vector.
-        dropout: in training, the probability that a sample's label is taken for "no class".
-    """
-
-    def __init__(self, n_classes: int, width: int, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.n_classes, self.dropout = n_classes, dropout
-        self.table = nn.Embedding(n_classes + 1, width)
-
-    def forward(self, label: Tensor | int | None, batch: int) -> Tensor:
-        """(B,) integers, one integer for all, or None -> (B, width)."""
-        device = self.table.weight.device
-        if label is None or isinstance(label, int):
-            label = torch.full((batch,), -1 if label is None else label, dtype=torch.long, device=device)
-        self.check(label, batch)
-        if self.training and self.dropout:
-            label = torch.where(torch.rand(batch, device=device) < self.dropout, -1, label)
-        return self.table(torch.where(label < 0, self.n_classes, label.long()))
-
-    def check(self, label: Tensor, batch: int) -> None:
-        """Refuse what is not (B,) integers in -1 .. n_classes - 1 (the range not on a GPU: it would wait)."""
-        came = f"{label.dtype} of shape {tuple(label.shape)}" if isinstance(label, Tensor) else repr(label)
-        if not isinstance(label, Tensor) or label.shape != (batch,) or label.dtype not in INTEGERS:
-            raise InvalidInputError(
-                f"label is {came}: expected integers of shape ({batch},), one per sample, or None for no class"
-            )
-        if torch.compiler.is_compiling() or label.device.type != "cpu" or not batch:
-            return
-        low, high = int(label.min()), int(label.max())
-        if low < -1 or high >= self.n_classes:
-            raise InvalidInputError(
-                f"label holds values from {low} to {high}: this network has classes 0 to {self.n_classes - 1}, "
-                "and -1 for no class"
-            )
-
-
 class Embedding(nn.Module):
-    """Time and label as one activated vector: e = SiLU(W_2 SiLU(W_1 phi(t)) + table[label]).
+    """Time, label and vector as one activated vector: e = SiLU(W_2 SiLU(W_1 phi(t)) + table[label] + W_v u + b_v).
 
     Args:
         width: length of e.
         time_features: "smooth" (Fourier features of t in any range, frequencies up to 12), "fourier" (up to 100) or
             "sinusoidal" (t in [0, 1]).
-        n_classes: None for a network without labels.
-        label_dropout: in training, the probability that a label is left out.
+        conditions: which ones the network takes: a label and a vector, here.
 
     Raises:
-        InvalidInputError: an unknown name of features; a label given to a network that has none, or one out of range.
+        InvalidInputError: an unknown name of features.
     """
 
-    def __init__(
-        self,
-        width: int,
-        *,
-        time_features: str = "smooth",
-        n_classes: int | None = None,
-        label_dropout: float = 0.0,
-    ) -> None:
+    def __init__(self, width: int, conditions: ConditionOptions, *, time_features: str = "smooth") -> None:
         super().__init__()
         if time_features not in TIME_FEATURES:
             raise InvalidInputError(
@@ -143,21 +93,17 @@ class Embedding(nn.Module):
         self.features = TIME_FEATURES[time_features]()
         self.inner = nn.Linear(self.features.size, width)
         self.outer = nn.Linear(width, width)
-        if check_share("label_dropout", label_dropout) and n_classes is None:
-            raise InvalidInputError(f"label_dropout={label_dropout} without classes: pass n_classes=")
-        self.label = (
-            None if n_classes is None else LabelEmbedding(check_count("n_classes", n_classes), width, label_dropout)
-        )
+        n, c = conditions.n_classes, conditions.vector_channels
+        self.label = None if n is None else LabelEmbedding(n, width, conditions.label_dropout)
+        self.vector = None if c is None else VectorEmbedding(c, width, conditions.vector_dropout)
 
-    def forward(self, t: Tensor, label: Tensor | int | None = None) -> Tensor:
-        """(B,), (B,) -> (B, width)."""
+    def forward(self, t: Tensor, label: Tensor | int | None = None, vector: Tensor | None = None) -> Tensor:
+        """(B,), (B,), (B, C) -> (B, width)."""
         e = self.outer(F.silu(self.inner(self.features(t).to(self.inner.weight.dtype))))
         if self.label is not None:
             e = e + self.label(label, t.shape[0])
-        elif label is not None:
-            raise InvalidInputError(
-                "this network was built without classes and takes no label: build it with n_classes="
-            )
+        if self.vector is not None:
+            e = e + self.vector(vector, t.shape[0])
         return F.silu(e)
 
 
@@ -167,20 +113,6 @@ def check_time(x: Tensor, t: Tensor) -> None:
         raise InvalidInputError(
             f"t has shape {tuple(t.shape)}: expected ({x.shape[0]},), one time per sample; use t.expand({x.shape[0]})"
         )
-
-
-def check_count(name: str, value: int, least: int = 1) -> int:
-    """A whole number of at least `least`, or an InvalidInputError."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InvalidInputError(f"{name}={value!r}: expected a whole number, at least {least}")
-    return value
-
-
-def check_share(name: str, value: float) -> float:
-    """A probability in [0, 1), or an InvalidInputError."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-        raise InvalidInputError(f"{name}={value!r}: expected a probability in [0, 1)")
-    return value
 
 
 def _at_least_float32(t: Tensor) -> Tensor:

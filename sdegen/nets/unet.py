@@ -12,12 +12,13 @@ from torch.utils.checkpoint import checkpoint
 
 from ..core.errors import InvalidInputError
 from .attention import ImageAttention, from_patches, group_norm, to_patches, zero
-from .embeddings import Embedding, check_count, check_share, check_time
+from .conditions import Conditional, ConditionOptions, check_count, check_share, with_image
+from .embeddings import Embedding, check_time
 
 EMBEDDING = 4  # the embedding of time and label is so many times as long as the finest level is wide
 
 
-class UNet(nn.Module):
+class UNet(Conditional):
     """Residual blocks down to coarse levels and up again, with skips between equal sizes.
 
     Level i works at 1/2^i of the image's size with multipliers[i] * channels channels. Going down, each block leaves
@@ -41,12 +42,18 @@ class UNet(nn.Module):
         time_features: "smooth" (Fourier features of t in any range, frequencies up to 12), "fourier" (up to 100) or
             "sinusoidal" (t in [0, 1]).
         label_dropout: in training, the probability that a label is left out, for guidance without a classifier.
-        token_channels: D of token conditions (B, T, D), which every attention then reads too. None: no tokens.
         skip_rescale: whether sums of two branches are divided by sqrt(2).
         patch: pixels to a side of what the finest level sees as one: 2 costs a quarter.
+        token_channels: D of token conditions (B, T, D), which every attention then reads too. None: no tokens.
+        token_dropout: in training, the probability that all tokens of a sample are left out.
+        vector_channels: length of a vector that is added to the embedding of time: of a picture or a sentence, a level
+            of noise, any numbers. None: no vector.
+        vector_dropout: in training, the probability that it is left out.
+        image_channels: channels of an image as high and wide as x that is read beside it, by the first layer (of c_in x
+            and the image as it is, in a Denoiser). 0: none.
 
     Raises:
-        InvalidInputError: arguments out of range; x, t, label or tokens of a shape that does not fit, before any work.
+        InvalidInputError: arguments out of range; x, t or conditions of a shape that does not fit, before any work.
 
     Source: Ho et al. 2020, appendix B, with the blocks of Dhariwal & Nichol 2021, section 3; skip_rescale: Song et al.
     2021, appendix H; tokens: Rombach et al. 2022, section 3.3.
@@ -69,9 +76,13 @@ class UNet(nn.Module):
         out_channels: int | None = None,
         time_features: str = "smooth",
         label_dropout: float = 0.0,
-        token_channels: int | None = None,
         skip_rescale: bool = False,
         patch: int = 1,
+        token_channels: int | None = None,
+        token_dropout: float = 0.0,
+        vector_channels: int | None = None,
+        vector_dropout: float = 0.0,
+        image_channels: int = 0,
     ) -> None:
         super().__init__()
         self.config = {
@@ -87,20 +98,26 @@ class UNet(nn.Module):
             "time_features": time_features,
         }
         # what older checkpoints do not tell is told only where it is not as it was
-        self.config |= {"label_dropout": label_dropout} if label_dropout else {}
-        self.config |= (
-            {} if token_channels is None else {"token_channels": check_count("token_channels", token_channels)}
+        conditions = ConditionOptions(
+            n_classes=n_classes,
+            label_dropout=label_dropout,
+            token_channels=token_channels,
+            token_dropout=token_dropout,
+            vector_channels=vector_channels,
+            vector_dropout=vector_dropout,
+            image_channels=image_channels,
         )
+        self.config |= {"label_dropout": label_dropout} if label_dropout else {}
+        self.config |= conditions.in_config()
         self.config |= {"skip_rescale": True} if skip_rescale else {}
         self.config |= {"patch": patch} if check_count("patch", patch) > 1 else {}
-        self.patch, self.token_channels, self.recompute = patch, token_channels, False
+        self.patch, self.recompute = patch, False
         widths = [m * channels for m in multipliers]
         attended = _levels(attention, len(widths))
         self.factor = patch * 2 ** (len(widths) - 1)
         width = EMBEDDING * channels
-        self.embedding = Embedding(width, time_features=time_features, n_classes=n_classes, label_dropout=label_dropout)
-        if token_channels is not None:
-            self.no_token = nn.Parameter(torch.zeros(token_channels))
+        self.embedding = Embedding(width, conditions, time_features=time_features)
+        self._take(conditions)
 
         def block(c_in: int, c_out: int, attends: bool) -> Block:
             return Block(
@@ -113,7 +130,7 @@ class UNet(nn.Module):
                 skip_rescale=skip_rescale,
             )
 
-        self.stem = nn.Conv2d(in_channels * patch**2, widths[0], 3, padding=1)
+        self.stem = nn.Conv2d((in_channels + image_channels) * patch**2, widths[0], 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         h = widths[0]  # channels of the feature map so far
         for level, c in enumerate(widths):
@@ -136,6 +153,8 @@ class UNet(nn.Module):
         label: Tensor | int | None = None,
         tokens: Tensor | None = None,
         token_mask: Tensor | None = None,
+        vector: Tensor | None = None,
+        image: Tensor | None = None,
     ) -> Tensor:
         """The network's output.
 
@@ -145,16 +164,21 @@ class UNet(nn.Module):
             label: (B,) classes, one for all, or None.
             tokens: (B, T, D), or None.
             token_mask: (B, T); where it is False a token is not seen. A sample without any is one without condition.
+            vector: (B, vector_channels), or None.
+            image: (B, image_channels, H, W), where the network was built with one.
 
         Returns:
             (B, out_channels, H, W), in the dtype of x.
 
         Raises:
-            InvalidInputError: x, t, label or tokens of another shape, or conditions that the network was not built for.
+            InvalidInputError: x, t or conditions of another shape, or conditions that the network was not built for.
         """
         self.check(x, t)
-        told = (self.embedding(t, label), *self._with_no_token(x, tokens, token_mask))
-        p = self.patch
+        self.check_conditions(
+            len(x), x.shape[1:], label=label, tokens=tokens, token_mask=token_mask, vector=vector, image=image
+        )
+        told = (self.embedding(t, label, vector), *self._with_no_token(len(x), tokens, token_mask))
+        p, x = self.patch, with_image(x, image)
         h, skips = self.stem(to_patches(x, p) if p > 1 else x), []
         for level, blocks in enumerate(self.down):
             h = F.avg_pool2d(h, 2) if level else h
@@ -174,27 +198,6 @@ class UNet(nn.Module):
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(block, *inputs, use_reentrant=False)  # type: ignore[return-value]
         return block(*inputs)
-
-    def _with_no_token(
-        self, x: Tensor, tokens: Tensor | None, mask: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """The tokens after a learned one that stands for none, so that attention always has something to read."""
-        d, batch = self.token_channels, len(x)
-        if d is None:
-            if tokens is not None or mask is not None:
-                raise InvalidInputError("this network was built without tokens: build it with token_channels=")
-            return None, None
-        none = self.no_token.expand(batch, 1, d)
-        if tokens is None:
-            return none, None
-        if tokens.ndim != 3 or tokens.shape[0] != batch or tokens.shape[2] != d:
-            raise InvalidInputError(f"tokens have shape {tuple(tokens.shape)}: expected ({batch}, T, {d})")
-        if mask is not None and (mask.shape != tokens.shape[:2] or mask.dtype != torch.bool):
-            raise InvalidInputError(
-                f"token_mask is {mask.dtype} of shape {tuple(mask.shape)}: expected bool {tuple(tokens.shape[:2])}"
-            )
-        seen = None if mask is None else F.pad(mask, (1, 0), value=True)
-        return torch.cat([none, tokens.to(none.dtype)], 1), seen
 
     def check(self, x: Tensor, t: Tensor) -> None:
         """Refuse shapes that do not fit, as `forward` does first.

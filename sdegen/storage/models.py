@@ -35,6 +35,7 @@ from ..models.diffusers import as_network, is_unet
 from ..models.learned_variance import LearnedVariance
 from ..models.networks import class_of, plain_names, unwrapped
 from ..nets import MLP, DiT, UNet
+from ..nets.conditions import Conditional
 from ..processes import SDE
 from ..solvers import Fitted
 from .folders import MANIFEST, MAX_BYTES, newest, read, steps, write, write_together
@@ -334,7 +335,13 @@ def _check_event(net: nn.Module, shape: tuple[int, ...] | None) -> None:
         x, t = torch.empty(1, *shape, device="meta"), torch.empty(1, device="meta")
         weights = {name: value.to("meta", torch.float32) for name, value in net.state_dict().items()}
         buffers = {name: value.to("meta") for name, value in net.named_buffers()}
-        torch.func.functional_call(net, {**buffers, **weights}, (x, t))
+        torch.func.functional_call(net, {**buffers, **weights}, (x, t), _image_for(net, shape))
+
+
+def _image_for(net: nn.Module, shape: tuple[int, ...]) -> dict[str, Tensor]:
+    """The image that a network cannot do without, as keywords."""
+    channels = net.conditions.image_channels if isinstance(net, Conditional) else 0
+    return {"image": torch.empty(1, channels, *shape[1:], device="meta")} if channels else {}
 
 
 def _rebuilt_sde(state: Mapping[str, Any]) -> SDE:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from sdegen.core.errors import InvalidInputError
 from sdegen.nets import MLP, PRESETS, DiT, UNet, make_net
 from sdegen.nets.attention import CrossAttention, ImageAttention, SelfAttention
+from sdegen.nets.conditions import LabelEmbedding
 from sdegen.nets.dit import DiTBlock, positions
-from sdegen.nets.embeddings import TIME_FEATURES, FourierFeatures, LabelEmbedding, SinusoidalFeatures
+from sdegen.nets.embeddings import TIME_FEATURES, FourierFeatures, SinusoidalFeatures
 from sdegen.nets.unet import Block
 
 # every network, with a shape of one sample that it takes
@@ -665,7 +666,10 @@ WRONG = {
         lambda: MLP(2, n_classes=3)(torch.zeros(4, 2), torch.zeros(4), label=torch.zeros(4)),
         "float32.*expected integers",
     ),
-    "unknown features": (lambda: MLP(2, time_features="random"), "'random' is not known.*'smooth', 'fourier', 'sinusoidal'"),
+    "unknown features": (
+        lambda: MLP(2, time_features="random"),
+        "'random' is not known.*'smooth', 'fourier', 'sinusoidal'",
+    ),
     "no layers": (lambda: MLP(2, layers=0), "layers=0"),
     "an empty event": (lambda: MLP((2, 0)), "event_shape=0"),
     "no classes": (lambda: UNet(1, n_classes=0), "n_classes=0"),
