@@ -60,8 +60,8 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, N, C), (B, T, D), (B, T) -> (B, N, C); only tokens whose mask is True are seen."""
-        # The first token by itself: rounding in a product depends on its size and strides, and the result with all others
-        # masked is to be that without them, to the bit.
+        # The first token by itself: rounding in a product depends on its size and strides, and the result with all
+        # others masked is to be that without them, to the bit.
         both = self.kv(tokens[:, :1].contiguous())
         if tokens.shape[1] > 1:
             both = torch.cat([both, self.kv(tokens[:, 1:])], 1)
