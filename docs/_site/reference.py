@@ -167,7 +167,7 @@ def _shell() -> str:
     """The help of the command and of each of its parts."""
     from sdegen.app import cli
 
-    parser = cli._parser()
+    parser = cli._parser(list(cli.COMMANDS))
     lines = [
         "# The shell",
         "",

@@ -1,6 +1,9 @@
 """The command line: what it prints is what the library says, what it writes is what the library gives."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +12,8 @@ import torch
 import sdegen as sg
 from sdegen.app import cli
 from sdegen.app.demo import demo
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +96,7 @@ def test_samples_that_cannot_be_drawn_are_not_made(event, tmp_path, monkeypatch,
     """Of every shape a picture comes out, or the refusal is before the first call of the network; .npy takes all."""
     model = sg.Denoiser(Shrinks(), sg.VPSDE(), data_mean=0.0, data_std=0.5)
     model.event_shape = event
-    monkeypatch.setattr("sdegen.storage.models.load", lambda path, device: model)
+    monkeypatch.setattr("sdegen.app.commands.sample.load", lambda path, device: model)
     words = ["sample", "any", "--n", "50", "--steps", "3", "--device", "cpu", "--out"]
     Shrinks.calls = 0
     if cli.main([*words, str(tmp_path / "x.png")]) == 0:
@@ -148,3 +153,85 @@ def test_fit_solver_keeps_what_it_fits_where_the_model_is(tmp_path, capsys):
     for words, message in ((["--label", "1", "--steps", "0"], "steps"), (["--samples", "2"], "samples")):
         assert cli.main(["fit-solver", path, *words]) == 1
         assert message in capsys.readouterr().err
+
+
+def said(capsys, *words):
+    """What a command prints."""
+    assert cli.main([str(word) for word in words]) == 0
+    return capsys.readouterr()
+
+
+def test_json_is_all_that_is_printed_and_quiet_prints_nothing(saved, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    calls = {
+        "sample": [saved, "--n", 3, "--steps", 4, "--out", "x.npy"],
+        "compare": [saved, "--solvers", "ddim", "--steps", 4, "--tolerances", "--n", 4],
+        "explore": ["--out", "e.html"],
+        "info": [saved],
+        "solvers": [],
+        "doctor": [],
+        "fit-solver": [saved, "--steps", 3, "--samples", 12, "--device", "cpu", "--out", "fitted"],
+        "train": ["digits", "--smoke", "--net", "channels=8", "--out", "run"],
+    }
+    for name, words in calls.items():
+        told = said(capsys, name, *words, "--json").out
+        assert json.loads(told), name
+        assert said(capsys, name, *words, "--quiet").out == "", name
+    assert set(calls) | {"evaluate", "demo"} == set(cli.COMMANDS)
+
+
+def test_every_command_has_help_with_an_example(capsys):
+    for name in cli.COMMANDS:
+        with pytest.raises(SystemExit) as done:
+            cli.main([name, "--help"])
+        assert done.value.code == 0 and f"sdegen {name}" in capsys.readouterr().out.split("usage:")[1]
+
+
+def test_info_tells_what_a_model_is(saved, capsys, tmp_path):
+    told = json.loads(said(capsys, "info", saved, "--json").out)
+    assert told["process"].startswith("VPSDE(") and told["events"] == [2] and told["std"] == "0.7"
+    count = sum(p.numel() for p in sg.load(saved, device="cpu").parameters())
+    assert f"{count / 1e3:.3g}k parameters" in told["network"]
+    run = tmp_path / "run"
+    assert cli.main(["train", "digits", "--smoke", "--net", "channels=8", "--out", str(run)]) == 0
+    capsys.readouterr()
+    told = json.loads(said(capsys, "info", run, "--json").out)
+    assert told["trained"] == "4 steps" and told["data"]["source"] == "digits" and told["classes"] == 10
+
+
+def test_a_solver_is_told_of_and_a_wrong_name_helped(capsys):
+    told = json.loads(said(capsys, "solvers", "dpm++2m", "--json").out)
+    assert told["order"] == 2 and told["name"] == "dpm++2m" and "2211.01095" in told["source"]
+    assert cli.main(["solvers", "dpm++2n"]) == 1
+    assert "dpm++2m" in capsys.readouterr().err
+
+
+def test_explore_writes_the_page_of_a_model(saved, tmp_path, capsys):
+    out = tmp_path / "e.html"
+    assert "one page of" in said(capsys, "explore", saved, "--out", out).out
+    assert '"kind":"network"' in out.read_text()
+    assert cli.main(["explore", str(saved), "--out", str(tmp_path / "no" / "e.html")]) == 1
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    command = f"{sys.executable} -m sdegen solvers | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT)  # noqa: S602
+    assert done.stdout.startswith("name") and done.stderr == ""
+
+
+def test_labels_come_in_turn_or_by_name(tmp_path, capsys):
+    torch.manual_seed(0)
+    model = sg.Denoiser(sg.nets.MLP(2, hidden=8, n_classes=3), sg.VPSDE(), data_mean=0.0, data_std=0.7)
+    for p in model.net.parameters():
+        torch.nn.init.normal_(p, std=0.5)
+    model.about = {"classes": ["cat", "dog", "bird"], "n_classes": 3}
+    sg.save(model, tmp_path / "model")
+    model = sg.load(tmp_path / "model", device="cpu")
+    words = ["sample", tmp_path / "model", "--n", 6, "--steps", 4, "--device", "cpu", "--out", tmp_path / "x.npy"]
+    said(capsys, *words)
+    in_turn = sg.sample(model, 6, steps=4, seed=0, label=torch.arange(6) % 3).x
+    assert np.array_equal(np.load(tmp_path / "x.npy"), in_turn.numpy())
+    said(capsys, *words, "--label", "dog")
+    assert np.array_equal(
+        np.load(tmp_path / "x.npy"), sg.sample(model, 6, steps=4, seed=0, label=torch.ones(6).long()).x
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import runpy
@@ -16,22 +18,36 @@ import torch
 from PIL import Image
 
 import sdegen as sg
+from sdegen.app import cli
+from sdegen.app.commands import train
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 
 
 def run(monkeypatch, name: str, *words: object) -> None:
-    monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
-    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    """Run a script of examples/, or a command of that name."""
+    assert status(monkeypatch, name, *words)[0] == 0
+
+
+def status(monkeypatch, name: str, *words: object) -> tuple[int, str]:
+    """Its exit status, and what it wrote to stderr."""
+    told = io.StringIO()
+    with contextlib.redirect_stderr(told):
+        if not name.endswith(".py"):
+            return cli.main([name, *map(str, words)]), told.getvalue()
+        monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
+        with pytest.raises(SystemExit) as caught:
+            runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    return caught.value.code, told.getvalue()
 
 
 def refused(monkeypatch, name: str, *words: object) -> str:
     """The one line that a script ends with."""
-    with pytest.raises(SystemExit) as caught:
-        run(monkeypatch, name, *words)
-    assert isinstance(caught.value.code, str) and "\n" not in caught.value.code, caught.value.code
-    return caught.value.code
+    code, told = status(monkeypatch, name, *words)
+    line = [line for line in told.strip().splitlines() if line.startswith("sdegen ")]
+    assert code == 1 and len(line) == 1 and "Traceback" not in told, told
+    return line[0].split(": ", 1)[1]
 
 
 def pictures(folder: Path, n: int = 12, *, channels: int = 4) -> Path:
@@ -226,9 +242,8 @@ def test_processes_share_the_samples(tmp_path, monkeypatch):
 def test_previews_take_a_tenth_of_the_time(steps, evaluation_seconds, step_seconds, tmp_path, monkeypatch):
     """Whatever a step and an evaluation cost: all but the last together, and the first evaluation, stay within the share."""
     made, clock = [], [0.0]
-    script = runpy.run_path(str(EXAMPLES / "train_images.py"))
 
-    class Clocked(script["Previews"]):
+    class Clocked(train.Previews):
         def draw(self, model, evaluations):
             clock[0] += evaluations * evaluation_seconds
             return sg.Solution if evaluations == 1 else torch.zeros(2, 1, 4, 4)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import os
 import signal
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import sdegen as sg
+from sdegen.app.cli import main
+from sdegen.app.commands import train
 from sdegen.models.base import ScoreModel
 from sdegen.training.losses import dsm_loss
 
@@ -166,23 +166,18 @@ def test_what_shares_memory_with_a_weight_is_left_alone():
 
 
 def script(monkeypatch, words: list[str], stop: int | None) -> None:
-    """examples/train_images.py, told to stop by a signal after some steps."""
-    file = Path(__file__).parents[2] / "examples" / "train_images.py"
-    spec = importlib.util.spec_from_file_location("train_images", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(sys, "argv", [str(file), *words])
+    """The command train, told to stop by a signal after some steps."""
 
     def preview(self, step: int, model: ScoreModel, history: sg.History) -> None:
         if step == stop:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(module.Previews, "__call__", preview)
+    monkeypatch.setattr(train.Previews, "__call__", preview)
     if stop is None:
-        module.main()
+        assert main(["train", *words]) == 0
     else:
         with pytest.raises(SystemExit) as ended:
-            module.main()
+            main(["train", *words])
         assert ended.value.code == 143
 
 

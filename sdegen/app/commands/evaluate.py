@@ -1,0 +1,228 @@
+"""sdegen evaluate fashion
+sdegen evaluate fashion --solver ancestral --steps 200 --n 1000 --only frechet
+
+Frechet and kernel distance are of the features of a small classifier that is trained on the same images first (and kept
+beside the model): no FID, and to be compared with the floor that stands beside them, real training images of the same
+number. How the data are scaled and which process it is, the checkpoint knows. Which data, it only tells: a folder, a
+file or a data set of the hub is read when you pass it as --data, or say yes when asked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ... import data, metrics
+from ...core.errors import InvalidInputError
+from ...inference.bits import bits_per_dim
+from ...inference.sampling import encode, sample
+from ...models.denoiser import Denoiser
+from ...storage.models import load
+from ..options import add_model, count
+from ..told import Told
+
+PARTS = ("frechet", "bits", "reconstruction")
+BUILT_IN = ("digits", "mnist", "fashion-mnist")  # data that are on the machine and belong to nobody
+FEWEST = 40  # samples that a kernel distance needs
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    parser.add_argument("--data", help="what the model was trained on: a name, file or folder, see load_images")
+    parser.add_argument("--held-out-every", type=int, help="evaluate on every so-many-th, where none were held out")
+    parser.add_argument("--cache", help="a folder where decoded pictures are kept for the next time")
+    parser.add_argument("--n", type=count, default=1000, help="samples, and held-out images they are compared with")
+    parser.add_argument("--n-bits", type=count, default=64, help="held-out images for bits per dimension")
+    parser.add_argument("--n-reconstructions", type=count, default=64)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--solver", default="auto", help="of the samples; see `sdegen solvers`")
+    parser.add_argument("--steps", type=int, help="a fixed number of steps")
+    parser.add_argument("--rtol", type=float, help="error control instead")
+    parser.add_argument("--eta", type=float)
+    parser.add_argument("--reconstruction-steps", type=int, default=40, help="each way")
+    parser.add_argument("--bits-rtol", type=float, default=1e-2)
+    parser.add_argument("--classifier", type=Path, help="its file; default: classifier.safetensors in the run folder")
+    parser.add_argument("--batch-size", type=count, default=250)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="write the numbers there, as JSON")
+    parser.add_argument("--smoke", action="store_true", help="few images and steps, to see that it runs")
+
+
+def spread(images: data.Images, n: int) -> data.Images:
+    """n of them, evenly from the whole set."""
+    return images.only(torch.linspace(0, len(images) - 1, min(n, len(images))).round().long())
+
+
+def cond(images: data.Images, device: torch.device) -> dict[str, Any]:
+    return {} if images.labels is None else {"label": images.labels.to(device)}
+
+
+def chosen(told: Any, args: argparse.Namespace) -> dict[str, Any]:
+    """What to load: the data that the caller names or agrees to, made into images as the checkpoint tells."""
+    told = told if isinstance(told, dict) else {}
+    source = args.data or told.get("source")
+    if args.data is None and source not in BUILT_IN:
+        relative = isinstance(source, str) and not source.startswith("hf:") and not os.path.isabs(source)
+        where = ", a relative path, of where training began" if relative else ""
+        if not sys.stdin.isatty() or not isinstance(source, str):
+            raise InvalidInputError(
+                f"{args.model} tells that it was trained on {source!r}{where}: pass --data to say what to read"
+            )
+        if input(f"{args.model} tells that it was trained on {source!r}{where}. Read that? [y/N] ").lower() != "y":
+            raise InvalidInputError("pass --data to say what to read")
+    how = {name: told[name] for name in ("size", "channels", "levels", "held_out_every") if told.get(name) is not None}
+    how |= {"labels": False} if told.get("labels") is False else {}
+    if args.held_out_every:
+        if "held_out_every" not in how:
+            print(f"note: the model was trained on all of {source}, the images it is evaluated on among them")
+        how["held_out_every"] = args.held_out_every
+    return {"source": source, **how, "cache": args.cache}
+
+
+def parts(model: Denoiser, args: argparse.Namespace) -> tuple[data.Images, data.Images]:
+    """Images for training and held out."""
+    source = chosen(model.about["data"], args)
+    try:
+        train, held_out = (data.load_images(**source, split=part) for part in ("train", "held-out"))
+    except InvalidInputError as error:
+        hint = ": pass --held-out-every 10" if "has no held-out part" in str(error) else ""
+        raise InvalidInputError(
+            f"{str(error).split(': pass held_out_every')[0]}{hint}" if hint else str(error)
+        ) from None
+    if train.shape != model.event_shape:
+        raise InvalidInputError(
+            f"the images have shape {train.shape}, and the model makes {model.event_shape}: pass other --data"
+        )
+    return train, held_out
+
+
+def labelled(images: data.Images) -> data.Images:
+    """Those that have a class."""
+    return images if images.labels is None else images.only((images.labels >= 0).nonzero()[:, 0])
+
+
+def distances(model: Denoiser, train: data.Images, held_out: data.Images, args: argparse.Namespace) -> dict:
+    """Samples with the held-out images' classes, against those; and the floor."""
+    train, held_out = labelled(train), labelled(held_out)
+    if min(len(train), len(held_out), args.n) < 2:
+        return {"left out": f"needs two images or more, got {min(len(train), len(held_out), args.n)}"}
+    real: Any = spread(held_out, args.n)
+    solution = sample(
+        model,
+        len(real),
+        solver=args.solver,
+        steps=args.steps,
+        rtol=args.rtol,
+        eta=args.eta,
+        seed=args.seed,
+        batch_size=args.batch_size,
+        **cond(real, args.device),
+    )
+    short = {"steps": 20} if args.smoke else {}
+    every: Any = spread(train, 20_000)
+    features = metrics.train_classifier(every.images, every.labels, path=args.classifier, **short)
+    x, y, floor = features(solution.x.cpu()), features(real.images), features(spread(train, len(real)).images)
+    found = {
+        "solver": solution.solver,
+        "evaluations": float(solution.nfe.double().mean()),
+        "classifier's accuracy on held-out images": features.accuracy(real.images, real.labels),
+        "classifier's accuracy on samples": features.accuracy(solution.x.cpu(), real.labels),
+        "Frechet distance": metrics.frechet_distance(x, y),
+        "Frechet distance, floor": metrics.frechet_distance(floor, y),
+    }
+    if min(len(floor), len(y)) >= FEWEST:
+        found["kernel distance"] = list(metrics.kernel_distance(x, y))
+        found["kernel distance, floor"] = list(metrics.kernel_distance(floor, y))
+    return {**found, "images": len(real)}
+
+
+def bits(model: Denoiser, held_out: data.Images, args: argparse.Namespace) -> dict[str, Any]:
+    """A bound on -log2 of the probability of held-out images, for each number in them."""
+    some = spread(held_out, args.n_bits)
+    x = some.images.to(args.device)
+    found = bits_per_dim(
+        model,
+        x,
+        levels=some.levels,  # type: ignore[arg-type] (asked for before)
+        rtol=args.bits_rtol,
+        divergence="hutchinson",
+        seed=args.seed,
+        batch_size=args.batch_size,
+        **cond(some, x.device),
+    )
+    stderr = [float(found.bits.std() / len(found.bits) ** 0.5)] if len(some) > 1 else []
+    return {"bits per dimension": [float(found.bits.mean()), *stderr], "images": len(some), "levels": some.levels}
+
+
+def reconstruction(model: Denoiser, held_out: data.Images, args: argparse.Namespace) -> dict[str, Any]:
+    """Along the probability flow into noise, and back."""
+    some = spread(held_out, args.n_reconstructions)
+    x = some.images.to(args.device)
+    how = {"steps": args.reconstruction_steps, "batch_size": args.batch_size, **cond(some, x.device)}
+    latent = encode(model, x * model.sde.alpha(model.sde.t_min), **how)
+    back = sample(model, len(x), x_init=latent.x, **how).x.cpu()
+    found = {"PSNR": float(metrics.psnr(back, some.images, data_range=2.0).mean())}
+    side = min(x.shape[2:])
+    if side >= 5:
+        sigma = 1.5 if side >= 11 else 0.5
+        found["SSIM"] = float(metrics.ssim(back, some.images, data_range=2.0, sigma=sigma).mean())
+    return {
+        **found,
+        "steps each way": args.reconstruction_steps,
+        "images": len(some),
+    }
+
+
+def check(train: data.Images, held_out: data.Images, args: argparse.Namespace) -> None:
+    """Whether these images can be scored so: asked before anything is computed."""
+    if "frechet" in args.only and (train.labels is None or held_out.labels is None):
+        raise InvalidInputError(
+            "the features are those of a classifier, and these images have no classes: use --only bits"
+        )
+    if "bits" in args.only and held_out.levels is None:
+        raise InvalidInputError("these images have no levels, so no bits: use --only frechet reconstruction")
+    if args.out and not args.out.absolute().parent.is_dir():
+        raise InvalidInputError(f"--out {args.out}: there is no folder {args.out.absolute().parent}")
+
+
+def run(args: argparse.Namespace) -> Told:
+    """All scores asked for."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise InvalidInputError("evaluate is one process: start it without torchrun")
+    if args.smoke:
+        args.n, args.n_bits, args.n_reconstructions, args.reconstruction_steps = 80, 2, 4, 4
+        args.steps, args.rtol, args.bits_rtol = 4, None, 0.1
+    elif args.steps is None and args.rtol is None:
+        args.steps = 20
+    args.classifier = args.classifier or Path(args.model) / "classifier.safetensors"
+    model = load(args.model, device=args.device)
+    if not isinstance(model, Denoiser) or "data" not in model.about:
+        raise InvalidInputError(f"{args.model} does not tell its data: it was not made by sdegen train")
+    args.device = next(model.parameters()).device
+    train, held_out = parts(model, args)
+    check(train, held_out, args)
+    found: dict[str, Any] = {}
+    if "frechet" in args.only:
+        found["samples"] = distances(model, train, held_out, args)
+    if "bits" in args.only:
+        found["likelihood"] = bits(model, held_out, args)
+    if "reconstruction" in args.only:
+        found["reconstruction"] = reconstruction(model, held_out, args)
+    if args.out:
+        args.out.write_text(json.dumps(found, indent=1))
+    return Told("\n".join(line for part in found.items() for line in lines(*part)), found)
+
+
+def lines(part: str, numbers: dict[str, Any]) -> list[str]:
+    """One part's scores, a line each; of two numbers the second is a standard error."""
+    told = [part]
+    for name, value in numbers.items():
+        shown = " +- ".join(f"{v:.4g}" for v in value) if isinstance(value, list) else value
+        told.append(f"  {name:42s} {f'{shown:.4g}' if isinstance(shown, float) else shown}")
+    return told

@@ -1,0 +1,59 @@
+"""sdegen info fashion"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ...core.show import brief, parameters
+from ...solvers import make_solver
+from ...solvers.advice import advise
+from ...storage import newest
+from ...storage.models import load
+from ..options import add_model, classes_of
+from ..told import Told
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+
+
+def run(args: argparse.Namespace) -> Told:
+    """Process, network, data, training and what solver suits."""
+    model: Any = load(args.model, device=args.device or "cpu")
+    names, n = classes_of(model)
+    net, about = getattr(model, "net", None), getattr(model, "about", {})
+    told: dict[str, Any] = {
+        "model": type(model).__name__,
+        "process": repr(model.sde),
+        "network": None if net is None else f"{type(net).__name__} of {parameters(net)} parameters",
+        "parametrization": brief(getattr(model, "parametrization", None)),
+        "events": None if model.event_shape is None else list(model.event_shape),
+        "conditions": sorted(model.condition_names() or ()) or None,
+        "classes": ", ".join(names) if names else n,
+        "data": about.get("data"),
+        "mean": None if model.data_mean is None else brief(model.data_mean.double().mean()),
+        "std": None if model.data_std is None else brief(model.data_std.double().square().mean().sqrt()),
+        "trained": _steps(args.model),
+        "fitted solvers": ", ".join(map(repr, getattr(model, "solvers", ()))) or None,
+        **_advice(model),
+    }
+    told = {name: value for name, value in told.items() if value is not None}
+    width = max(map(len, told))
+    return Told("\n".join(f"{name:{width}s}  {value}" for name, value in told.items()), told)
+
+
+def _steps(folder: str) -> str | None:
+    """How far a run has come; None of a checkpoint alone."""
+    found = newest(folder, [])
+    return None if found is None else f"{found[1].get('training', {}).get('step')} steps"
+
+
+def _advice(model: Any) -> dict[str, str]:
+    few, many = (advise(make_solver("adams").stepper(controlled=False), model, steps=n) for n in (8, 20))
+    smooth = "smooth" if model.smooth else "rough"
+    return {
+        "with 5 to 10 evaluations": f"steps=8: auto takes adams on the grid {few.grid!r}, as the belief is {smooth}",
+        "with 20": f"steps=20: auto takes adams on the grid {many.grid!r}",
+        "for an error": "rtol=1e-2 to look at, 1e-3 to measure; eta=1 for draws that forget their start",
+    }

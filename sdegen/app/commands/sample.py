@@ -1,0 +1,193 @@
+"""sdegen sample fashion --out samples.png
+sdegen sample fashion --n 64 --label boot --rtol 1e-3 --out boots.npy
+sdegen sample fashion --index 100-163 --solver dpm++2m-sde --steps 40 --to samples
+torchrun --standalone --nproc-per-node 8 -m sdegen sample fashion --samples 50000 --kind npz --to samples
+
+Sample i is decided by the seed and i. A folder (--to, or an --out without an ending) holds a file for each image, or
+with --kind npz or png for every thousand samples or so: kill it and start it again, and what is there and whole stays,
+the rest is made, and the folder is the one that an uninterrupted run makes. Samples of other settings in the same
+folder are refused. Started by torchrun, the processes share the samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ... import plot
+from ...core.errors import InvalidInputError
+from ...core.team import team
+from ...inference.files import KINDS, sample_files
+from ...inference.sampling import sample
+from ...inference.shard import shard
+from ...storage.models import load
+from ..options import add_how, add_model, count, how, label_of, labels
+from ..sample_folder import MODES, PROCESSES, RANK, check, claim, decoded, encoded, meet, settings_of, write_whole
+from ..told import Told
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    parser.add_argument(
+        "--n", "--samples", type=count, help="samples 0 to n - 1 (torchrun takes --n for its own: --samples)"
+    )
+    parser.add_argument("--index", help="which samples instead, such as 0-63,100")
+    add_how(parser)
+    parser.add_argument("--label", help="class of all samples, its name or number (default: the classes in turn)")
+    parser.add_argument("--batch-size", type=count, help="solve so many at a time")
+    parser.add_argument("--out", help="a picture (.png) or the numbers (.npy); without an ending as --to")
+    parser.add_argument("--to", help="a folder: images 000000.png, 000001.png, ... or files of many samples")
+    parser.add_argument(
+        "--kind",
+        choices=("image", *KINDS),
+        help="in a folder: a PNG for each image, or files of many, .npz or archives of PNGs (default: what suits)",
+    )
+    parser.add_argument("--strips", type=int, default=0, help="in a folder: how so many come out of noise, strips.png")
+    parser.add_argument("--smoke", action="store_true", help="few samples and steps, to see that it runs")
+
+
+def run(args: argparse.Namespace) -> Told:
+    """Samples, as a picture, as numbers or in a folder."""
+    out = args.to or args.out or "samples.png"
+    folder = args.to is not None or not Path(out).suffix
+    if not folder and not out.endswith((".png", ".npy")):
+        raise InvalidInputError(
+            f"--out {out}: expected a name ending in .png (a picture) or .npy (the numbers), or a folder's"
+        )
+    if args.smoke:
+        args.n, args.batch_size, args.steps, args.rtol, args.atol = min(args.n or 6, 6), 4, 4, None, None
+    model: Any = load(args.model, device=_device(args.device))
+    label = label_of(args.label, model)
+    if not folder:
+        return _into_file(args, model, label, out)
+    image = model.event_shape is not None and len(model.event_shape) == 3 and model.event_shape[0] in MODES
+    if (args.kind or ("image" if image else "npz")) == "image":
+        return _into_folder(args, model, label, Path(out))
+    return _into_files(args, model, label, out)
+
+
+def _device(asked: str | None) -> str | None:
+    """Each process its own."""
+    if asked is None and torch.cuda.is_available():
+        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if PROCESSES > 1 else "cuda"
+    return asked
+
+
+def chosen(args: argparse.Namespace, default: int) -> list[int]:
+    """The numbers of the samples, in order."""
+    if args.index is None:
+        return list(range(args.n or default))
+    try:
+        ends = [[int(end) for end in part.split("-")] for part in args.index.split(",")]
+        return sorted({i for end in ends for i in range(end[0], end[-1] + 1)})
+    except ValueError:
+        raise InvalidInputError(f"--index {args.index}: expected numbers and ranges such as 0-63,100") from None
+
+
+# ---- one file
+
+
+def _into_file(args: argparse.Namespace, model: Any, label: int | None, out: str) -> Told:
+    _check_out(out, model.event_shape)
+    processes, wanted = team(torch.device("cpu")), torch.tensor(chosen(args, 16))
+    index = wanted[shard(len(wanted), batch_size=args.batch_size)]
+    drawn: Any = None
+    if len(index):
+        cond = labels(index, label, model, next(model.parameters()).device)
+        solution = sample(model, len(index), index=index, batch_size=args.batch_size, **how(args), **cond)
+        drawn = (solution.x.cpu(), solution.nfe.double().cpu(), solution.calls, str(solution.solver))
+    parts = [part for part in processes.to_leader(drawn) if part is not None]
+    if not processes.leads:
+        return Told("")
+    x, nfe = torch.cat([part[0] for part in parts]), float(torch.cat([part[1] for part in parts]).mean())
+    calls = sum(part[2] for part in parts)
+    if out.endswith(".npy"):
+        np.save(out, x.numpy())
+    else:
+        plot.save(plot.image_grid(x) if x.ndim >= 3 else plot.density(x), out)
+    values = {"out": out, "shape": list(x.shape), "solver": parts[0][3], "evaluations": nfe, "seed": args.seed}
+    return Told(
+        f"{out}: {len(x)} samples of shape {tuple(x.shape[1:])}\n"
+        f"{parts[0][3]}; {nfe:.1f} evaluations a sample, {calls} network calls, seed {args.seed}",
+        values,
+    )
+
+
+def _check_out(out: str, event: Sequence[int] | None) -> None:
+    """Whether samples of an event shape can be written there: asked before they are made, and they would be lost."""
+    folder = os.path.dirname(os.path.abspath(out))
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+        raise InvalidInputError(f"--out {out}: there is no folder {folder} to write to")
+    if out.endswith(".npy") or event is None or len(event) in (2, 3) or tuple(event) in ((), (1,), (2,)):
+        return
+    raise InvalidInputError(
+        f"--out {out}: samples have shape {tuple(event)}, and pictures are drawn of points (1,) or (2,) and of images "
+        "(H, W) or (C, H, W); pass a name that ends in .npy, which keeps the numbers"
+    )
+
+
+# ---- a folder
+
+
+def _into_files(args: argparse.Namespace, model: Any, label: int | None, out: str) -> Told:
+    """Files of many samples."""
+    if args.index is not None:
+        raise InvalidInputError("got --index, expected --n where files hold many samples: use --kind image")
+    processes, n, size = team(torch.device("cpu")), args.n or 64, args.batch_size or 64
+    device = next(model.parameters()).device
+    cond = lambda index: labels(index, label, model, device)  # noqa: E731
+    written = sample_files(model, out, n, kind=args.kind or "npz", batch_size=size, labels=cond, **how(args))
+    found = processes.to_leader((len(written.made), len(written.kept)))
+    if not processes.leads:
+        return Told("")
+    made, kept = map(sum, zip(*found, strict=True))
+    values = {"out": out, "samples": n, "files": made + kept, "were_there": kept}
+    return Told(f"{out}: {n} samples in {made + kept} files, {kept} of which were there", values)
+
+
+def _into_folder(args: argparse.Namespace, model: Any, label: int | None, out: Path) -> Told:
+    if model.event_shape is None or len(model.event_shape) != 3 or model.event_shape[0] not in MODES:
+        raise InvalidInputError(f"{args.model} makes events of shape {model.event_shape}, which are no images")
+    if args.steps is None and args.rtol is None and args.atol is None:
+        args.steps = 20
+    size = args.batch_size or 64
+    settings = settings_of(model, how(args), label=label, batch_size=size)
+    check(out, settings)
+    device = next(model.parameters()).device
+
+    def made(batch: Tensor, **options: Any) -> Any:
+        return sample(model, len(batch), index=batch, **how(args), **options, **labels(batch, label, model, device))
+
+    def path_of(i: int) -> Path:
+        return out / f"{i:06d}.png"
+
+    # A batch is i // size, whichever of its samples are wanted: rounding then cannot depend on what is there.
+    index = torch.tensor(chosen(args, 64))
+    todo = [i for i in index.tolist() if decoded(path_of(i)) is None]
+    for k in sorted({i // size for i in todo if i // size % PROCESSES == RANK}):
+        batch = torch.arange(k * size, (k + 1) * size)
+        solution = made(batch)
+        claim(out, settings)
+        for i in sorted(set(batch.tolist()) & set(todo)):
+            write_whole(path_of(i), encoded(solution.x[i - int(batch[0])]))
+        print(f"{solution.solver}: {float(solution.nfe.double().mean()):.1f} evaluations a sample", flush=True)
+    meet()
+    if RANK:
+        return Told("")
+    some = [decoded(path_of(i)) for i in index[:100].tolist()]
+    plot.save(plot.image_grid(torch.stack([x for x in some if x is not None]), nrow=10), out / "grid.png")
+    if args.strips:
+        few = index[: args.strips]
+        path = made(few, save="all")
+        strips = plot.denoising_strip(path, samples=len(few), model=model, **labels(few, label, model, device))
+        plot.save(strips, out / "strips.png")
+    there = len(index) - len(todo)
+    values = {"out": str(out), "made": len(todo), "were_there": there, **settings}
+    return Told(f"{out}: {len(todo)} samples made, {there} were there", values)

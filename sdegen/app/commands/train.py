@@ -1,0 +1,230 @@
+"""sdegen train fashion-mnist --out fashion
+sdegen train photos/ --size 64 --network cifar10-small --flips --precision bf16 --out photos
+torchrun --standalone --nproc-per-node 8 -m sdegen train hf:cifar10 --network cifar10-edm --out cifar
+
+Stop it whenever you like. The same command goes on where it stopped, and so does `--out fashion` alone: the run folder
+knows the rest. Pictures of samples appear in its `previews` from the first steps on, and take a tenth of the time at
+most. Then: sdegen sample fashion, sdegen evaluate fashion, sdegen compare fashion.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ... import data, nets, plot
+from ...core.errors import CheckpointError, InvalidInputError
+from ...inference.fit_solver import fit_solver
+from ...inference.sampling import sample
+from ...loop.solution import Solution
+from ...models.base import ScoreModel
+from ...models.denoiser import Denoiser
+from ...processes import EDMSDE, VESDE, VPSDE, CosineSDE, LinearPathSDE, SubVPSDE
+from ...storage import newest
+from ...storage.models import save
+from ...training import History, fit
+from ...training.losses import dsm_loss
+from ..told import Told
+
+SDES = {
+    "vp": VPSDE,
+    "subvp": SubVPSDE,
+    "cosine": CosineSDE,
+    "ve": VESDE,
+    "edm": EDMSDE,
+    "linear": LinearPathSDE,
+}
+
+
+NOT_OF_THE_RUN = ("run", "command", "json", "quiet", "source")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, required=True, help="the run folder: checkpoints, metrics, previews")
+    parser.add_argument("source", nargs="?", metavar="DATA", help="a name, file or folder, see sdegen.data.load_images")
+    of_data = parser.add_argument_group("data")
+    of_data.add_argument("--data", default="digits", help=argparse.SUPPRESS)
+    of_data.add_argument("--size", type=int, help="cut and scale pictures to so many pixels")
+    of_data.add_argument("--channels", type=int, choices=(1, 3, 4), help="grey, RGB or RGBA; default: as they are")
+    of_data.add_argument(
+        "--levels", type=int, help="of whole numbers that do not use all of their type: white is levels - 1"
+    )
+    of_data.add_argument("--cache", help="a folder where decoded pictures are kept for the next time")
+    of_data.add_argument("--held-out-every", type=int, help="hold out every so-many-th, where there is no test part")
+    of_data.add_argument("--no-labels", action="store_true", help="train without classes")
+    of_data.add_argument("--flips", action="store_true", help="mirrored images too")
+    model = parser.add_argument_group("model")
+    model.add_argument("--sde", default="vp", choices=SDES)
+    model.add_argument("--parametrization", default="edm", choices=("edm", "v", "noise", "x0", "score", "velocity"))
+    model.add_argument("--network", default="mnist-small", choices=nets.PRESETS, help="see docs/howto/networks.md")
+    model.add_argument("--net", action="append", default=[], metavar="NAME=VALUE", help="an argument that differs")
+    model.add_argument("--drop-label", type=float, default=0.1, help="so often a class is hidden, for guidance")
+    run = parser.add_argument_group("training")
+    run.add_argument("--steps", type=int, default=10_000)
+    run.add_argument("--batch-size", type=int, default=128, help="of all processes together")
+    run.add_argument("--accumulate", type=int, default=1, help="work through a batch in so many parts")
+    run.add_argument("--lr", type=float, default=2e-3, help="the largest; it rises over the warm-up")
+    run.add_argument("--warmup", type=int, help="steps")
+    run.add_argument("--schedule", default="cosine", choices=("cosine", "constant"), help="of the rate, to 0 or not")
+    run.add_argument("--ema", type=float, nargs="+", default=[0.999], help="a decay, or two widths such as 0.05 0.1")
+    run.add_argument("--weight", help="of the loss: simple, likelihood, edm, min-snr, one; default: what suits")
+    run.add_argument("--precision", default="full", choices=("full", "bf16", "fp16"))
+    run.add_argument("--compile", action="store_true", help="torch.compile the network")
+    run.add_argument("--save-every", type=int, help="steps between checkpoints; default: two minutes")
+    run.add_argument("--preview-every", type=int, help="steps; default: 1, 2, 4, ... and a hundredth of all")
+    run.add_argument("--tensorboard", action="store_true")
+    run.add_argument("--device")
+    run.add_argument("--seed", type=int, default=0)
+    run.add_argument("--fit-solver", type=int, nargs="*", metavar="STEPS", help="last, for few evaluations (5 8 10)")
+    run.add_argument("--smoke", action="store_true", help="a few steps only, to see that it runs")
+
+
+def recalled(args: argparse.Namespace) -> dict[str, Any]:
+    """What options mean that are not given: as the run in the folder was started."""
+    try:
+        found = newest(args.out, [])
+    except CheckpointError:
+        return {}  # fit will say what is wrong
+    known = {} if found is None else found[1]["model"]["about"].get("arguments", {})
+    return {k: v for k, v in known.items() if k not in ("out", "smoke", "source")} if isinstance(known, dict) else {}
+
+
+def changes(words: list[str]) -> dict[str, Any]:
+    """Arguments of the network, such as channels=16 or multipliers=[1,2,4]."""
+    try:
+        return {name: json.loads(value) for name, value in (word.split("=", 1) for word in words)}
+    except ValueError:
+        raise InvalidInputError(
+            f"--net {' '.join(words)}: expected such as channels=16 or multipliers=[1,2,4]"
+        ) from None
+
+
+class Previews:
+    """Samples of the averaged model, always from the same noise.
+
+    Unless they are asked for, they take a tenth of the time at most; but for the one of the last step.
+    """
+
+    evaluations, share = 18, 0.1
+
+    def __init__(self, args: argparse.Namespace, n_classes: int | None) -> None:
+        self.args, self.n_classes, self.n = args, n_classes, 10 if args.smoke else 30
+        self.started, self.spent, self.cost = time.monotonic(), 0.0, 0.0
+
+    def __call__(self, step: int, model: ScoreModel, history: History) -> None:
+        if not (step == self.args.steps or self.args.preview_every or self.affordable(model)):
+            return
+        began = time.monotonic()
+        (self.args.out / "previews").mkdir(exist_ok=True)
+        file = self.args.out / "previews" / f"step-{step:08d}.png"
+        plot.save(plot.image_grid(self.draw(model, self.evaluations), nrow=10), file)
+        self.cost = time.monotonic() - began
+        self.spent += self.cost
+
+    def draw(self, model: ScoreModel, steps: int) -> Solution:
+        device = next(model.parameters()).device
+        cond: dict[str, Any] = (
+            {} if self.n_classes is None else {"label": torch.arange(self.n, device=device) % self.n_classes}
+        )
+        return sample(model, self.n, steps=steps, seed=0, progress=False, **cond)
+
+    def affordable(self, model: ScoreModel) -> bool:
+        """Whether one more is within the share; what the first costs, one evaluation tells."""
+        now = time.monotonic()
+        if not self.cost:
+            self.draw(model, 1)
+            took = time.monotonic() - now
+            self.cost, self.spent = self.evaluations * took, self.spent + took
+        return self.spent + self.cost <= self.share * (now - self.started - self.spent)
+
+
+def load(args: argparse.Namespace, source: dict[str, Any]) -> data.Images:
+    """The images to train on."""
+    try:
+        return data.load_images(**source, split="train", flips=args.flips, cache=args.cache)
+    except InvalidInputError as error:
+        lost = os.sep in args.data and not Path(args.data).is_absolute() and not Path(args.data).exists()
+        hint = "; it is a relative path: start where training began, or pass --data" if lost else ""
+        raise InvalidInputError(f"{error}{hint}") from error
+
+
+def few_evaluations(args: argparse.Namespace, model: Denoiser, n_classes: int | None) -> None:
+    """Fit a solver to the trained model, and write both to the run's folder `fitted`."""
+    steps, n = args.fit_solver or [5, 8, 10], 64
+    device = next(model.parameters()).device
+    cond: dict[str, Any] = {} if n_classes is None else {"label": torch.arange(n, device=device) % n_classes}
+    fitted = fit_solver(model, steps=steps, samples=n, progress=False, **cond)
+    save(model, args.out / "fitted", solvers=fitted)
+    for k, found in fitted.fits.items():
+        print(f"{k} evaluations: error {found.error:.3f} fitted, {found.unfitted:.3f} without", flush=True)
+
+
+def build(args: argparse.Namespace, images: data.Images, source: dict[str, Any]) -> Denoiser:
+    """The model, with what its checkpoints tell besides."""
+    torch.manual_seed(args.seed)
+    labels: dict[str, Any] = (
+        {} if images.n_classes is None else {"n_classes": images.n_classes, "label_dropout": args.drop_label}
+    )
+    net = nets.make_net(args.network, images.shape[0], **labels, **changes(args.net))
+    net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = Denoiser(net, SDES[args.sde](), parametrization=args.parametrization)
+    classes = None if images.classes is None else list(images.classes)
+    model.about = {"data": source, "levels": images.levels, "n_classes": images.n_classes, "classes": classes}
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    model.about["arguments"] = {name: value for name, value in plain.items() if name not in NOT_OF_THE_RUN}
+    if args.compile:
+        net.compile()
+    return model
+
+
+def run(args: argparse.Namespace) -> Told:
+    """Train, or go on."""
+    args.data = args.source or args.data
+    if args.smoke:
+        args.steps, args.batch_size, args.preview_every = min(args.steps, 4), min(args.batch_size, 16), 4
+    source = {"source": args.data, "size": args.size, "channels": args.channels, "held_out_every": args.held_out_every}
+    source |= {"levels": args.levels} if args.levels else {}
+    source |= {"labels": False} if args.no_labels else {}
+    images = load(args, source)
+    model = build(args, images, source)
+    leads = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, one speaks
+    if leads:
+        size = sum(p.numel() for p in model.net.parameters())
+        print(f"{len(images)} images {images.shape}, {size / 1e6:.2f}M parameters, {model.sde}", flush=True)
+
+    history = fit(
+        model,
+        images,
+        steps=args.steps,
+        batch_size=args.batch_size,
+        lr=args.lr,
+        warmup=args.warmup,
+        schedule=args.schedule,
+        ema=args.ema[0] if len(args.ema) == 1 else args.ema,
+        loss=partial(dsm_loss, weight=args.weight),
+        precision=args.precision,
+        accumulate=args.accumulate,
+        out=args.out,
+        seed=args.seed,
+        device=args.device,
+        callback=Previews(args, images.n_classes),
+        callback_every=args.preview_every,
+        save_every=args.save_every,
+        tensorboard=args.tensorboard,
+    )
+    if leads and args.fit_solver is not None:
+        few_evaluations(args, model, images.n_classes)
+    if not leads:
+        return Told("")
+    text = f"{history!r}\nnow: sdegen sample {args.out} --out samples, sdegen evaluate {args.out}"
+    return Told(
+        text,
+        {"out": str(args.out), "steps": len(history.loss), "last_loss": float(history.loss[-1]), "seed": history.seed},
+    )
