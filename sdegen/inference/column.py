@@ -87,6 +87,7 @@ class DensityColumn:
         self.times = self.inside.times
         self.upward = bool(self.times[-1] > self.times[0])
         self.q, self.prior = (g.shifted(view.centre).to(x) for g in (model.data.reference, model.data.prior))
+        self.conditioned = model.conditioned
         self.power, self.scale = tail_power(model), model.sigma_data
         drawn = draw_probes(choose_divergence(divergence, self.dim, probes), x, probes, noise)
         self.columns = 1 if drawn is None else drawn.columns
@@ -155,7 +156,8 @@ class DensityColumn:
             return solution
         x_end = flat(solution.x.detach())[there]
         _, rate, _ = self.term.select(there).change(x_end, self.times[-1])
-        self.errors["prior"][there] = self._prior_error(x_end, rate.detach().mean(1))
+        if not self.conditioned:  # else the moments of its law are unknown
+            self.errors["prior"][there] = self._prior_error(x_end, rate.detach().mean(1))
         self.errors["truncation"][there] = self._truncation_error()[there].double()
         self.errors["solver"][there] = self._tolerated(there) if self.plan.tolerance else self._missed(solution, there)
         nfe = solution.nfe.clone()

@@ -132,7 +132,18 @@ def sample(
             else:
                 parts.append(run(plan, _equation(model, level, own), x, noise=noise, report=tell))
     solution = joined(parts).or_raise(on_failure)
+    if plan.denoise:
+        solution = _settled(solution, model, given)
     return solution if x_init is not None else replace(solution, seed=seed)
+
+
+def _settled(solution: Solution, model: ScoreModel, cond: dict[str, Any]) -> Solution:
+    """The clean samples with what is known of them, in `.x` and where it was saved."""
+    x = model.settled(solution.x, **cond)
+    if x is solution.x:
+        return solution
+    at_0 = (solution.ts == 0).reshape(len(solution.ts), -1, *(1,) * (x.ndim - 1)).to(x.device)
+    return replace(solution, x=x, xs=torch.where(at_0, x, solution.xs))
 
 
 def _equation(model: ScoreModel, level: float, cond: dict[str, Any]) -> Term:

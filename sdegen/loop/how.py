@@ -55,6 +55,8 @@ class How:
         solver.check(term)
         noisy = term.stochastic or solver.kind == "SDE"
         tolerance = self._tolerance(solver, dtype, noisy)
+        if tolerance is not None:
+            _check_error_control(term.model)
         times, denoise, kind = self._times(term, solver, tolerance, span)
         if len(times) - 1 > self.max_steps:
             raise InvalidInputError(
@@ -173,3 +175,8 @@ def _check_direction(times: Tensor, span: tuple[float, float]) -> None:
         raise InvalidInputError(
             f"times fall from {first:g} to {last:g}: encode goes from data to noise, t rising; swap them, or use sample"
         )
+
+
+def _check_error_control(model: ScoreModel | None) -> None:
+    if model is not None and model.needs_grid:
+        raise InvalidInputError(f"got error control, by a tolerance or by default, but {model.needs_grid}")

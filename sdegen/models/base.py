@@ -44,10 +44,14 @@ class ScoreModel(Shown, nn.Module):
         smooth: whether the belief is an analytic function of time, as exact scores are. What networks make of time is
             rougher, and suits lower orders and other steps: with smooth=False solvers that choose for themselves take
             these. Told wrongly, errors at few steps are some times larger.
+        conditioned: whether samples have another law than the data that `data` tells of, as those of a guided model do.
+        needs_grid: why steps chosen by error control make no sense, with the cure; "": they do.
         solvers: those fitted to it (see `sdegen.fit_solver`), which `sdegen.save` keeps; "auto" takes one that agrees.
     """
 
     smooth: bool = False
+    conditioned: bool = False
+    needs_grid: str = ""
     solvers: tuple[Any, ...] = ()
     sde: SDE
     event_shape: tuple[int, ...] | None
@@ -171,6 +175,14 @@ class ScoreModel(Shown, nn.Module):
         differ. What a model made of several models says here is what `Solution.nfe` counts."""
         return 1
 
+    def breaks(self) -> tuple[float, ...]:
+        """The noise levels sigma/alpha at which the belief jumps. Error control steps up to them and begins anew."""
+        return ()
+
+    def settled(self, x0: Tensor, **cond: Any) -> Tensor:
+        """What samples become after the final denoising: themselves, unless some of their numbers are known."""
+        return x0
+
     @property
     def asks_once(self) -> bool:
         """Whether every call is one evaluation, at all times."""
@@ -268,6 +280,15 @@ class Wrapped(ScoreModel):
 
     def evaluations(self, t: Tensor) -> int | Tensor:
         return self.model.evaluations(t)
+
+    conditioned = property(lambda self: self.model.conditioned)  # type: ignore[assignment]
+    needs_grid = property(lambda self: self.model.needs_grid)  # type: ignore[assignment]
+
+    def breaks(self) -> tuple[float, ...]:
+        return self.model.breaks()
+
+    def settled(self, x0: Tensor, **cond: Any) -> Tensor:
+        return self.model.settled(x0, **cond)
 
     @property
     def asks_once(self) -> bool:

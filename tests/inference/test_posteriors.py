@@ -281,6 +281,7 @@ def test_wrong_calls_are_refused_before_the_network_is_asked():
         ("got x_init=", mask, {"x_init": torch.zeros(3, 2)}),
         ("got 2 samples in x_init", mask, {"method": "gibbs", "x_init": torch.zeros(2, 2)}),
         ("'label' is unknown", mask, {"label": torch.zeros(3)}),
+        ("no density along their way", mask, {"return_log_prob": True}),
         ("index names", mask, {"index": [1]}),
         ("batch_size", mask, {"batch_size": 0}),
         ("rtol", mask, {"method": "weighted", "rtol": -1.0}),

@@ -127,6 +127,11 @@ def sample_posterior(
     dtype, device = placed(model, dtype, None)
     check_batch_size(batch_size)
     How(rtol=rtol).plan(ProbabilityFlow(model), dtype)
+    if "return_log_prob" in conditions:
+        raise InvalidInputError(
+            "got return_log_prob=, but these draws have no density along their way: use `.log_evidence`, or log_prob "
+            "of a Posterior, which is that of its flow"
+        )
     given = merged(gathered(cond, conditions), sample_posterior, model.condition_names())
     Posterior(model, observation, likelihood="isotropic").check_conditions({**given, "y": y}, shape[0])
     request = Request(

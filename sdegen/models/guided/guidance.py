@@ -14,6 +14,7 @@ from ...core.arguments import number
 from ...core.conditions import rows_of, tensors_of
 from ...core.errors import InvalidInputError
 from ...core.shapes import as_time, check_time, expand, flat
+from ...processes import SDE
 from ..base import ScoreModel, Wrapped
 from ..prediction import Prediction
 from .gradients import taken
@@ -91,8 +92,27 @@ class Guided(Wrapped):
             )
         if callable(scale):
             sde = self.sde
-            for t in torch.linspace(sde.t_min, sde.t_max, 5, dtype=torch.float64)[:-1]:
+            for t in getattr(scale, "times", torch.linspace(sde.t_min, sde.t_max, 5, dtype=torch.float64)[:-1]):
                 self._strength(t)
+
+    @staticmethod
+    def plus_plus(weight: float, sde: SDE, times: Sequence[float] | Tensor) -> Callable[[Tensor], Tensor]:
+        """The scale that makes guidance CFG++ on a grid of "ddim": weight/(1 - r'/r) from sigma/alpha = r to r'.
+
+        CFG++ adds weight (D_m - D_a) to x0 and leaves the noise unguided, which on a DDIM step is guidance of both with
+        that scale. It belongs to the grid, and is refused under a tolerance.
+
+        Args:
+            weight: lambda, usually from 0 to 1.
+            sde: the model's process.
+            times: those of the grid, falling to 0, as for `steps=`.
+
+        Raises:
+            InvalidInputError: times that do not fall to 0; at the call, another time.
+
+        Source: Chung et al. 2024 (arXiv 2406.08070) algorithm 2.
+        """
+        return _PlusPlus(weight, sde, times)
 
     def _facts(self):
         return {
@@ -103,6 +123,22 @@ class Guided(Wrapped):
             "interval": self.interval,
             "rescale": self.rescale or None,
         }
+
+    @property
+    def conditioned(self) -> bool:  # type: ignore[override]
+        return not self.self_alone or self.model.conditioned
+
+    @property
+    def needs_grid(self) -> str:  # type: ignore[override]
+        return getattr(self.scale, "needs_grid", "") or self.model.needs_grid or self._other.needs_grid
+
+    def breaks(self) -> tuple[float, ...]:
+        ends = () if self.interval is None or self.self_alone else self.interval
+        levels = {*self.model.breaks(), *self._other.breaks(), *(r for r in ends if 0 < r < math.inf)}
+        return tuple(sorted(levels))
+
+    def settled(self, x0: Tensor, **cond: Any) -> Tensor:
+        return self.model.settled(x0, **taken(self.model, cond))
 
     @property
     def _other(self) -> ScoreModel:
@@ -193,6 +229,32 @@ class Guided(Wrapped):
         super().warm(ts)
         if self.against is not None:
             self.against.warm(ts)
+
+
+class _PlusPlus:
+    """A scale that is known at the times of one grid; see `Guided.plus_plus`."""
+
+    needs_grid = "the scale of CFG++ belongs to one grid: use steps= with its times"
+
+    def __init__(self, weight: float, sde: SDE, times: Sequence[float] | Tensor) -> None:
+        self.weight = number(weight, "weight", "a number")
+        ts = torch.as_tensor(times, dtype=torch.float64, device="cpu")
+        if ts.ndim != 1 or len(ts) < 2 or not bool((ts.diff() < 0).all()) or float(ts[-1]) != 0:
+            raise InvalidInputError(f"got times={times!r}, expected those of a grid, falling to 0")
+        self.times = ts[:-1]
+        self.levels = sde.half_log_snr(self.times)
+        fall = torch.cat([(self.levels[:-1] - self.levels[1:]).exp(), torch.zeros(1, dtype=torch.float64)])
+        self.scales = self.weight / (1 - fall)
+
+    def __call__(self, half_log_snr: Tensor) -> Tensor:
+        levels = self.levels.to(half_log_snr.device)
+        off, nearest = (half_log_snr[..., None] - levels).abs().min(-1)
+        if bool((off > 1e-6).any()):
+            raise InvalidInputError(
+                f"got log(alpha/sigma) = {half_log_snr.flatten()[off.flatten().argmax()]:.6g}, expected a time of the "
+                "grid that the scale of CFG++ was made for: pass its times as steps="
+            )
+        return self.scales.to(half_log_snr.device)[nearest]
 
 
 def _along(against: ScoreModel, model: ScoreModel) -> ScoreModel:

@@ -52,12 +52,13 @@ class Posterior(Wrapped):
         observation: what was seen, such as `Observation.mask(mask, std=0.05)`.
         likelihood: one of the above.
 
-    The condition y, (B, m) or of the observation's own shape, is added to the model's.
+    The condition y, (B, m) or of the observation's own shape, is added to the model's. Numbers that a mask sees without
+    noise are in samples to the bit.
 
     Raises:
         InvalidInputError: an observation that does not fit the events, "point" with std = 0, "project" of a function;
-            before the first call, y missing, of another shape, not finite, or far from the data's units; at the call,
-            alpha = 0.
+            before the first call, "point" under a tolerance, the Gaussian start, y missing, of another shape, not
+            finite, or far from the data's units; at the call, alpha = 0.
 
     Source: Boys et al. 2023 (arXiv 2310.06721) and Rozet et al. 2024 (arXiv 2405.13712) for "moments"; Song et al. 2023
     (Pseudoinverse-guided diffusion models, ICLR) for "isotropic"; Chung et al. 2023 (arXiv 2209.14687) for "point";
@@ -91,6 +92,16 @@ class Posterior(Wrapped):
         if model.event_shape is not None:
             observation.check_event(model.event_shape)
         self.observation, self.likelihood = observation, likelihood
+
+    conditioned = True  # type: ignore[assignment]
+
+    @property
+    def needs_grid(self) -> str:  # type: ignore[override]
+        stiff = 'likelihood="point" is stiff: use steps=, or likelihood="moments", which is not'
+        return stiff if self.likelihood == "point" else self.model.needs_grid
+
+    def settled(self, x0: Tensor, *, y: Tensor, **cond: Any) -> Tensor:
+        return self.observation.known(self.model.settled(x0, **cond), self.observation.values(y, x0))
 
     def _facts(self):
         return {**super()._facts(), "observation": self.observation, "likelihood": self.likelihood}

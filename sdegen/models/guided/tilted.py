@@ -61,6 +61,11 @@ class Tilted(Wrapped):
         self.log_potential, self.at = log_potential, at
         self.scale = number(scale, "scale", "a number")
 
+    conditioned = True  # type: ignore[assignment]
+
+    def settled(self, x0: Tensor, **cond: Any) -> Tensor:
+        return self.model.settled(x0, **taken(self.model, cond))
+
     def _facts(self):
         return {**super()._facts(), "log_potential": self.log_potential, "scale": self.scale, "at": self.at}
 

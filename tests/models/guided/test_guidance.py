@@ -211,7 +211,7 @@ HOWS = (
     {"rtol": 1e-2, "solver": "dopri5"},
     {"steps": 8, "eta": 1.0},
     {"steps": 8, "solver": "heun"},
-    {"rtol": 1e-2, "solver": sg.make_solver("adams", start="gaussian")},  # some of the leaps are refused
+    {"rtol": 1e-2, "solver": sg.make_solver("adams", start="gaussian", covariance=torch.eye(2))},  # some leaps refused
 )
 GUIDED = {
     "model": dict(scale=1.0, null=NULL),
@@ -303,3 +303,25 @@ def test_wrong_input_is_refused_before_the_first_call():
         with pytest.raises(sg.InvalidInputError, match=said):
             sg.sample(guided, 6, steps=4, **cond)
     assert net.calls == 0
+
+
+def test_cfg_plus_plus_is_a_scale_of_its_grid():
+    """On "ddim": x' = alpha' (x0_u + lambda (x0_c - x0_u)) + sigma' noise_u, noised again by the unguided belief."""
+    sde, weight = sg.VPSDE(), 0.6
+    mixture = sg.GaussianMixture([[-1.0, 0.2], [1.0, -0.3]], std=[0.4, 0.5])
+    model, label = sg.MixtureModel(mixture, sde, labels=[0, 1]), torch.tensor([0, 1, 1, 0])
+    times = sg.grid(model, 12, kind="karras")
+    guided = sg.Guided(model, sg.Guided.plus_plus(weight, sde, times), null={"label": -1})
+    found = sg.sample(guided, 4, solver="ddim", steps=times, seed=0, label=label, dtype=torch.float64, save="all")
+    x, nodes = found.xs[0], times[:-1].tolist()
+    for t, t_next in zip(nodes, [*nodes[1:], None], strict=True):
+        own, free = model(x, t, label=label), model(x, t)
+        x0 = free.x0 + weight * (own.x0 - free.x0)
+        x = x0 if t_next is None else float(sde.alpha(t_next)) * x0 + float(sde.sigma(t_next)) * free.noise
+    torch.testing.assert_close(found.x, x, rtol=0, atol=1e-12)
+    with pytest.raises(sg.InvalidInputError, match="belongs to one grid: use steps="):
+        sg.sample(guided, 4, rtol=1e-2, label=label)
+    with pytest.raises(sg.InvalidInputError, match="expected a time of the grid"):
+        sg.sample(guided, 4, solver="ddim", steps=5, label=label)
+    with pytest.raises(sg.InvalidInputError, match="falling to 0"):
+        sg.Guided.plus_plus(weight, sde, times[:-1])

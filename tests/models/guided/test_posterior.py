@@ -233,3 +233,46 @@ def test_wrong_input_is_refused_before_the_first_call():
     blind = sg.Posterior(sg.MixtureModel(GAUSSIAN, sg.LinearPathSDE(t_max=1.0)), OBSERVATIONS["linear"][0])
     with pytest.raises(sg.InvalidInputError, match="no signal"):
         sg.sample(blind, 3, steps=4, solver="euler", y=torch.zeros(3, 2))
+
+
+def test_gaussian_starts_and_error_control_are_refused_where_they_make_no_sense():
+    """The start leaps to the law of the data, which samples of a posterior have not; DPS is stiff."""
+    model, y = sg.MixtureModel(GAUSSIAN, sg.VPSDE()), torch.zeros(3, 2)
+    gaussian = sg.make_solver("adams", start="gaussian")
+    for wrapped, cond in [
+        (sg.Posterior(model, OBSERVATIONS["mask"][0]), {"y": y}),
+        (sg.Tilted(sg.Posterior(model, OBSERVATIONS["mask"][0]), lambda x0: x0[:, 0]), {"y": y}),
+        (sg.Guided(model, 2.0, against=model), {}),
+    ]:
+        for how in ({"steps": 8}, {"rtol": 1e-2}):
+            with pytest.raises(sg.InvalidInputError, match="start='gaussian'"):
+                sg.sample(wrapped, 3, solver=gaussian, **how, **cond)
+    sg.sample(sg.Guided(model, 1.0, against=model), 3, solver=gaussian, steps=8)
+    with pytest.warns(UserWarning, match="biased"):
+        point = sg.Posterior(model, OBSERVATIONS["linear"][0], likelihood="point")
+    for how in ({"rtol": 1e-2}, {"solver": "dopri5"}):
+        with pytest.raises(sg.InvalidInputError, match="stiff: use steps="):
+            sg.sample(point, 3, y=y, **how)
+    sg.sample(point, 3, y=y, steps=5)
+
+
+@pytest.mark.parametrize("how", [{"steps": 6}, {"rtol": 1e-2}, {"solver": "ancestral", "steps": 6, "save": "all"}])
+@pytest.mark.parametrize("likelihood", ["moments", "isotropic", "project"])
+def test_numbers_seen_without_noise_are_in_samples_to_the_bit(likelihood, how):
+    posterior = sg.Posterior(
+        sg.MixtureModel(GAUSSIAN, sg.VPSDE()), OBSERVATIONS["mask without noise"][0], likelihood=likelihood
+    )
+    y = normals(5, 4).float()
+    for model in (posterior, sg.Tilted(posterior, lambda x0: -x0.square().sum(1))):
+        found = sg.sample(model, 5, seed=0, y=y, batch_size=2, **how)
+        assert torch.equal(found.x[:, [0, 2]], y[:, [0, 2]]) and torch.equal(found.xs[-1], found.x)
+        there = sg.sample(model, 5, seed=0, y=y, t_span=(1.0, 1e-3), steps=6)
+        assert not torch.equal(there.x[:, [0, 2]], y[:, [0, 2]])
+
+
+def test_the_error_of_the_prior_is_unknown_of_a_guided_law():
+    model = sg.MixtureModel(GAUSSIAN, sg.VPSDE())
+    x = GAUSSIAN.sample(3, seed=0)
+    assert bool(torch.isfinite(sg.log_prob(model, x, rtol=1e-2).errors["prior"]).all())
+    guided = sg.log_prob(sg.Posterior(model, OBSERVATIONS["mask"][0]), x, rtol=1e-2, y=torch.zeros(3, 2))
+    assert bool(guided.errors["prior"].isnan().all() and guided.errors["solver"].isfinite().all())

@@ -42,3 +42,8 @@ class AdamsMethod(Solver):
             raise InvalidInputError(
                 f"start='gaussian' is for the flow of a model in sample(), not {type(term).__name__}: use start='point'"
             )
+        if self.leaps and self.law is None and term.model is not None and term.model.conditioned:
+            raise InvalidInputError(
+                "start='gaussian' begins at the law of the data before guidance or an observation, expected that of "
+                "the samples: use start='point', or pass covariance="
+            )
