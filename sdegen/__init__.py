@@ -22,6 +22,7 @@ from .distributions.gaussian import Gaussian
 from .distributions.mixture import GaussianMixture
 from .inference.bits import BitsPerDim, bits_per_dim
 from .inference.compare import compare
+from .inference.editing import edit, slerp, translate
 from .inference.fit_solver import fit_solver
 from .inference.grid import grid
 from .inference.likelihood import LogProb, log_prob
@@ -38,6 +39,7 @@ from .models.facts import DataFacts
 from .models.guided.guidance import Guided
 from .models.guided.observation import Observation
 from .models.guided.posterior import Posterior
+from .models.guided.switched import Switched
 from .models.guided.tilted import Tilted
 from .models.parametrization import Parametrization
 from .models.prediction import Prediction
@@ -109,6 +111,7 @@ __all__ = [
     "Step",
     "StepSizeUnderflowError",
     "SubVPSDE",
+    "Switched",
     "TabulatedVESDE",
     "TabulatedVPSDE",
     "Term",
@@ -122,6 +125,7 @@ __all__ = [
     "data",
     "discrete",
     "dsm_loss",
+    "edit",
     "encode",
     "fit",
     "fit_solver",
@@ -140,10 +144,12 @@ __all__ = [
     "save",
     "shard",
     "sliced_loss",
+    "slerp",
     "solve",
     "solvers",
     "testing",
     "to_scheduler",
+    "translate",
 ]
 
 _ROOMS = ("data", "discrete", "metrics", "plot", "testing")  # imported when they are first asked for

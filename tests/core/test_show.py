@@ -29,6 +29,7 @@ def objects():
     yield sg.bits_per_dim(PLAIN, 2 * torch.arange(6.0).reshape(3, 2) / 255 - 1, levels=256, rtol=1e-1, seed=0)
     yield sg.EmpiricalModel(X, sg.VESDE())
     yield sg.Guided(EXACT, lambda level: 2.0, null={"label": -1}, interval=(0.1, 2.0))
+    yield sg.Switched(EXACT, 0.5, {"label": "style"})
     yield sg.Tilted(DENOISER, lambda x0: x0.flatten(1).sum(1))
     yield sg.Posterior(sg.Guided(EXACT, 2.0, against=EXACT), observation)
     yield sg.Observation.linear(np.eye(2), std=0.1)
