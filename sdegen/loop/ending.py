@@ -112,11 +112,14 @@ def _how(plan: Plan, term: Counted, x: Tensor) -> str:
     return ", ".join(words if _choices(plan, term, x) == _choices(plan, term, x, True) else [*words, _ROUGH])
 
 
-def _choices(plan: Plan, term: Counted, x: Tensor, smooth: bool | None = None) -> tuple[Any, ...]:
+def _choices(plan: Plan, term: Counted, x: Tensor, smooth: bool | None = None) -> Any:
     """What was chosen by whether the model is smooth, or would have been chosen."""
     steps = None if plan.tolerance is not None else len(plan.times) - 1
     advice = advise(plan.solver, term, steps=steps, tolerance=plan.tolerance, smooth=smooth)
-    if plan.tolerance is None:
-        return advice.orders, advice.grid if plan.grid else ""
     down = plan.end < plan.start
+    if plan.tolerance is None:
+        several = len(plan.times) > 2  # the one step of a grid has the order 1 and the ends, whatever was chosen
+        fine = term.model is not None and term.model.smooth if smooth is None else smooth
+        starts = advice.orders is not None and down and not fine
+        return several and (advice.orders, starts, advice.grid if plan.grid else "")
     return advice.first, effective_variance(term, x, smooth=smooth) if down else None

@@ -20,7 +20,7 @@ from ..processes import SDE, Level
 from .facts import DataFacts, statistic
 from .prediction import Prediction
 
-_STATISTICS = ("data_mean", "data_std", "data_covariance")
+_STATISTICS = ("data_mean", "data_std", "data_covariance", "data_turn")
 _BUFFER = {name: name.replace("data_", "known_") for name in _STATISTICS}
 _FACTS = (*_STATISTICS, "event_shape", "smooth")
 
@@ -40,6 +40,8 @@ class ScoreModel(Shown, nn.Module):
             has the same buffers before and after they are known and averages of weights made by others keep them (those
             made and updated before they are known do not learn them: NaN averages to NaN).
         data_covariance: the data's covariance, (d, d) over the flattened event, None where unknown.
+        data_turn: the noise level sigma/alpha at which half of the data is told (see `turning_level`), by which solvers
+            that choose for themselves lay their steps; None where unknown. Buffer `known_turn`, NaN where unknown.
         event_shape: the shape of one sample, None where unknown.
         smooth: whether the belief is an analytic function of time, as exact scores are. What networks make of time is
             rougher, and suits lower orders and other steps: with smooth=False solvers that choose for themselves take
@@ -71,25 +73,25 @@ class ScoreModel(Shown, nn.Module):
         self.event_shape = None if event_shape is None else tuple(event_shape)
         for name in _STATISTICS:
             self.register_buffer(_BUFFER[name], None)
-        self.data_covariance = None
+        self.data_covariance = self.data_turn = None
         self.set_statistics(data_mean, data_std)
 
     @property
     def data(self) -> DataFacts:
         """What is known of the data."""
         buffers = vars(self)["_buffers"]
-        mean, std, c = buffers["known_mean"], buffers["known_std"], buffers["known_covariance"]
-        versions = version_of(mean), version_of(std), version_of(c)
-        state = (id(mean), id(std), id(c), versions, self.event_shape, self.smooth)
+        held = tuple(buffers[name] for name in _BUFFER.values())
+        state = (tuple(map(id, held)), tuple(map(version_of, held)), self.event_shape, self.smooth)
         if self._data is None or self._data[0] != state:
-            known = [None if v is None or bool(torch.isnan(v).any()) else v for v in (mean, std, c)]
-            facts = DataFacts(known[0], known[1], known[2], self.event_shape, self.smooth)
-            self._data = state, facts, (mean, std, c)  # kept, so that no other tensor gets the id of one of them
+            mean, std, c, turn = (None if v is None or bool(torch.isnan(v).any()) else v for v in held)
+            facts = DataFacts(mean, std, c, self.event_shape, self.smooth, turn)
+            self._data = state, facts, held  # kept, so that no other tensor gets the id of one of them
         return self._data[1]
 
     data_mean: Any = property(lambda self: self.data.mean)
     data_std: Any = property(lambda self: self.data.std)
     data_covariance: Any = property(lambda self: self.data.covariance)
+    data_turn: Any = property(lambda self: self.data.turn)
 
     def _facts(self):
         return {
@@ -136,7 +138,8 @@ class ScoreModel(Shown, nn.Module):
             return
         tensor = statistic(name.removeprefix("data_"), value, self.event_shape)
         if tensor is None and name != "data_covariance":
-            tensor = torch.full(self.event_shape or (), math.nan, dtype=torch.float64, device="cpu")
+            shape = () if name == "data_turn" else self.event_shape or ()
+            tensor = torch.full(shape, math.nan, dtype=torch.float64, device="cpu")
         buffers = vars(self)["_buffers"]
         buffers[_BUFFER[name]] = None if tensor is None else _beside(buffers[_BUFFER[name]], tensor)
 
@@ -217,7 +220,7 @@ class Wrapped(ScoreModel):
     Args:
         model: the one inside.
         sde: another process to live on; None: its own.
-        **facts: what the wrapper changes of `model.data`: mean, std, covariance, event_shape or smooth.
+        **facts: what the wrapper changes of `model.data`: mean, std, covariance, event_shape, smooth or turn.
 
     Raises:
         InvalidInputError: a model that is no ScoreModel, facts that cannot be known.

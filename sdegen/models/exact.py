@@ -13,6 +13,7 @@ from ..core.show import picture_of
 from ..distributions.mixture import GaussianMixture
 from ..processes import SDE
 from .base import ScoreModel
+from .facts import spread_out, turning_level, turning_of
 from .prediction import Prediction
 
 
@@ -45,6 +46,8 @@ class MixtureModel(ScoreModel):
         super().__init__(sde, **known, event_shape=(mixture.dim,))
         if labels is None:  # the data of one label have another covariance
             self.data_covariance = mixture.covariance
+        else:
+            self.data_turn = turning_level(torch.linalg.eigvalsh(mixture.covariance)) or None
         self.mixture = mixture
         self._log_weights = None if labels is None else _by_label(mixture, labels)
 
@@ -136,6 +139,7 @@ class EmpiricalModel(ScoreModel):
         spread = (data.double() - mean).square().mean().sqrt()
         super().__init__(sde, data_mean=mean, data_std=spread if spread > 0 else None, event_shape=data.shape[1:])
         self.register_buffer("samples", data, persistent=False)
+        self.data_turn = turning_of(spread_out(data)) or None
 
     def _facts(self):
         return {"samples": len(self.samples), **super()._facts()}

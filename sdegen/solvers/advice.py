@@ -100,7 +100,7 @@ def advise(
     n = row.steps if steps is None else steps
     grid, orders, first = solver.grid, None, row.first
     if isinstance(solver, AdamsMethod):
-        grid = _adams_grid(solver, n, fine)
+        grid = _adams_grid(solver, fine)
         orders = _adams_orders(solver, n, fine)
         if not fine and tolerance is not None:  # no estimate sees what a network makes of time in the first step
             first = min(first / 4, math.sqrt(tolerance.rtol or tolerance.atol) / 4)
@@ -110,10 +110,10 @@ def advise(
     return Advice(solver.coordinates, grid, orders, leap, first, row.largest, row.steps)
 
 
-def _adams_grid(solver: AdamsMethod, steps: int, smooth: bool) -> str:
+def _adams_grid(solver: AdamsMethod, smooth: bool) -> str:
     if solver.leaps:
         return "theta"  # nothing is left to find far above the data's scale
-    return solver.grid if smooth or steps < 10 else "sqrt-time"
+    return solver.grid if smooth else "turn-time"
 
 
 def _adams_orders(solver: AdamsMethod, steps: int, smooth: bool) -> tuple[int, int] | None:

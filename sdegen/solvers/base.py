@@ -196,6 +196,9 @@ class GridOrTolerance(Solver):
     def stepper(self, *, controlled: bool) -> Solver:
         return self.by_tolerance if controlled else self.on_grid
 
+    def begin(self, term: Term, x: Tensor, grid: Tensor, *, denoised: bool) -> State:
+        return self.on_grid.begin(term, x, grid, denoised=denoised)
+
     def start(self, term: Term, x: Tensor, t: Tensor, grid: Tensor | None = None) -> State:
         return self.stepper(controlled=grid is None).start(term, x, t, grid)
 

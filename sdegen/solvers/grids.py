@@ -12,12 +12,14 @@ from torch import Tensor
 from ..core.errors import InvalidInputError
 from ..core.roots import find_root
 from ..models.base import ScoreModel
+from ..models.facts import DataFacts
 from ..processes import SDE
 
 _NO_SIGNAL = -20.0  # log(alpha/sigma) below which there is no signal: times are too close to alpha = 0 to be told apart
 _LOWEST = -5.0  # what stands for that, about where linear VP ends
 
-GRIDS = ("uniform", "sqrt-time", "lambda", "theta", "blend", "karras")
+GRIDS = ("uniform", "sqrt-time", "lambda", "theta", "blend", "turn", "turn-time", "karras")
+_SMOOTH_TURN, _ROUGH_TURN = 0.4, 0.8  # where the grids by the turning level have their middle; measured
 
 
 def count_or_times(steps: Any, least: int = 2) -> int | Tensor | None:
@@ -76,6 +78,7 @@ def formula_grid(
     start: float,
     stop: float,
     sigma_data: float = 1.0,
+    turn: float | None = None,
     fraction: Tensor | None = None,
 ) -> Tensor:
     """n + 1 times from `start` to `stop`, both in [t_min, t_max] of `sde`, float64: equally spaced in a variable u(t),
@@ -87,6 +90,8 @@ def formula_grid(
         "theta"      u = atan(sh/s)^(1/1.6), sh = sigma/alpha, s = sigma_data
         "blend"      u = 3/4 atan(sh/s)^(1/1.3) and 1/4 lambda, each divided by its range: most steps where Gaussian
                      data of scale s would turn, the rest wherever structure of another scale may be
+        "turn"       the same with 0.4 r for s, r = turn the level at which half of the data is told (None: s)
+        "turn-time"  lambda half-way between those of "blend", with 0.8 r for s, and of "sqrt-time"
         "karras"     u = sh^(1/7)
 
     An end without signal, where alpha is 0 (or below exp(-20) sigma), is spaced as if lambda were -5 there.
@@ -100,15 +105,26 @@ def formula_grid(
     ends = torch.tensor([start, stop], dtype=torch.float64, device="cpu")
     if fraction is None:
         fraction = torch.linspace(0, 1, n + 1, dtype=torch.float64, device="cpu")
+    turn = sigma_data if turn is None else turn
     if kind == "uniform":
         ts = ends[0] + fraction * (ends[1] - ends[0])
+    elif kind == "turn-time":
+        level = spaced_level(sde, ends)
+        blend = _spaced("blend", _ROUGH_TURN * turn, level, fraction)
+        ts = sde.time((blend + _spaced("sqrt-time", 1.0, level, fraction)) / 2)
+    elif kind == "turn":
+        ts = sde.time(_spaced("blend", _SMOOTH_TURN * turn, spaced_level(sde, ends), fraction))
     else:
-        levels = spaced_level(sde, ends)
-        to_u, to_lambda = _variable(kind, sigma_data, levels)
-        u = to_u(levels)
-        ts = sde.time(to_lambda(u[0] + fraction * (u[1] - u[0])))
+        ts = sde.time(_spaced(kind, sigma_data, spaced_level(sde, ends), fraction))
     ts[0], ts[-1] = ends[0], ends[1]
     return ts
+
+
+def _spaced(kind: str, s: float, ends: Tensor, fraction: Tensor) -> Tensor:
+    """lambda at these fractions of the variable u between two levels."""
+    to_u, to_lambda = _variable(kind, s, ends)
+    u = to_u(ends)
+    return to_lambda(u[0] + fraction * (u[1] - u[0]))
 
 
 def has_signal(sde: SDE, t: Tensor) -> Tensor:
@@ -131,7 +147,8 @@ def grid_along(model: ScoreModel, n: int, *, kind: str, t_span: tuple[float, flo
         raise InvalidInputError(f"grid takes a ScoreModel or an SDE, not {type(model).__name__}")
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise InvalidInputError(f"got n={n!r}, expected a number of steps, at least 1")
-    s = model.sigma_data if isinstance(model, ScoreModel) else 1.0
+    data = model.data if isinstance(model, ScoreModel) else DataFacts()
+    how: dict[str, Any] = {"kind": kind, "sigma_data": data.scale, "turn": data.turning}
     start, stop = (sde.t_max, 0.0) if t_span is None else check_span(t_span)
     for t, zero in ((start, False), (stop, True)):
         if not (zero and t == 0) and not sde.t_min * (1 - 1e-6) <= t <= sde.t_max * (1 + 1e-6):
@@ -142,11 +159,11 @@ def grid_along(model: ScoreModel, n: int, *, kind: str, t_span: tuple[float, flo
     if start == stop:
         raise InvalidInputError(f"got t_span={t_span}, expected two different times")
     if stop != 0:
-        return formula_grid(sde, n, kind=kind, start=start, stop=stop, sigma_data=s)
+        return formula_grid(sde, n, start=start, stop=stop, **how)
     zero = torch.zeros(1, dtype=torch.float64, device="cpu")
     if n == 1:
         return torch.cat([torch.tensor([start], dtype=torch.float64, device="cpu"), zero])
-    return torch.cat([formula_grid(sde, n - 1, kind=kind, start=start, stop=sde.t_min, sigma_data=s), zero])
+    return torch.cat([formula_grid(sde, n - 1, start=start, stop=sde.t_min, **how), zero])
 
 
 def _variable(kind: str, s: float, ends: Tensor):

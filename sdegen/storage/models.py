@@ -192,7 +192,7 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     bad = [name for name, value in tensors.items() if not isinstance(value, Tensor)]
     if bad:
         raise InvalidInputError(f"the network's state_dict holds things that are no tensors: {', '.join(bad)}")
-    for name in ("data_mean", "data_std"):
+    for name in ("data_mean", "data_std", "data_turn"):
         if (value := getattr(model, name, None)) is not None and isinstance(model, Denoiser):
             tensors[name] = value.double()
     return tensors
@@ -310,6 +310,7 @@ def _rebuilt(state: Any, tensors: Mapping[str, Tensor], net: nn.Module | None, s
         model = make(net, sde, parametrization=state["parametrization"], smooth=state.get("smooth"))
         model.event_shape = shape
         model.set_statistics(tensors.get("data_mean"), tensors.get("data_std"))
+        model.data_turn = tensors.get("data_turn")
         model.about = dict(state.get("about", {}))
         return model
     except CheckpointError:

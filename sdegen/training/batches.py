@@ -18,7 +18,9 @@ from ..core.conditions import check_rows, rows_of, tensors_of
 from ..core.errors import InvalidInputError
 from ..core.shapes import check_state, numbers
 from ..data.images import Images
+from ..models.facts import turning_of
 from .draws import derived_seed, own_draws, seed_draws
+from .statistics import Spread
 
 _CPU = torch.device("cpu")
 _MEASURED = 4096  # samples that statistics are taken from where the data are no tensor
@@ -65,11 +67,13 @@ class Statistics(NamedTuple):
         mean: event-shaped.
         std: the root mean square distance of the elements from it, one number.
         samples: how many they were taken from.
+        turn: the noise level at which half of the data is told, 0 where all samples are the same (`turning_level`).
     """
 
     mean: Tensor
     std: float
     samples: int
+    turn: float = 0.0
 
 
 Share = Callable[[int], tuple[int, int]]  # of a batch of so many rows the first, and the one after the last, to load
@@ -109,7 +113,7 @@ class Batches(ABC):
         """A few samples, always the same; None where they cannot be had a second time."""
 
     def statistics(self) -> Statistics:
-        """Mean and standard deviation, a chunk of the data in memory at a time.
+        """Mean, standard deviation and turning level, a chunk of the data in memory at a time.
 
         Raises:
             InvalidInputError: data that are not finite.
@@ -118,6 +122,7 @@ class Batches(ABC):
         """
         n, mean, squares = 0, torch.zeros(self.first.x0.shape[1:], dtype=torch.float64, device="cpu"), 0.0
         bad: list[int] = []
+        some = Spread(self.first.x0[0].numel())
         with own_draws():
             seed_draws(0)
             for chunk in self.measured():
@@ -128,12 +133,13 @@ class Batches(ABC):
                 squares += float((x - own).square().sum() + (own - mean).square().sum() * n * k / (n + k))
                 mean = mean + (own - mean) * k / (n + k)
                 n += k
+                some.add(chunk)
         if bad:
             raise InvalidInputError(
                 f"data holds NaN or infinity in {len(bad)} samples ({numbers(torch.tensor(bad[:9]))}): clean the data "
                 "first"
             )
-        return Statistics(mean, (squares / (n * max(mean.numel(), 1))) ** 0.5, n)
+        return Statistics(mean, (squares / (n * max(mean.numel(), 1))) ** 0.5, n, turning_of(some.rows()))
 
 
 def batches(data: Any, cond: Mapping[str, Any], batch_size: int) -> Batches:

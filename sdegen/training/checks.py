@@ -121,8 +121,9 @@ def learn_about_data(
         model.event_shape = tuple(first.x0.shape[1:])
     if found:
         model.set_statistics(*(found[0]["model"].get(name) for name in ("data_mean", "data_std")))
+        model.data_turn = found[0]["model"].get("data_turn")
         return "data_mean and data_std of the checkpoint"
     if measured is None:
         return "data_mean kept, data_std kept"
     wish, steps = options.statistics, options.steps
-    return learn_statistics(model, measured.mean, measured.std, wish=wish, steps=steps, tell=tell)
+    return learn_statistics(model, measured.mean, measured.std, turn=measured.turn, wish=wish, steps=steps, tell=tell)

@@ -17,6 +17,29 @@ _FAR = 2.0  # standard deviations whose ratio is beyond it, and means farther ap
 _RECORD = "_statistics_of_fit"  # where a model keeps what fit measured
 
 
+class Spread:
+    """Rows evenly from all that pass by, however many they will be: 256 to 512, or all where they are fewer.
+
+    Args:
+        numbers: in a row; where 512 rows would have more than 2^24, fewer are kept.
+    """
+
+    def __init__(self, numbers: int) -> None:
+        self._most = min(max(2**24 // max(numbers, 1), 32), 512)
+        self._kept: list[Tensor] = []
+        self._every, self._seen = 1, 0
+
+    def add(self, chunk: Tensor) -> None:
+        first = -self._seen % self._every
+        self._kept += list(chunk[first :: self._every].detach().cpu())
+        self._seen += len(chunk)
+        while len(self._kept) > self._most:
+            self._kept, self._every = self._kept[::2], 2 * self._every
+
+    def rows(self) -> Tensor:
+        return torch.stack(self._kept)
+
+
 @dataclass
 class Record:
     """What `fit` measured for a model, and how many steps were trained with it."""
@@ -26,7 +49,7 @@ class Record:
 
 
 def learn_statistics(
-    model: ScoreModel, mean: Tensor, std: float, *, wish: str | None, steps: int, tell: bool = True
+    model: ScoreModel, mean: Tensor, std: float, *, turn: float = 0.0, wish: str | None, steps: int, tell: bool = True
 ) -> str:
     """Set a model's data_mean and data_std before a run, and say what was done.
 
@@ -36,6 +59,7 @@ def learn_statistics(
     Args:
         model: its event shape is known.
         mean, std: of the data at hand; std 0 where all samples are the same.
+        turn: the turning level of these data, 0 where they have none; it stays with the std that was measured with it.
         wish: "keep" or "measure", to decide for both; None: as above.
         steps: that this run makes.
         tell: warn of data that are far from what is kept, unless that was wished, and of data out of scale.
@@ -57,6 +81,8 @@ def learn_statistics(
             done[name] = "kept"
     chosen = {name: known[name] if how == "kept" else here[name] for name, how in done.items()}
     model.set_statistics(chosen["data_mean"], chosen["data_std"])
+    if model.data_turn is None or done["data_std"] != "kept":
+        model.data_turn = turn or None
     kept = {name for name, how in done.items() if how == "kept"}
     values = {name: chosen[name] for name in done if name not in kept or name in record.values}
     setattr(model, _RECORD, Record(values, 0 if "measured again" in done.values() else record.steps))

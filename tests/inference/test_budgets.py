@@ -25,7 +25,7 @@ def test_a_pilot_grid_goes_down_from_end_to_end(sde, n):
         assert float(ts[-2]) == sde.t_min
 
 
-@pytest.mark.parametrize("smooth, lays", [(True, "blend"), (False, "sqrt-time")])
+@pytest.mark.parametrize("smooth, lays", [(True, "turn"), (False, "turn-time")])
 def test_a_pilot_grid_is_half_where_the_steps_of_error_control_are(smooth, lays):
     """With one sample, as many steps as it took have passed half by its own steps and half by those that adams lays."""
     model = model_of(sg.VPSDE())
@@ -94,13 +94,13 @@ def test_the_solution_tells_what_was_chosen():
     model = model_of(sg.VPSDE())
     for n, order in ((8, (2, 3)), (9, (2, 3)), (10, (3, 4)), (20, (4, 5)), (61, (5, 6)), (70, (6, 7))):
         told = sg.sample(model, 4, steps=n, seed=0).solver
-        assert told == f"adams, {n} steps, order {order}, grid 'blend'"
+        assert told == f"adams, {n} steps, order {order}, grid 'turn'"
         assert int(sg.sample(model, 4, steps=n, seed=0).nfe.max()) == n
 
 
 @pytest.mark.parametrize(
     "n, order, kind",
-    [(9, (2, 3), "blend"), (10, (2, 3), "sqrt-time"), (26, (3, 4), "sqrt-time"), (70, (4, 5), "sqrt-time")],
+    [(9, (2, 3), "turn-time"), (10, (3, 3), "turn-time"), (70, (3, 3), "turn-time")],
 )
 def test_networks_are_given_lower_orders_and_other_times_than_exact_scores(n, order, kind):
     """Through `on` and around the data's mean, too."""

@@ -298,7 +298,7 @@ def test_grids_are_their_formulas():
     def sh(t: Tensor) -> Tensor:
         return SDE.sigma(t) / SDE.alpha(t)
 
-    s = float(MIXTURE.covariance.diagonal().mean().sqrt())
+    s, turn = float(MIXTURE.covariance.diagonal().mean().sqrt()), MODEL.data.turning
     formulas = {
         "uniform": lambda t: t,
         "sqrt-time": lambda t: t.sqrt(),
@@ -311,9 +311,11 @@ def test_grids_are_their_formulas():
     def part(v: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
         return (v(t) - v(both[:1])) / (v(both[1:]) - v(both[:1]))
 
-    formulas["blend"] = lambda t: (
-        0.75 * part(lambda t: torch.atan(sh(t) / s) ** (1 / 1.3), t) + 0.25 * part(formulas["lambda"], t)
-    )
+    def blend(t: Tensor, s: float) -> Tensor:
+        return 0.75 * part(lambda t: torch.atan(sh(t) / s) ** (1 / 1.3), t) + 0.25 * part(formulas["lambda"], t)
+
+    formulas["blend"] = lambda t: blend(t, s)
+    formulas["turn"] = lambda t: blend(t, 0.4 * turn)
     for kind, u in formulas.items():
         ts = sg.grid(MODEL, n, kind=kind, t_span=(start, stop))
         ends = u(both)

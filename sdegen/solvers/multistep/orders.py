@@ -5,10 +5,8 @@ from __future__ import annotations
 import warnings
 from bisect import bisect_left
 
-# The most steps that have 2 past values, 3, 4 ..., of the predictor; beyond the last, one more. Exact scores are smooth
-# in time, networks are not: both were measured on their own.
+# The most steps that have 2 past values, 3, 4 ..., of the predictor; beyond the last, one more.
 _SMOOTH = (8, 16, 26, 60)
-_NETWORK = (24, 40)
 _AFTER_LEAP = 6  # the first of these after a leap, which leaves past slopes behind
 
 
@@ -20,9 +18,11 @@ def advised_orders(steps: int, *, smooth: bool = True, leap: bool = False) -> tu
         smooth: whether the model is smooth in time, see `ScoreModel`.
         leap: whether the first of the steps is a leap in closed form.
     """
-    last = _SMOOTH if smooth else _NETWORK
+    last = _SMOOTH
     if leap:
         steps, last = steps - 1, (_AFTER_LEAP, *last[1:])
+    if not smooth:  # what networks make of time is rougher, and carries no more
+        return (2, 3) if steps <= last[0] else (3, 3)
     values = 2 + bisect_left(last, steps)
     return values, values + 1
 

@@ -43,10 +43,22 @@ class AdamsPlan:
     leap: GaussianStart | None = None
 
     @classmethod
-    def of(cls, ts: Tensor, orders: tuple[int, int], leap: GaussianStart | None = None) -> AdamsPlan:
-        """The plan of a grid; with a leap ts[0] and ts[1] are the past times that have slopes."""
+    def of(
+        cls, ts: Tensor, orders: tuple[int, int], leap: GaussianStart | None = None, *, left: int | None = None
+    ) -> AdamsPlan:
+        """The plan of a grid; with a leap ts[0] and ts[1] are the past times that have slopes.
+
+        Args:
+            ts, orders, leap: as `AdamsGrid` has them.
+            left: for rough models on the way down, the number of steps, the final denoising included: predictors do not
+                extrapolate from the slope at t_max, and order falls over the last steps. None: neither.
+        """
         first = 0 if leap is None else 2
-        predictor, corrector = (_weights(ts, first, ahead, most) for ahead, most in zip((0, 1), orders, strict=True))
+        most = [[order] * (len(ts) - 1 - first) for order in orders]
+        if left is not None:
+            most = [[min(o, left - k + ahead) for k, o in enumerate(row)] for ahead, row in enumerate(most)]
+            most[0] = [min(o, max(k, 1)) for k, o in enumerate(most[0])]
+        predictor, corrector = (_weights(ts, first, ahead, row) for ahead, row in enumerate(most))
         return cls(max(orders) - 1, predictor, corrector, leap)
 
 
@@ -85,13 +97,18 @@ class AdamsGrid(AdamsMethod):
     def start(self, term: Term, x: Tensor, t: Tensor, grid: Tensor | None = None) -> AdamsRun:
         if grid is None:
             raise InvalidInputError(f"{self.name!r} on a grid needs its times: pass steps= instead of a tolerance")
-        n, orders = len(grid) - 1, self.orders
+        return self.begin(term, x, grid, denoised=False)
+
+    def begin(self, term: Term, x: Tensor, grid: Tensor, *, denoised: bool) -> AdamsRun:
+        n, orders, left = len(grid) - 1, self.orders, None
         if orders is None:
-            orders = advised_orders(n, smooth=term.model is None or term.model.smooth, leap=self.leaps)
+            smooth = term.model is None or term.model.smooth
+            orders = advised_orders(n, smooth=smooth, leap=self.leaps)
+            left = n + denoised if not smooth and bool(grid[0] > grid[-1]) else None
         else:
             warn_of_order(self.name, orders[0], n)
         if not self.leaps:
-            return AdamsRun(AdamsPlan.of(grid, orders))
+            return AdamsRun(AdamsPlan.of(grid, orders, left=left))
         leap = GaussianStart.planned(term, self.law, float(grid[0]), float(grid[1]), x)
         nodes = torch.cat([torch.tensor([leap.past[1], leap.past[0]], dtype=grid.dtype, device="cpu"), grid[1:]])
         return AdamsRun(AdamsPlan.of(nodes, orders, leap), k=-1)
@@ -111,14 +128,14 @@ class AdamsGrid(AdamsMethod):
         return Step(x_next, AdamsRun(plan, k + 1, x, slopes[: plan.keep]), slope=slope)
 
 
-def _weights(ts: Tensor, known: int, ahead: int, most: int) -> list[list[float]]:
+def _weights(ts: Tensor, known: int, ahead: int, most: Sequence[int]) -> list[list[float]]:
     """Weights of up to `most` slopes for each step from ts[known] on, the newest slope at its beginning (`ahead` = 0)
     or its end (1)."""
     n = len(ts) - 1 - known
     table: list[list[float]] = [[]] * n
     groups: dict[int, list[int]] = {}
     for k in range(n):
-        groups.setdefault(min(most, known + k + 1 + ahead), []).append(k)
+        groups.setdefault(min(most[k], known + k + 1 + ahead), []).append(k)
     for count, rows in groups.items():
         k = torch.tensor(rows, device="cpu") + known
         nodes = ts[k[:, None] + ahead - torch.arange(count, device="cpu")]

@@ -26,7 +26,7 @@ class AdamsMethod(Solver):
     kind = "ODE"
     adaptive = True
     coordinates = "best"
-    grid = "blend"
+    grid = "turn"
     source = "Shampine & Gordon 1975"
     orders: tuple[int, int] | None = None
 
