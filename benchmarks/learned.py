@@ -30,7 +30,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from solvers import reach, table
+from report import table, write
+from solvers import reach
 from torch import Tensor
 
 import sdegen as sg
@@ -355,6 +356,8 @@ def main() -> None:
     if not peers:
         print("diffusers is not installed: its schedulers are left out")
     print(f"{time.process_time() - begun:.0f} s of CPU time")
+    about = f"The flow of a network trained on Fashion-MNIST, {n} samples; errors in standard deviations of the data."
+    write("learned", "Solvers on a learned score", about)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import math
 import torch
 import torchdiffeq
 from problems import problems, random_mixture
+from report import table, write
 from torch import Tensor
 
 import sdegen as sg
@@ -81,22 +82,21 @@ def needed(method, model: sg.MixtureModel, x: Tensor, target: float = TARGET) ->
 
 
 def evaluations() -> None:
-    print(f"evaluations for {TARGET:g} nats per sample (root mean square)\n{'problem':16}  ours  dopri5  ratio")
-    ratios = []
+    ratios, rows = [], []
     for problem in problems(instances=2, batch=2):
         x = data(problem.model, count(problem.x.shape[1]), seed=1)
         mine, other = needed(ours, problem.model, x), needed(theirs, problem.model, x)
         ratios.append(mine / other)
-        print(f"{problem.name:16}  {mine:4.0f}  {other:6.0f}  {ratios[-1]:.2f}", flush=True)
-    print(f"median {sorted(ratios)[len(ratios) // 2]:.2f}, worst {max(ratios):.2f}\n")
+        rows.append([problem.name, f"{mine:.0f}", f"{other:.0f}", f"{ratios[-1]:.2f}"])
+    rows.append(["median (worst)", "", "", f"{sorted(ratios)[len(ratios) // 2]:.2f} ({max(ratios):.2f})"])
+    print(table([f"evaluations for {TARGET:g} nats per sample (root mean square)", "ours", "dopri5", "ratio"], rows))
 
 
 # ---- errors
 
 
 def errors() -> None:
-    print("root mean square error in nats per dimension, exact divergence, without the prior's error (last, in nats)")
-    print(f"{'problem':16}  " + "  ".join(f"{10.0**-k:9.0e}" for k in (3, 4, 5, 6)) + "      prior")
+    rows = []
     for problem in problems(instances=1, batch=2):
         x = data(problem.model, count(problem.x.shape[1]), seed=2)
         truth, cells = problem.model.log_prob(x, problem.model.sde.t_min), []
@@ -104,14 +104,14 @@ def errors() -> None:
             found = sg.log_prob(problem.model, x, rtol=10.0**-k, divergence="exact")
             cells.append(rms(found.nats - found.errors["prior"] - truth) / x.shape[1])
         cells.append(rms(found.errors["prior"]))
-        print(f"{problem.name:16}  " + "  ".join(f"{c:9.1e}" for c in cells), flush=True)
-    print()
+        rows.append([problem.name, *(f"{c:.1e}" for c in cells)])
+    title = "root mean square error in nats per dimension by rtol, without the prior's error (last, in nats)"
+    print(table([title, *(f"{10.0**-k:.0e}" for k in (3, 4, 5, 6)), "prior"], rows))
 
 
 def probes() -> None:
     """One sample, 1000 seeds of four probes each: the spread over seeds, and the standard error that each one tells."""
-    print("Hutchinson, four probes, 2-D: spread of log p over 1000 seeds, and the standard error told (nats)")
-    print(f"{'probes':10}  spread  told    ratio  mean - exact")
+    rows = []
     model = sg.MixtureModel(random_mixture(2, 0), sg.VPSDE())
     x, how = data(model, 1, seed=3), {"steps": 20}
     exact = float(sg.log_prob(model, x, divergence="exact", **how).nats)
@@ -122,21 +122,17 @@ def probes() -> None:
         nats = torch.cat([f.nats for f in found] + [many.nats])
         told = rms(torch.cat([f.stderr for f in found] + [many.stderr]))
         spread = float(nats.std())
-        print(
-            f"{kind:10}  {spread:6.4f}  {told:6.4f}  {told / spread:5.2f}  "
-            f"{float(nats.mean()) - exact:+.4f} +- {spread / 1000**0.5:.4f}",
-            flush=True,
-        )
-    print()
+        off = f"{float(nats.mean()) - exact:+.4f} +- {spread / 1000**0.5:.4f}"
+        rows.append([kind, f"{spread:.4f}", f"{told:.4f}", f"{told / spread:.2f}", off])
+    title = "four random probes, 2-D: spread of log p over 1000 seeds, and the standard error told (nats)"
+    print(table([title, "spread", "told", "told / spread", "mean - exact"], rows))
 
 
 # ---- there and back
 
 
 def round_trips() -> None:
-    print("data -> latent -> data, |error|/|data| over the tolerance")
-    ks = range(3, 9)
-    print(f"{'problem':16}  " + "  ".join(f"{10.0**-k:.0e}" for k in ks))
+    ks, rows = range(3, 9), []
     for problem in problems(instances=1, batch=2):
         model, x, cells = problem.model, data(problem.model, 32, seed=4), []
         for k in ks:
@@ -144,7 +140,8 @@ def round_trips() -> None:
             latent = sg.encode(model, x, rtol=tol).x
             back = sg.sample(model, x.shape, x_init=latent, t_span=(model.sde.t_max, model.sde.t_min), rtol=tol).x
             cells.append(float((back - x).norm() / x.norm()) / tol)
-        print(f"{problem.name:16}  " + "  ".join(f"{c:5.2f}" for c in cells), flush=True)
+        rows.append([problem.name, *(f"{c:.2f}" for c in cells)])
+    print(table(["data to latent and back: relative error over the tolerance", *(f"{10.0**-k:.0e}" for k in ks)], rows))
 
 
 def main() -> None:
@@ -153,6 +150,8 @@ def main() -> None:
     errors()
     probes()
     round_trips()
+    about = "Random Gaussian mixtures with exact scores, in float64, against the closed form at t_min."
+    write("likelihood", "Likelihoods, as the benchmark writes them", about)
 
 
 if __name__ == "__main__":

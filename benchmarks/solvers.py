@@ -23,6 +23,7 @@ from pathlib import Path
 import peers
 import torch
 from problems import Problem, problems
+from report import table, write
 from torch import Tensor
 
 import sdegen as sg
@@ -191,10 +192,6 @@ def adaptive_peers(m: Measured) -> list[str]:
     return [name for name in m.controlled if name not in (OURS, UNKNOWING, KNOWING, LEAPING)]
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows]) + "\n"
-
-
 def spread(values: list[float], form: str = "{:.2g}") -> str:
     """median (worst)"""
     shown = (form.format(v) if math.isfinite(v) else "-" for v in (statistics.median(values), max(values)))
@@ -331,6 +328,9 @@ def main() -> None:
         print(report(ms))
     absent = [library for library in ("torchode", "azula") if not peers.installed(library)]
     print(f"not installed: {', '.join(absent) or 'none'}; {time.perf_counter() - begun:.0f} s")
+    name, which = ("solvers-quick", "two problems, 2-D") if options.quick else ("solvers", f"{len(ms)} problems")
+    about = "Medians over the problems, in brackets the worst; evaluations are means over samples."
+    write(name, f"Solvers on exact scores: {which}", about)
     if options.plot:
         draw(ms, options.plot)
 

@@ -19,6 +19,7 @@ from collections.abc import Callable
 
 import torch
 from problems import random_mixture
+from report import table, write
 from torch import Tensor
 
 import sdegen as sg
@@ -164,25 +165,27 @@ class Scores:
         if nfe is not None:
             self.nfe.setdefault((name, column), []).append(nfe)
 
-    def row(self, name: str) -> str:
-        cells = []
+    def row(self, name: str) -> list[str]:
+        cells = [name.strip()]
         for column in range(len(BUDGETS)):
             by_problem = self.values.get((name, column))
             if by_problem is None:
-                cells.append(f"{'':26}")
+                cells.append("")
                 continue
             means = [sum(v) / len(v) for v in by_problem.values()]
             cell = f"{sum(means) / len(means):.4f} ({max(means):.3f})"
             nfe = self.nfe.get((name, column))
-            cells.append(f"{cell + (f' {sum(nfe) / len(nfe):.1f} ev.' if nfe else ''):26}")
-        return f"{name:34}" + "".join(cells).rstrip()
+            cells.append(cell + (f" at {sum(nfe) / len(nfe):.1f}" if nfe else ""))
+        return cells
 
     def best(self, names: list[str]) -> None:
         """A row of the best of these on each problem."""
         for column in range(len(BUDGETS)):
             tables = [self.values[(n, column)] for n in names if (n, column) in self.values]
             for problem in tables[0] if tables else ():
-                self.add("best peer of each problem", column, problem, min(sum(t[problem]) / len(t[problem]) for t in tables))
+                self.add(
+                    "best peer of each problem", column, problem, min(sum(t[problem]) / len(t[problem]) for t in tables)
+                )
 
 
 def measure(scores: Scores, problem: str, model: sg.MixtureModel, seed: int, known: Tensor, own: bool) -> None:
@@ -218,9 +221,13 @@ def main() -> None:
             measure(scores, problem, model, seed, known, chosen.own)
     names = list(dict.fromkeys(name for name, _ in scores.values))
     scores.best([name for name in names if name.startswith("  ")])
-    print(f"{'Kolmogorov distance, mean (worst)':34}" + "".join(f"{n:<26}" for n in BUDGETS).rstrip())
-    for name in dict.fromkeys(name for name, _ in scores.values):
-        print(scores.row(name))
+    rows = [scores.row(name) for name in dict.fromkeys(name for name, _ in scores.values)]
+    print(table(["Kolmogorov distance, mean (worst)", *map(str, BUDGETS)], rows))
+    about = (
+        f"Kolmogorov distance of the exact log-density, {BATCH} samples, {chosen.instances} random 2-D mixtures, "
+        f"{chosen.seeds} seeds, by evaluations."
+    )
+    write("stochastic", "Solvers of the reverse SDE", about)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import sdegen  # noqa: E402
 
 reference.write(HERE / "reference")
 results.write(HERE / "measured", HERE.parent / "benchmarks" / "results")
+sdegen.plot.explore(sdegen.data.toys.ring(8), HERE / "_static" / "explorer.html")
 
 project, author = "sdegen", "The sdegen authors"
 copyright = "2026, the sdegen authors"
@@ -74,6 +75,7 @@ sphinx_gallery_conf = {
     "show_memory": False,
     "show_signature": False,
     "min_reported_time": 0,
+    "thumbnail_size": (640, 270),
     "abort_on_example_error": True,
     "matplotlib_animations": (True, "jshtml"),
     "image_scrapers": ("matplotlib",),

@@ -33,7 +33,7 @@ def shown(cell: object) -> str:
     if cell is None:
         return ""
     if isinstance(cell, bool) or not isinstance(cell, (int, float)):
-        return str(cell)
+        return str(cell).replace("|", "\\|")
     if isinstance(cell, int) or (float(cell).is_integer() and abs(cell) < 1e6):
         return f"{int(cell)}"
     return f"{cell:.2g}" if abs(cell) < 100 else f"{cell:.0f}"

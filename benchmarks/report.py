@@ -1,0 +1,47 @@
+"""What a benchmark prints and keeps: its tables, as text, and in results/NAME.json, from which the site is made."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import sdegen as sg
+
+RESULTS = Path(__file__).parent / "results"
+_MADE: list[dict] = []  # the tables of this process, in order
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first heading is its title, as Markdown; it is kept for `write`."""
+    _MADE.append({"title": head[0], "columns": ["", *head[1:]], "rows": [list(row) for row in rows]})
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows]) + "\n"
+
+
+def write(name: str, title: str, about: str) -> Path:
+    """Write the tables made so far, with the command, the day, the version and the machine; returns the file."""
+    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(shlex.quote, sys.argv[1:])])
+    report = {
+        "title": title,
+        "about": about,
+        "command": command,
+        "date": datetime.date.today().isoformat(),
+        "version": sg.__version__,
+        "machine": _machine(),
+        "tables": _MADE,
+    }
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    return path
+
+
+def _machine() -> str:
+    """The processor's name, and what runs on it."""
+    info = Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    cpu = names[0].split(":")[1].strip() if names else platform.machine()
+    return f"{cpu}, one thread, Python {platform.python_version()}"
