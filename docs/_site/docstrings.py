@@ -1,13 +1,23 @@
 """The docstrings, plain text with single backticks, as reStructuredText: formulas and tables are not markup."""
 
+import inspect
 import re
 
 SECTION = re.compile(r"(Args|Returns|Raises|Yields|Attributes|Examples?|Notes?):\s*$")
 
 
 def connect(app):
-    """Called by Sphinx for every docstring before it is read."""
+    """Have Sphinx call these for every docstring before it is read, and for every signature."""
     app.connect("autodoc-process-docstring", rewritten, priority=100)  # before napoleon
+    app.connect("autodoc-process-signature", signature)
+
+
+def signature(app, what, name, obj, options, args, returns):
+    """A class's own arguments, where its metaclass takes them on."""
+    if what != "class" or not (args or "").startswith("(*args"):
+        return None
+    own = list(inspect.signature(obj.__init__).parameters.values())[1:]
+    return str(inspect.Signature([p.replace(annotation=p.empty) for p in own])), None
 
 
 def rewritten(app, what, name, obj, options, lines):

@@ -97,6 +97,7 @@ def _shelf(title: str, about: str, module: str, names: list[str]) -> str:
         "",
         ".. autosummary::",
         "   :toctree: api",
+        "   :nosignatures:",
         "",
     ]
     lines += [f"   {name}" for name in documented]

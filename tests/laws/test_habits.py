@@ -39,7 +39,9 @@ def test_ci_runs_ci_run_on_every_python_from_the_oldest_allowed():
     job = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]["test"]
     versions = job["strategy"]["matrix"]["python"]
     assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
-    named = [c.rsplit(" ", 1)[1] for c in PROJECT["classifiers"] if c.startswith("Programming Language :: Python :: 3.")]
+    named = [
+        c.rsplit(" ", 1)[1] for c in PROJECT["classifiers"] if c.startswith("Programming Language :: Python :: 3.")
+    ]
     assert f">={versions[0]}" == PROJECT["requires-python"] and versions == named and len(versions) >= 3
 
 

@@ -69,7 +69,15 @@ def test_every_public_name_is_on_a_shelf(tools, tmp_path):
 def test_formulas_in_docstrings_are_no_markup(tools):
     blocks = tools("docstrings").blocks
     assert blocks(["|x|^2 and x_ of `a|b`"]) == [r"\|x\|^2 and x\_ of `a|b`"]
-    assert blocks(["A law:", "    |x| = 1", "more"]) == ["A law:", "", ".. code-block:: text", "", "    |x| = 1", "", "more"]
+    assert blocks(["A law:", "    |x| = 1", "more"]) == [
+        "A law:",
+        "",
+        ".. code-block:: text",
+        "",
+        "    |x| = 1",
+        "",
+        "more",
+    ]
     assert blocks(["Args:", "    x: *any*"]) == ["Args:", r"    x: \*any\*"]
     assert blocks(["Example:", "    >>> f(*x)"]) == ["Example:", "    >>> f(*x)"]
 
@@ -87,3 +95,11 @@ def test_the_citation_is_of_this_version():
     root = SITE.parents[1]
     assert f"version = {{{sg.__version__}}}" in (root / "docs" / "about" / "citation.md").read_text()
     assert f"version: {sg.__version__}\n" in (root / "CITATION.cff").read_text()
+
+
+def test_a_class_shows_the_arguments_it_is_made_with(tools):
+    """Also where a metaclass makes it, whose own signature says nothing."""
+    signature = tools("docstrings").signature
+    shown, _ = signature(None, "class", "sdegen.VPSDE", sg.VPSDE, None, "(*args, **kwargs)", None)
+    assert shown.startswith("(beta_min=0.1, beta_max=20.0")
+    assert signature(None, "function", "sdegen.sample", sg.sample, None, "(*args)", None) is None

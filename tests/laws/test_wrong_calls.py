@@ -300,7 +300,10 @@ CALLS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "a gauge that is none": (lambda: sg.make_solver("dpm++2m", gauge="x"), ("gauge='x'", "'data'")),
     "a rule that is none": (lambda: sg.make_solver("predictor-corrector", rule="x"), ("rule='x'", "'level'")),
     "half a correction": (lambda: sg.make_solver("predictor-corrector", corrections=1.5), ("1.5", "whole number")),
-    "corrections of words": (lambda: sg.make_solver("langevin", corrections="many"), ("corrections='many'", "whole number")),
+    "corrections of words": (
+        lambda: sg.make_solver("langevin", corrections="many"),
+        ("corrections='many'", "whole number"),
+    ),
     "a step of nothing": (lambda: sg.make_solver("langevin", epsilon=0.0), ("epsilon=0", "above 0")),
     "orders beyond": (lambda: sg.make_solver("adams", max_order=20), ("max_order=20", "1 to 8")),
     "to aim above what is accepted": (lambda: sg.make_solver("adams", aim=10.0), ("aim=10", "aim < accept")),
