@@ -1,5 +1,6 @@
 """How the site is built: `make docs` writes docs/_build/html, without a network and with every warning an error."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import results  # noqa: E402
 
 import sdegen  # noqa: E402
 
+os.environ["COLUMNS"] = "96"  # how wide argparse writes its help
 reference.write(HERE / "reference")
 results.write(HERE / "measured", HERE.parent / "benchmarks" / "results")
 sdegen.plot.explore(sdegen.data.toys.ring(8), HERE / "_static" / "explorer.html")
@@ -49,7 +51,7 @@ nitpicky = False
 myst_enable_extensions = ["amsmath", "dollarmath", "colon_fence", "deflist", "smartquotes"]
 myst_heading_anchors = 3
 nb_execution_mode = "cache"
-nb_execution_timeout = 120
+nb_execution_timeout = 600  # seconds a cell, on a machine with much else to do
 nb_execution_raise_on_error = True
 nb_output_stderr = "remove"  # progress bars
 nb_merge_streams = True

@@ -1,8 +1,9 @@
 """The pages of the reference, written from the package itself: a page for every public name, the solvers, the shell."""
 
-import argparse
+import contextlib
 import importlib
 import inspect
+import io
 from pathlib import Path
 
 from docstrings import escaped
@@ -165,24 +166,20 @@ def _solvers() -> str:
 
 
 def _shell() -> str:
-    """The help of the command and of each of its parts."""
+    """What the command and each of its parts say with --help."""
     from sdegen.app import cli
 
-    parser = cli._parser(list(cli.COMMANDS))
-    lines = [
-        "# The shell",
-        "",
-        "The command that comes with the package, as its own `--help` tells it.",
-        "",
-        *_help(parser),
-    ]
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for name, command in action.choices.items():
-                lines += [f"## sdegen {name}", "", *_help(command)]
+    lines = ["# The shell", "", "The command that comes with the package, as its own `--help` tells it.", "", *_help()]
+    for name in cli.COMMANDS:
+        lines += [f"## sdegen {name}", "", *_help(name)]
     return "\n".join(lines)
 
 
-def _help(parser: argparse.ArgumentParser) -> list[str]:
-    parser.formatter_class = lambda prog: argparse.HelpFormatter(prog, width=96)
-    return ["```text", parser.format_help().rstrip(), "```", ""]
+def _help(*words: str) -> list[str]:
+    """The help of a command, as a block of text."""
+    from sdegen.app import cli
+
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+        cli.main([*words, "--help"])
+    return ["```text", said.getvalue().rstrip(), "```", ""]
