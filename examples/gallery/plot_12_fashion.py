@@ -10,7 +10,7 @@ import torch
 
 import sdegen as sg
 
-model = sg.load("../assets/fashion", device="cpu")
+model = sg.load("fashion", device="cpu")
 labels = torch.arange(10).repeat(2)
 flow = sg.sample(model, 20, steps=20, label=labels, seed=0).x
 noisy = sg.sample(model, 20, solver="d-adams2-sde", steps=40, label=labels, seed=0).x

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from ..core.errors import InvalidInputError
 from ..core.table import Rows
 from ..terms import Term
 from .base import ControlState, Solver, State, Step
+from .elsewhere import meant
 from .external import TABLE as EXTERNAL
 from .external.common import Outcome, OutsideSolver
 from .multistep.adams import Adams
@@ -174,8 +174,8 @@ def make_solver(name: str, **options: Any) -> Solver:
         InvalidInputError: an unknown name (the message lists the known ones), or an option it does not take.
     """
     if not isinstance(name, str) or name not in _TABLE:
-        close = difflib.get_close_matches(str(name), _TABLE, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else "."
+        close = meant(str(name), _TABLE)
+        hint = f"; did you mean {close!r}?" if close else "."
         raise InvalidInputError(f"solver {name!r} is unknown{hint} Known: {', '.join(_TABLE)}")
     build = _TABLE[name]
     parameters = inspect.signature(getattr(build, "builds", build)).parameters

@@ -41,6 +41,9 @@ from ..solvers import Fitted
 from .folders import MANIFEST, MAX_BYTES, newest, read, steps, write, write_together
 from .solvers import described_solvers, rebuilt_solvers, solvers_to_keep
 
+PRETRAINED = ("fashion",)  # come with the package
+_PRETRAINED = Path(__file__).parent / "pretrained"
+
 _POINTS = 5  # of a process, to know it by
 _MOST_AXES, _LONGEST = 16, 256  # of a sample; of an argument of a network
 
@@ -110,7 +113,9 @@ def load(
     """The model that `save` or a training run wrote, in eval mode.
 
     Args:
-        path: a checkpoint, or the run folder of `fit`: then its newest valid checkpoint, with the averaged weights.
+        path: a checkpoint, or the run folder of `fit`: then its newest valid checkpoint, with the averaged weights. Or
+            "fashion", where there is no folder of that name: the small U-Net of Fashion-MNIST (VP, ten classes) that
+            comes with the package.
         net: your own network, filled with the weights in place, wrapped (torch.compile, DataParallel) or not; of a
             model by `from_diffusers`, the UNet. sdegen's are rebuilt from the file.
         sde: your own process; sdegen's are rebuilt from the file.
@@ -138,13 +143,19 @@ def load(
     """
     if net is not None and not isinstance(net, nn.Module):
         raise InvalidInputError(f"net: got {shortened(net)}, expected a torch.nn.Module")
-    tensors, state = _read_model(as_path(path), max_bytes)
+    tensors, state = _read_model(_place_of(path), max_bytes)
     model = _rebuilt(state.get("model"), tensors["model"], net, sde)
     if isinstance(model, ScoreModel):
         model.solvers = rebuilt_solvers(state.get("solvers", []), tensors.get("solvers", {}), model)
     if device is None:
         device = local_device(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     return model.to(device).eval()
+
+
+def _place_of(path: str | os.PathLike) -> Path:
+    """The folder that is meant; of models that come with the package the name alone."""
+    place = as_path(path)
+    return _PRETRAINED / path if path in PRETRAINED and not place.exists() else place  # type: ignore[operator]
 
 
 def describe(model: nn.Module) -> dict[str, Any]:

@@ -133,6 +133,5 @@ def test_samples_are_the_same_files_however_they_are_asked_for(tmp_path, monkeyp
 @pytest.mark.slow
 def test_solvers_are_compared_on_the_score_that_is_kept_here(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    model = ROOT / "examples" / "assets" / "fashion"
-    run(monkeypatch, "compare_solvers.py", "--model", str(model), "--label", "3", "--n", "4", "--smoke")
+    run(monkeypatch, "compare_solvers.py", "--model", "fashion", "--label", "3", "--n", "4", "--smoke")
     assert "adams" in capsys.readouterr().out and (tmp_path / "work_precision.png").exists()
