@@ -44,7 +44,7 @@ KINDS = {"uniform": "t", "karras": "Karras", "lambda": "lambda", "blend": "blend
 ORDERS = (1, 2, 3, 4)  # past values of a predictor; its corrector has one more
 REFERENCE, CHECK = 1e-6, 1e-8  # tolerances of adams, and of dopri5 beside it
 
-Sampler = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x, labels, times) -> the state at the last time
+Sampler = Callable[..., Tensor]  # (x, times, **conditions) -> the state at the last time
 
 
 @dataclass(frozen=True)
@@ -124,17 +124,24 @@ def schedulers() -> dict[str, Callable[[], Any]]:
 
 
 def scheduled(make: Callable[[], Any], model: sg.ScoreModel) -> Sampler:
-    """A scheduler driving the model, which is told every node's own time and not the nearest of a table."""
+    """A scheduler driving the model, which is told every node's own time and not the nearest of a table.
 
-    def run(x: Tensor, label: Tensor, ts: Tensor) -> Tensor:
+    These schedulers take states of variance preserving processes, alpha^2 + sigma^2 = 1, and find alpha and sigma from
+    their ratio: whatever the process, they are given x/sqrt(alpha^2 + sigma^2).
+    """
+
+    def run(x: Tensor, ts: Tensor, **cond: Tensor) -> Tensor:
         n, scheduler = len(ts) - 1, make()
+        alpha, sigma = model.sde.alpha(ts), model.sde.sigma(ts)
+        size = (alpha**2 + sigma**2).sqrt().to(x)
         scheduler.set_timesteps(n)
-        scheduler.sigmas, scheduler.timesteps = model.sde.sigma(ts) / model.sde.alpha(ts), torch.arange(n)
+        scheduler.sigmas, scheduler.timesteps = sigma / alpha, torch.arange(n)
         scheduler._step_index = scheduler._begin_index = 0
+        x = x / size[0]
         for k in range(n):
-            x0 = model(x, ts[k], label=label).x0
+            x0 = model(x * size[k], ts[k], **cond).x0
             x = scheduler.step(x0, k, x, return_dict=False)[0]
-        return x
+        return x * size[n]
 
     return run
 
@@ -180,7 +187,7 @@ def by_budget(task: Task, budgets: Iterable[int]) -> list[Row]:
         rows += [task.row(name, f"{n} steps", n, task.sampled(**how).x) for name, how in own.items()]
         for name, make in schedulers().items():
             for kind, words in KINDS.items():
-                x = scheduled(make, task.model)(task.x, task.label, task.grid(n, kind))
+                x = scheduled(make, task.model)(task.x, task.grid(n, kind), label=task.label)
                 rows.append(task.row(f"{name}, {words}", f"{n} steps", n, x))
     return rows
 
@@ -211,7 +218,7 @@ def frechet(task: Task, budgets: Iterable[int], n: int) -> str:
     known, label = features(real.images), real.labels
     x = task.model.sde.prior((n, *task.x.shape[1:]), seed=0)
 
-    def auto(x: Tensor, label: Tensor, ts: Tensor) -> Tensor:
+    def auto(x: Tensor, ts: Tensor, label: Tensor) -> Tensor:
         how = {"x_init": x, "label": label, "t_span": task.span, "progress": False}
         return sg.sample(task.model, x.shape, steps=len(ts) - 1, **how).x
 
@@ -224,7 +231,7 @@ def frechet(task: Task, budgets: Iterable[int], n: int) -> str:
         found = []
         for k in budgets:
             ts = task.grid(k, "uniform")
-            made = [run(a, b, ts) for a, b in zip(x.split(100), label.split(100), strict=True)]  # type: ignore
+            made = [run(a, ts, label=b) for a, b in zip(x.split(100), label.split(100), strict=True)]  # type: ignore
             found.append(f"{sg.metrics.frechet_distance(features(torch.cat(made).float()), known):.2f}")
         lines.append([name, *found])
     floor = sg.metrics.frechet_distance(features(spread(train, n).images), known)

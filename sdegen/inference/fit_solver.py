@@ -13,7 +13,6 @@ from torch import Tensor
 from ..core.arguments import whole
 from ..core.conditions import merged
 from ..core.errors import InvalidInputError
-from ..core.shapes import flat
 from ..loop.modes import bar, quiet
 from ..models.base import ScoreModel
 from ..models.coordinates import Coordinates
@@ -24,13 +23,19 @@ from ..solvers.multistep.bands import Bands
 from ..solvers.multistep.fitted import Fit, Fitted, FittedTo
 from .checks import check_model, placed
 from .lesson import Lesson
+from .refine import Student, errors_of, refined
+from .refine import cost as cost_of_refining
 from .sampling import sample
 
 _MOST = 10_000  # evaluations of one sample each for a number of steps and 64 samples; the search takes what is left
-_TEACHER = (64, 5)  # steps of the exact flow: at least, and for each step of the solver
-_NUMBERS = 8000  # that a search looks at, of all samples together: more tell no more
+_TEACHER = (48, 4)  # steps of the exact flow: at least, and for each step of the solver
+_NUMBERS = 1280  # that a search looks at, of all samples together
+_PROBES, _REFINED = 16, 0.75  # of a search, at most; what refining may take of the evaluations that are left
+_FEWEST = 20  # samples that refining looks at, unless a search looks at fewer
 _WIDTH, _FINEST = 0.2, 0.04  # of the steps of the search
 _CLOSEST = 0.02  # nodes, in steps of the grid that is not bent
+_LOOKS = 10  # steps, from which on the last evaluation is best spent at t_min, as the final denoising does
+_ALIKE = 1.1  # root mean squares may grow so much where the typical error falls: few samples carry them
 _UNLIKE = 0.75  # of the error to another sample's end: what is not nearer to its own has learned nothing
 
 
@@ -41,6 +46,7 @@ def fit_solver(
     samples: int = 64,
     seed: int = 0,
     bands: int = 1,
+    refine: bool = False,
     progress: bool | None = None,
     **cond: Any,
 ) -> Fitted:
@@ -63,12 +69,14 @@ def fit_solver(
         samples: how many flows; a third of them only judges.
         seed: of their noise, which `sample` never draws.
         bands: directions with weights of their own, such as 8: frequencies of images, principal directions of vectors.
+        refine: up to three Gauss-Newton iterations on all nodes and weights at once, however many evaluations they take
+            (an iteration for 8 steps 144 for each sample, for 20 steps 1,600); False: as many as there are enough for.
         progress: a progress bar on stderr; None: where stderr is a terminal.
         **cond: conditions, as in `sample`: tensors have one row for each of the samples.
 
     Returns:
         Fitted, a Solver: `.fits[8].error` and `.unfitted` are errors on the samples held out, `.evaluations` what it
-        took, about 10,000 evaluations of one sample each.
+        took, its share of the exact flows included: at most 10,000 of one sample each for 64 samples.
 
     Raises:
         InvalidInputError: a model without an event shape, or wrapped in what cannot be told from other things; numbers
@@ -98,7 +106,7 @@ def fit_solver(
             x = _start(model, samples, check_seed(seed))
             exact = Lesson.of(model, x, cond, max(_TEACHER[0], _TEACHER[1] * counts[-1]))
             basis = Bands.of(bands, exact.end, model.data.covariance)
-            fitting = _Fitting(model, to, x, exact, basis, torch.arange(samples) % 3 == 2)
+            fitting = _Fitting(model, to, x, exact, basis, torch.arange(samples) % 3 == 2, refine, len(counts))
             fits, bend = {}, (0.0, 0.0)
             for i, n in enumerate(counts):
                 report((1 + i) / (1 + len(counts)))
@@ -144,6 +152,8 @@ class _Fitting:
         exact: those flows.
         bands: directions.
         held: (B,) which samples only judge.
+        refine: whether to refine beyond the evaluations that a fit may take.
+        fits: how many there will be.
     """
 
     model: ScoreModel
@@ -152,20 +162,39 @@ class _Fitting:
     exact: Lesson
     bands: Bands
     held: Tensor
+    refine: bool
+    fits: int
 
     def fit(self, n: int, bend: tuple[float, float]) -> tuple[Fit, tuple[float, float]]:
         """For n steps, and how the grid is bent; the search for that begins at `bend`."""
         exact, taught = self.exact, self.exact.spent[0]
         learning, judging = (exact.only(rows.nonzero().flatten()) for rows in (~self.held, self.held))
         cost = taught / (len(self.x) * exact.steps)  # of a call, for one sample
-        left = _MOST * cost * len(self.x) / 64 - taught - n * cost * (len(learning.start) + 2 * len(judging.start))
+        share = taught / self.fits  # of the exact flows, which all fits look at
+        left = _MOST * len(self.x) / 64 - share / cost - n * (2 * len(learning.start) + 4 * len(judging.start))
         few = learning.only(torch.arange(min(len(learning.start), max(12, _NUMBERS // self.x[0].numel()))))
-        bend = _searched(few, n, bend, int(left / (n * cost * len(few.start))))
+        once = cost_of_refining(n)
+        rows = min(int(left * _REFINED / once), len(learning.start))  # that can be afforded
+        rounds = (
+            3
+            if self.refine
+            else min(2, int(left * _REFINED / (once * rows)))
+            if rows >= min(_FEWEST, len(few.start))
+            else 0
+        )
+        spare = left if self.refine else left - rounds * rows * once
+        bend = _searched(few, n, bend, min(int(spare / (n * len(few.start))), _PROBES))
         angles = _nodes(exact.view, n, bend)
-        fit = Fit(angles, learning.learned(angles, self.bands)[0], math.nan, math.nan, 0)
+        weights, _ = learning.learned(angles, self.bands)
+        if rounds and n > 1:
+            own = learning if self.refine else learning.only(torch.arange(rows))
+            student = Student(learning, self.bands, weights)
+            angles, weights = refined(own, judging, angles, weights, self.bands, most=rounds)
+            weights = student.landed(angles, weights)[0]
+        fit = Fit(angles, weights, math.nan, math.nan, 0)
         fit = self._judged(n, fit, judging)
-        spent, exact.spent[0] = exact.spent[0], taught
-        return replace(fit, evaluations=spent), bend
+        spent, exact.spent[0] = exact.spent[0] - taught, taught
+        return replace(fit, evaluations=round(spent + share)), bend
 
     def _judged(self, n: int, fit: Fit, judging: Lesson) -> Fit:
         """A fit with its errors on samples that it did not see."""
@@ -175,9 +204,10 @@ class _Fitting:
             found = sample(self.model, x.shape, x_init=x, solver=solver, steps=n, progress=False, cond=judging.cond)
             self.exact.spent[0] += int(found.nfe.sum())
             away = [found.x - centre - end for end in (judging.end, judging.end.roll(1, 0))]
-            errors.append([float(flat(v).double().square().mean().sqrt()) / s for v in away])
-        (own, other), (unfitted, _) = errors
-        return replace(fit, error=own, unfitted=unfitted, better=own < unfitted and own < _UNLIKE * other)
+            errors.append([part for v in away for part in errors_of(v)])
+        (own, typical, other, _), (unfitted, usual, _, _) = errors
+        better = typical < usual and own < _ALIKE * unfitted and own < _UNLIKE * other
+        return replace(fit, error=own / s, unfitted=unfitted / s, better=better)
 
 
 def _places(n: int, bend: tuple[float, float]) -> Tensor:
@@ -187,10 +217,11 @@ def _places(n: int, bend: tuple[float, float]) -> Tensor:
 
 
 def _nodes(view: Coordinates, n: int, bend: tuple[float, float]) -> Tensor:
-    """theta_0 ... theta_n: a "sqrt-time" grid, bent."""
-    sde = view.model.sde
-    how = {"kind": "sqrt-time", "sigma_data": view.model.sigma_data, "fraction": _places(n, bend)}
-    return formula_grid(sde, n, start=sde.t_max, stop=sde.t_min, **how)
+    """theta_0 ... theta_n: a "sqrt-time" grid, bent; of many steps the last node but one is as good as the last."""
+    sde, looks = view.model.sde, n >= _LOOKS
+    how = {"kind": "sqrt-time", "sigma_data": view.model.sigma_data, "fraction": _places(n - looks, bend)}
+    nodes = formula_grid(sde, n - looks, start=sde.t_max, stop=sde.t_min, **how)
+    return torch.cat([nodes[:-1], torch.lerp(nodes[-1:], nodes[-2:-1], 1e-3), nodes[-1:]]) if looks else nodes
 
 
 def _searched(lesson: Lesson, n: int, bend: tuple[float, float], probes: int) -> tuple[float, float]:
@@ -199,7 +230,7 @@ def _searched(lesson: Lesson, n: int, bend: tuple[float, float], probes: int) ->
 
     def error(at: tuple[float, float]) -> float:
         if at not in known:
-            falls = bool((_places(n, at).diff() > _CLOSEST / n).all())
+            falls = bool((_places(n - (n >= _LOOKS), at).diff() > _CLOSEST / n).all())
             tried = falls and len(known) < probes
             known[at] = lesson.learned(_nodes(lesson.view, n, at), Bands())[1] if tried else math.inf
         return known[at]

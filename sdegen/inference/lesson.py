@@ -92,6 +92,11 @@ class Lesson:
         weights = (ahead / gaps).prod(1)
         return torch.tensordot(weights.to(self.path), self.path[first : first + len(nodes)], 1)
 
+    def ends(self, angles: Tensor) -> list[tuple[int, Tensor, float]]:
+        """(row of the weights, what it should land on, factor of y_0) of the last step: at theta_N, and denoised."""
+        n, last = len(angles) - 1, float(angles[-1])
+        return [(n - 1, self.at(last), 1.0), (n, self.end, math.cos(last))]
+
     def learned(self, angles: Tensor, bands: Bands, *, ridge: float = RIDGE) -> tuple[Tensor, float]:
         """(weights (N + 1, bands, N) of a solver with these nodes, its error on these samples), see `Fit`."""
         n, y = len(angles) - 1, self.start
@@ -102,12 +107,9 @@ class Lesson:
         error = math.nan
         for k in range(n):
             slopes.append(bands.into(term.drift(y, angles[k])))
-            goals = [(k, self.at(float(angles[k + 1])), 1.0)]
-            if k == n - 1:
-                goals.append((n, self.end, math.cos(float(angles[-1]))))
-            for row, goal, factor in goals:
+            for row, goal, factor in self.ends(angles) if k == n - 1 else [(k, self.at(float(angles[k + 1])), 1.0)]:
                 base = moved(factor * self.start, weights[row], slopes, bands)
-                weights[row, :, : k + 1] += _least_squares(slopes, bands.into(goal - base), bands, ridge)
+                weights[row, :, : k + 1] += least_squares(slopes, bands.into(goal - base), bands, ridge)
                 y = moved(factor * self.start, weights[row], slopes, bands)
                 error = float(flat(y - goal).double().square().mean().sqrt()) / self.view.model.sigma_data
         self.spent[0] += int(term.counts(torch.zeros(len(y), dtype=torch.int64)).sum())
@@ -141,7 +143,7 @@ def _add(row: Tensor, weights: Sequence[float], newest: int) -> None:
         row[newest - i] += w
 
 
-def _least_squares(slopes: Sequence[Tensor], residual: Tensor, bands: Bands, ridge: float) -> Tensor:
+def least_squares(slopes: Sequence[Tensor], residual: Tensor, bands: Bands, ridge: float = RIDGE) -> Tensor:
     """(bands, slopes): the change of the weights that takes most off a residual, all in the basis of the bands."""
     f = torch.stack([flat(v).double() for v in slopes])  # (n, B, d)
     r = flat(residual).double()

@@ -1,0 +1,295 @@
+"""Few evaluations on trained networks: a solver fitted to the network, `auto` without it, and what others publish.
+
+Every network is run by the fitted solver, by "auto" without it, by diffusers' four multistep schedulers on four grids
+each (see learned.py) and on a grid of GITS, made here as its paper says and run by its three solvers. All start from
+the same noise, which no fit has seen, and make N evaluations. The error is that of the end-point against the flow solved
+tightly, root mean square over samples and numbers, in standard deviations of the data. The fitted solver and "auto" end
+with the denoised sample, as `sample` does; the others end with N steps to t_min or with N - 1 and the denoising,
+whichever is better, and the peer is the best of the sixteen, chosen for each number of evaluations after they were run.
+
+The networks: the U-Net of Fashion-MNIST in `examples/assets/fashion` (VP), and three that are trained here once: an MLP
+of handwritten digits as 64 numbers (VP), an MLP of a ring of eight modes in the plane (EDM), and a U-Net of handwritten
+digits as 8 x 8 images (VE).
+
+    python benchmarks/few_evaluations.py                  # 15 minutes of one core; writes results/learned.json
+    python benchmarks/few_evaluations.py --only ring      # one of them, printed
+    python benchmarks/few_evaluations.py --frechet DATA   # and distances, with the folder of Fashion-MNIST's idx files
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import math
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from learned import CHECKPOINT, KINDS, scheduled, schedulers
+from solvers import table
+from torch import Tensor
+
+import sdegen as sg
+
+BUDGETS = (5, 8, 10, 15, 20)
+ASKED = {5: (0.5, 0.7), 8: (0.35, 0.55), 10: (0.35, 0.55), 15: (0.4, 0.6), 20: (0.4, 0.6)}
+RESULTS = Path(__file__).parent / "results" / "learned.json"
+KEPT = Path(__file__).parent.parent / "build" / "few_evaluations"  # trained networks
+SEED = 1000  # of the noise that is measured on
+
+
+@dataclass
+class Case:
+    """A network, the noise to begin with, where the flow ends, and what was found."""
+
+    name: str
+    model: sg.Denoiser
+    n: int = 256
+    classes: int = 0
+    fitted: Any = None
+    errors: dict[int, dict[str, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.x = self.model.sde.prior((self.n, *(self.model.event_shape or ())), seed=SEED, dtype=torch.float64)
+        self.cond = self.labels(self.n)
+        self.span = (self.model.sde.t_max, self.model.sde.t_min)
+        tightly = self.sampled(solver="adams", steps=301, save=[self.span[1], 0.0])
+        self.exact, self.clean = tightly.xs
+
+    def labels(self, n: int) -> dict[str, Tensor]:
+        return {"label": torch.arange(n) % self.classes} if self.classes else {}
+
+    def sampled(self, **how: Any) -> sg.Solution:
+        return sg.sample(self.model, self.x.shape, x_init=self.x, progress=False, **self.cond, **how)
+
+    def error(self, x: Tensor, *, clean: bool = True) -> float:
+        away = x.double() - (self.clean if clean else self.exact)
+        return float(away.square().mean().sqrt()) / self.model.sigma_data
+
+    def better_end(self, run: Callable[[Tensor], Tensor], grid: Callable[[int], Tensor], n: int) -> float:
+        """The smaller error of n steps to t_min and of n - 1 with the denoising."""
+        last = torch.tensor(self.span[1], dtype=torch.float64)
+        x0 = self.model(run(grid(n - 1)), last, **self.cond).x0
+        return min(self.error(run(grid(n)), clean=False), self.error(x0))
+
+    def grid(self, n: int, kind: str) -> Tensor:
+        return sg.grid(self.model, n, kind=kind, t_span=self.span)
+
+
+# ---- the networks
+
+
+def trained(name: str, make: Callable[[], sg.Denoiser], data: Callable[[], Tensor], **how: Any) -> sg.Denoiser:
+    """A network that is trained once and kept."""
+    path = KEPT / name
+    if not path.exists():
+        torch.manual_seed(0)
+        model = make()
+        sg.fit(model, data(), seed=0, progress=False, **how)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sg.save(model, path)
+    return sg.load(path, device="cpu")  # type: ignore[return-value]
+
+
+def digits() -> Tensor:
+    """(1797, 1, 8, 8) in [-1, 1]."""
+    from sklearn.datasets import load_digits
+
+    return torch.from_numpy(load_digits().images).float()[:, None] / 8 - 1
+
+
+def ring() -> Tensor:
+    angles = torch.arange(8) * (math.pi / 4)
+    means = torch.stack([angles.cos(), angles.sin()], 1)
+    return sg.GaussianMixture(means, std=0.1).sample(20_000, seed=0).float()
+
+
+def cases() -> dict[str, Callable[[], Case]]:
+    def fashion() -> Case:
+        return Case("Fashion-MNIST, U-Net, VP", sg.load(CHECKPOINT, device="cpu"), 128, 10)  # type: ignore[arg-type]
+
+    def digits_mlp() -> Case:
+        make = lambda: sg.Denoiser(sg.nets.MLP(64, hidden=256, layers=3), sg.VPSDE())
+        how = {"steps": 4000, "batch_size": 128, "lr": 2e-3}
+        return Case("digits as 64 numbers, MLP, VP", trained("digits-mlp", make, lambda: digits().flatten(1), **how))
+
+    def ring_mlp() -> Case:
+        make = lambda: sg.Denoiser(sg.nets.MLP(2, hidden=96, layers=3), sg.EDMSDE())
+        how = {"steps": 5000, "batch_size": 256, "lr": 2e-3}
+        return Case("ring of eight, MLP, EDM", trained("ring-mlp", make, ring, **how))
+
+    def digits_unet() -> Case:
+        make = lambda: sg.Denoiser(sg.nets.UNet(1, channels=16, multipliers=[1, 2], blocks=1), sg.VESDE())
+        how = {"steps": 2500, "batch_size": 64, "lr": 2e-3}
+        return Case("digits as images, U-Net, VE", trained("digits-unet", make, digits, **how))
+
+    return {"fashion": fashion, "digits": digits_mlp, "ring": ring_mlp, "ve": digits_unet}
+
+
+# ---- a published learned grid
+
+
+class Gits:
+    """Grids of GITS: the way through the nodes of a fine grid that costs least.
+
+    cost(i, j) is how far an Euler step in sigma/alpha from the exact state at t_i lands from that at t_j, mean over some
+    flows; the grid of N steps minimises, from the end on, V_k(i) = min_j cost(i, j) + gamma V_(k-1)(j).
+
+    Source: Chen et al. 2024 (arXiv 2405.11326) section 4, with their 61 nodes and gamma 1.15.
+    """
+
+    nodes, gamma = 60, 1.15
+
+    def __init__(self, case: Case) -> None:
+        model = case.model
+        times = sg.grid(model, self.nodes, kind="karras", t_span=case.span)
+        n = 64
+        x = model.sde.prior((n, *(model.event_shape or ())), seed=SEED + 1, dtype=torch.float64)
+        path = sg.sample(
+            model, x.shape, x_init=x, solver="adams", steps=times, save="all", progress=False, **case.labels(n)
+        ).xs
+        alpha, sigma = model.sde.alpha(times), model.sde.sigma(times)
+        ratio, self.times = sigma / alpha, times
+        self.cost = torch.full((len(times), len(times)), math.inf, dtype=torch.float64)
+        with torch.no_grad():
+            for i in range(len(times) - 1):
+                noise = model(path[i], times[i], **case.labels(n)).noise
+                for j in range(i + 1, len(times)):
+                    away = path[i] / alpha[i] + (ratio[j] - ratio[i]) * noise - path[j] / alpha[j]
+                    self.cost[i, j] = away.flatten(1).norm(dim=1).mean()
+
+    def grid(self, n: int) -> Tensor:
+        last = len(self.times) - 1
+        value = torch.full((last + 1,), math.inf, dtype=torch.float64)
+        value[last], choices = 0.0, []
+        for _ in range(n):
+            value, choice = (self.cost + self.gamma * value).min(1)
+            choices.append(choice)
+        places = [0]
+        for choice in reversed(choices):
+            places.append(int(choice[places[-1]]))
+        return self.times[places]
+
+
+# ---- measuring
+
+
+def measured(case: Case, report: Callable[[str], None]) -> None:
+    """All errors of a network."""
+    began = time.process_time()
+    case.fitted = sg.fit_solver(case.model, steps=BUDGETS, progress=False, **case.labels(64))
+    case.model.solvers = ()
+    took, gits = time.process_time() - began, Gits(case)
+    for n in BUDGETS:
+        found = {"fitted": case.error(case.sampled(solver=case.fitted, steps=n).x)}
+        found["auto"] = case.error(case.sampled(steps=n).x)
+        for name, make in schedulers().items():
+            for kind, words in KINDS.items():
+                run = lambda ts, make=make: scheduled(make, case.model)(case.x, ts, **case.cond)
+                found[f"{name}, {words}"] = case.better_end(run, lambda k, kind=kind: case.grid(k, kind), n)
+        for name in ("ipndm4", "dpm++2m", "unipc2"):
+            found[f"GITS, {name}"] = case.better_end(
+                lambda ts, name=name: case.sampled(solver=name, steps=ts).x, gits.grid, n
+            )
+        case.errors[n] = found
+        report(
+            f"{case.name}, {n}: {' '.join(f'{k} {v:.4f}' for k, v in summary(case, n).items() if not isinstance(v, str))}"
+        )
+    report(f"{case.name}: the fit took {took:.0f} s of CPU time")
+
+
+def summary(case: Case, n: int) -> dict[str, Any]:
+    found = case.errors[n]
+    peers = {name: e for name, e in found.items() if name not in ("fitted", "auto") and not name.startswith("GITS")}
+    peer, gits = min(peers, key=lambda k: peers[k]), min(found[k] for k in found if k.startswith("GITS"))
+    best = peers[peer]
+    ratios = {"fitted/peer": found["fitted"] / best, "auto/peer": found["auto"] / best, "GITS/peer": gits / best}
+    return {"fitted": found["fitted"], "auto": found["auto"], "GITS": gits, "peer": best, "name": peer, **ratios}
+
+
+def tables(found: list[Case]) -> Iterator[dict[str, Any]]:
+    """What is shown of it."""
+    rows = []
+    for n in BUDGETS:
+        got = [summary(case, n) for case in found]
+        row: list[Any] = [n]
+        for key in ("fitted/peer", "auto/peer", "GITS/peer"):
+            row += [statistics.median(g[key] for g in got), max(g[key] for g in got)]
+        row += [max(g["fitted"] / g["auto"] for g in got), "{} ({})".format(*ASKED[n])]
+        yield_row = row
+        rows.append(yield_row)
+    columns = [
+        "evaluations",
+        "fitted",
+        "worst",
+        "auto",
+        "worst",
+        "GITS",
+        "worst",
+        "fitted/auto, worst",
+        "asked of fitted",
+    ]
+    about = (
+        "Errors over those of the best of sixteen peers, chosen afterwards: the median over networks, and the worst."
+    )
+    yield {"title": "Against the best peer", "about": about, "columns": columns, "rows": rows}
+    for case in found:
+        rows = []
+        for n in BUDGETS:
+            s, fit = summary(case, n), case.fitted.fits[n]
+            rows.append([n, s["fitted"], s["auto"], s["GITS"], s["peer"], s["name"], fit.error, fit.evaluations])
+        columns = [
+            "evaluations",
+            "fitted",
+            "auto",
+            "GITS, best of three solvers",
+            "best peer",
+            "which",
+            "the fit's own word",
+            "evaluations it took",
+        ]
+        yield {"title": case.name, "columns": columns, "rows": rows}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=cases(), nargs="+", help="some of the networks; nothing is written")
+    parser.add_argument("--frechet", type=Path, help="the folder of Fashion-MNIST's idx files, for distances")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    found, began = [], time.process_time()
+    for name in options.only or cases():
+        with torch.no_grad():
+            found.append(cases()[name]())
+            measured(found[-1], lambda line: print(line, flush=True))
+    shown = list(tables(found))
+    print(
+        *(
+            f"{t['title']}\n{table(t['columns'], [[str(c) if not isinstance(c, float) else f'{c:.3g}' for c in r] for r in t['rows']])}"
+            for t in shown
+        ),
+        sep="\n",
+    )
+    if options.only:
+        return
+    report = {
+        "title": "Few evaluations on trained networks",
+        "about": __doc__.split("\n\n")[1].replace("\n", " "),
+        "command": "python benchmarks/few_evaluations.py",
+        "date": datetime.date.today().isoformat(),
+        "version": sg.__version__,
+        "machine": f"{platform.system()} {platform.machine()}, one core, {time.process_time() - began:.0f} s of CPU time",
+        "tables": shown,
+        "errors": {case.name: case.errors for case in found},
+    }
+    RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
