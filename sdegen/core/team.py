@@ -67,14 +67,14 @@ class Team:
             raise box[1]
         return box[0]
 
-    def to_leader(self, value: T) -> list[T]:
-        """The values of all processes, in the order of ranks; [] but in the leader."""
+    def of_all(self, value: T) -> list[T]:
+        """The values of all processes, in the order of ranks."""
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
         with watched():
-            dist.gather_object(value, found if self.leads else None, dst=0, group=self.control)
-        return found if self.leads else []
+            dist.all_gather_object(found, value, group=self.control)
+        return found
 
     def agree(self, *numbers: int) -> list[int]:
         """The largest of each number over all processes."""

@@ -3,5 +3,6 @@
 from . import images, toys
 from .images import Images
 from .load import load_images
+from .shares import Shares
 
-__all__ = ["Images", "images", "load_images", "toys"]
+__all__ = ["Images", "Shares", "images", "load_images", "toys"]

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..core.errors import InvalidInputError
 from ..core.shards import is_sharded
 from ..core.team import Team
+from ..models.denoiser import Denoiser
 from ..models.networks import sharded_modules, unwrapped
 from .objective import Objective
 
@@ -167,7 +168,7 @@ def _shard(model: nn.Module) -> None:
     """Cut the weights of a model: block by block where it has lists of them, what is left with the network."""
     from torch.distributed.fsdp import fully_shard  # where it is needed: importing it takes time
 
-    root = unwrapped(getattr(model, "net", model))
+    root = unwrapped(model.net if isinstance(model, Denoiser) else model)
     mesh = dist.device_mesh.init_device_mesh(next(root.parameters()).device.type, (dist.get_world_size(),))
     for p in root.parameters():
         p.data = p.data.contiguous()

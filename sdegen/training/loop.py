@@ -17,7 +17,7 @@ from ..core.conditions import gathered, merged
 from ..core.errors import IncompatibleCheckpointError, InvalidInputError
 from ..core.team import Groups, LostProcessError, Team, local_device, team
 from ..models.base import ScoreModel
-from .batches import Batches, Statistics, batches
+from .batches import Batches, Statistics
 from .checks import (
     check_kind,
     check_model,
@@ -37,6 +37,7 @@ from .objective import Objective
 from .optimiser import check_optimiser
 from .options import Options
 from .reporter import Reporter
+from .sources import batches
 from .statistics import count_steps
 from .trainer import Trainer
 
@@ -69,6 +70,7 @@ def fit(
     tensorboard: bool = False,
     statistics: str | None = None,
     strategy: str | None = None,
+    workers: int = 0,
     optimizer: Callable[[Sequence[torch.nn.Parameter]], Any] | None = None,
     lr_scheduler: Callable[[Any], Any] | None = None,
     logger: Any = None,
@@ -139,6 +141,8 @@ def fit(
             keeps its own.
         strategy: of several processes: "ddp", DistributedDataParallel, or "fsdp", FSDP2: each process keeps a part of
             the weights, the averages and the optimizer's state, in the model too when `fit` is done. None: "ddp".
+        workers: processes that load samples of a Dataset ahead of the step, the same ones in the same order. (A
+            DataLoader may have its own; what is in memory needs none.)
         optimizer: a function that makes one of the weights, as `lambda weights: torch.optim.SGD(weights, lr=0.1)`, in
             place of AdamW with `lr` and `weight_decay`. The warm-up and the schedule multiply its own rates.
         lr_scheduler: a function that makes one of the optimizer, stepped after every step, in place of these two.
@@ -194,11 +198,12 @@ def fit(
         tensorboard=tensorboard,
         statistics=statistics,
         strategy=strategy,
+        workers=workers,
         optimizer=optimizer,
         lr_scheduler=lr_scheduler,
         logger=logger,
     )
-    source = batches(data, _conditions(model, gathered(cond, conditions), loss), batch_size)
+    source = batches(data, _conditions(model, gathered(cond, conditions), loss), batch_size, workers or 0)
     check_model(model, source.first, saves=out is not None)
     Objective(loss).check(source.first.cond)
     _check_statistics(model, statistics)
@@ -303,6 +308,7 @@ def _drive(trainer: Trainer, source: Batches, folder: RunFolder | None, *, order
             stack.enter_context(interrupts)
         takes_part = processes.leads or trainer.engine.sharded  # in what is gathered, to be shown or kept
         reporter = stack.enter_context(Reporter(trainer, folder, keeps=orderly)) if takes_part else None
+        source.go_on(trainer.step, trainer.own_data_state())
         stream = source.from_step(trainer.step, trainer.seed, processes.share, trainer.device)
         try:
             for batch in islice(stream, options.steps - trainer.step):
@@ -312,13 +318,22 @@ def _drive(trainer: Trainer, source: Batches, folder: RunFolder | None, *, order
                 interrupts.note(signal)
                 if signal or saves or waited or options.acts(trainer.step):
                     trainer.evaluate()
+                    if signal or saves:
+                        trainer.data_states = _states(source, processes)
                     if reporter is not None:
                         reporter.act(saves=bool(signal or saves))
                 if signal:
                     raise SystemExit(128 + signal)
         except LostProcessError:
-            if trainer.device.type == "cpu" and not trainer.engine.sharded:  # CUDA may wait for the lost one for ever
+            alone = not (trainer.engine.sharded or source.divided)  # no other's part is needed
+            if trainer.device.type == "cpu" and alone:  # CUDA may wait for the lost one for ever
                 trainer.evaluate()
+                trainer.data_states = [source.state()]
                 if reporter is not None:
                     reporter.act(saves=True)
             raise
+
+
+def _states(source: Batches, processes: Team) -> list[Any]:
+    """Where the data are: in every process where each has its own, else in one."""
+    return processes.of_all(source.state()) if source.divided else [source.state()]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from ..core.errors import IncompatibleCheckpointError, InvalidInputError
 from ..core.shards import local, replicated_beside, sharded_as
 from .options import Options
+from .states import packed, unpacked
 
 _OF_ADAM = ("step", "exp_avg", "exp_avg_sq")
 
@@ -67,15 +67,15 @@ class Optimiser:
         tensors: dict[str, Tensor] = {}
         state: dict[str, Any] = {"class": _words(self.inner)}
         state["weights"] = [
-            [name, _packed({k: v for k, v in self.inner.state[p].items()}, f"optimizer.{name}", tensors)]
+            [name, packed({k: v for k, v in self.inner.state[p].items()}, f"optimizer.{name}", tensors)]
             for name, p in zip(self.names, self.parameters, strict=True)
             if p in self.inner.state
         ]
         if self.options.optimizer is not None:
             groups = [{k: v for k, v in group.items() if k != "params"} for group in self.inner.param_groups]
-            state["groups"] = _packed(groups, "optimizer.groups", tensors)
+            state["groups"] = packed(groups, "optimizer.groups", tensors)
         if self.scheduler is not None:
-            state["scheduler"] = _packed(self.scheduler.state_dict(), "optimizer.scheduler", tensors)
+            state["scheduler"] = packed(self.scheduler.state_dict(), "optimizer.scheduler", tensors)
         return tensors, state
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any] | None) -> None:
@@ -94,12 +94,12 @@ class Optimiser:
         kept = dict(state["weights"])
         for name, p in zip(self.names, self.parameters, strict=True):
             if name in kept:
-                self.inner.state[p] = _laid_out(p, _unpacked(kept[name], tensors))
+                self.inner.state[p] = _laid_out(p, unpacked(kept[name], tensors))
         if "groups" in state:
-            for group, before in zip(self.inner.param_groups, _unpacked(state["groups"], tensors), strict=True):
+            for group, before in zip(self.inner.param_groups, unpacked(state["groups"], tensors), strict=True):
                 group.update(before)
         if self.scheduler is not None:
-            self.scheduler.load_state_dict(_unpacked(state["scheduler"], tensors))
+            self.scheduler.load_state_dict(unpacked(state["scheduler"], tensors))
 
 
 def check_optimiser(parameters: Iterable[nn.Parameter], options: Options) -> None:
@@ -169,41 +169,3 @@ def _from_before(tensors: Mapping[str, Tensor], names: Sequence[str]) -> list[An
         [name, {"dict": [[key, {"tensor": f"{key}.{name}"}] for key in _OF_ADAM if f"{key}.{name}" in tensors]}]
         for name in names
     ]
-
-
-# ---- values as JSON, their tensors apart
-
-
-def _packed(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """A state as JSON; its tensors go to `tensors`, under names that begin with `name`."""
-    if isinstance(value, Tensor):
-        tensors[name] = value
-        return {"tensor": name}
-    if isinstance(value, Mapping):
-        return {"dict": [[_packed(k, name, tensors), _packed(v, f"{name}.{k}", tensors)] for k, v in value.items()]}
-    if isinstance(value, list | tuple):
-        parts = [_packed(part, f"{name}.{i}", tensors) for i, part in enumerate(value)]
-        return {type(value).__name__ if type(value) in (list, tuple) else "tuple": parts}
-    if isinstance(value, float) and not math.isfinite(value):
-        return {"float": repr(value)}
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if hasattr(value, "item"):  # a number of numpy
-        return value.item()
-    raise InvalidInputError(
-        f"{name}: got a {type(value).__name__} in the optimiser's state, expected numbers and tensors"
-    )
-
-
-def _unpacked(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    if not isinstance(value, dict):
-        return value
-    ((kind, inner),) = value.items()
-    if kind == "tensor":
-        return tensors[inner].clone()
-    if kind == "dict":
-        return {_unpacked(k, tensors): _unpacked(v, tensors) for k, v in inner}
-    if kind == "float":
-        return float(inner)
-    parts = [_unpacked(part, tensors) for part in inner]
-    return tuple(parts) if kind == "tuple" else parts

@@ -57,6 +57,7 @@ class Options:
     tensorboard: bool
     statistics: str | None = None
     strategy: str | None = None
+    workers: int = 0
     optimizer: Callable[..., Any] | None = None
     lr_scheduler: Callable[..., Any] | None = None
     logger: Any = None
@@ -90,6 +91,7 @@ class Options:
         self._check(lambda v: v in (True, False), "True or False", "progress", none=True)
         self._check(lambda v: v in (True, False), "True or False", "tensorboard")
         self._check(lambda v: v in WISHES, " or ".join(map(repr, WISHES)), "statistics", none=True)
+        self._check(lambda v: _is_count(v + 1), "a whole number of processes", "workers", none=True)
         self._check(lambda v: v in STRATEGIES, " or ".join(map(repr, STRATEGIES)), "strategy", none=True)
         if self.strategy == "fsdp":
             self._check(lambda v: v != "fp16", "'bf16' or 'full' beside strategy='fsdp'", "precision")

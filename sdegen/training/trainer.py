@@ -34,6 +34,7 @@ from .history import History, Recorder, Step
 from .objective import Objective
 from .optimiser import Optimiser
 from .options import PRECISIONS, Options
+from .states import packed, unpacked
 
 _WAIT_STEPS, _WAIT_SECONDS = 64, 0.5  # how many steps, and how long, are left unevaluated
 _LOG_STEPS = 50  # between rows of the metrics
@@ -59,6 +60,7 @@ class Trainer:
         self.recorder = Recorder(model.sde if isinstance(model, ScoreModel) else None)
         self.step = 0  # how many are done
         self.rates = array("d")  # of the steps
+        self.data_states: list[Any] = [None]  # where streams are: of one process, or of all where each has its own
         self._times: Tensor | None = None  # at which the loss first asked the model, for some rows
         self._evaluated = time.monotonic()
         self._logged = 0
@@ -183,6 +185,20 @@ class Trainer:
             for start, end in zip(starts, ends, strict=False)
         ]
 
+    def own_data_state(self) -> Any:
+        """Where this process's data are.
+
+        Raises:
+            IncompatibleCheckpointError: they were divided among another number of processes.
+        """
+        states = self.data_states
+        if len(states) not in (1, self.team.size):
+            raise IncompatibleCheckpointError(
+                f"data: got {self.team.size} processes; the run in this folder was made with {len(states)}, each of "
+                "which loaded data of its own: start as many, or pass another out= for a new run"
+            )
+        return states[self.team.rank if len(states) > 1 else 0]
+
     # ---- checkpoints
 
     def checkpoint(self) -> Found:
@@ -199,6 +215,7 @@ class Trainer:
             training |= {f"average{k}.{name}": value for name, value in zip(self.names, average.values, strict=True)}
         state: dict[str, Any] = {"step": self.step, "seed": self.seed, "failures": self.recorder.failures}
         state |= {"scaler": self.scaler.state_dict(), "made_with": self.made_with, "optimizer": optimiser}
+        state["data"] = packed(self.data_states, "data", training)
         description = storage.describe(saveable(self.model))
         return {"model": model, "training": training}, {"model": description, "training": state}
 
@@ -254,6 +271,7 @@ class Trainer:
             raise IncompatibleCheckpointError(
                 f"the checkpoint does not fit this run: {type(error).__name__}: {shortened(str(error), 300)}"
             ) from error
+        self.data_states = unpacked(progress.get("data", {"list": [None]}), own)
         self.engine.forget()
         self.step = progress["step"]
         self.rates = array("d", [math.nan] * self.step)

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from sdegen.core.errors import InvalidInputError
 from sdegen.data import Images, load_images, pixels
-from sdegen.training.batches import batches
+from sdegen.training.sources import batches
 
 RNG = np.random.default_rng
 ROOT = Path(__file__).parents[2]

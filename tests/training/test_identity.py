@@ -362,15 +362,16 @@ def test_data_that_are_not_finite_are_refused_whatever_is_known(statistics, know
 
 
 def test_statistics_do_not_depend_on_the_chunks(monkeypatch):
-    from sdegen.training import batches as module
+    from sdegen.training import indexed as module
+    from sdegen.training.sources import batches
 
     x = torch.randn(300, 3, 5, generator=torch.Generator().manual_seed(0)) * 3 + 100
     for numbers in (1, 40, 10**9):
         monkeypatch.setattr(module, "_CHUNK_NUMBERS", numbers)
-        found = module.batches(x, {}, 8).statistics()
+        found = batches(x, {}, 8).statistics()
         torch.testing.assert_close(found.mean, x.double().mean(0), rtol=1e-12, atol=0)
         assert found.std == pytest.approx(float((x.double() - found.mean).square().mean().sqrt()), rel=1e-10)
         assert found.samples == 300
     x[::50] = torch.inf
     with pytest.raises(InvalidInputError, match=r"infinity in 6 samples \(0, 50, 100, 150, 200, 250\)"):
-        module.batches(x, {}, 8).statistics()
+        batches(x, {}, 8).statistics()

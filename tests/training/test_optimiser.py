@@ -18,7 +18,7 @@ from sdegen.models.base import ScoreModel
 from sdegen.storage.folders import read, steps
 from sdegen.training import fit
 from sdegen.training.losses import dsm_loss
-from sdegen.training.optimiser import _packed, _unpacked
+from sdegen.training.states import packed, unpacked
 
 fit = functools.partial(fit, progress=False, device="cpu")
 
@@ -145,7 +145,7 @@ def test_states_go_through_json_whole():
 
     state = {"a": (1, 2.5, None), 3: [True, "x"], "inf": -math.inf, "nan": math.nan, "t": {"z": torch.arange(3.0)}}
     tensors: dict = {}
-    back = _unpacked(json.loads(json.dumps(_packed(state, "s", tensors), allow_nan=False)), tensors)
+    back = unpacked(json.loads(json.dumps(packed(state, "s", tensors), allow_nan=False)), tensors)
     assert list(tensors) == ["s.t.z"] and torch.equal(back["t"].pop("z"), torch.arange(3.0))
     assert (
         back["a"] == (1, 2.5, None)
@@ -154,7 +154,7 @@ def test_states_go_through_json_whole():
         and back["nan"] != back["nan"]
     )
     with pytest.raises(InvalidInputError, match="got a function"):
-        _packed({"f": lambda: 0}, "s", {})
+        packed({"f": lambda: 0}, "s", {})
 
 
 WRONG = [

@@ -39,11 +39,11 @@ from sdegen.processes import EDMSDE, VESDE, VPSDE
 from sdegen.storage.folders import steps
 from sdegen.storage.models import load
 from sdegen.training import History, fit
-from sdegen.training.batches import batches
 from sdegen.training.ema import Average
 from sdegen.training.folder import Interrupts
 from sdegen.training.losses import dsm_loss, implicit_loss, sliced_loss
 from sdegen.training.options import Options
+from sdegen.training.sources import batches
 
 fit = functools.partial(fit, progress=False, device="cpu")
 

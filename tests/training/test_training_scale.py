@@ -33,11 +33,11 @@ from sdegen.processes import VPSDE
 from sdegen.storage.folders import steps
 from sdegen.storage.models import load
 from sdegen.training import History, averaged, fit
-from sdegen.training.batches import batches
 from sdegen.training.draws import BatchNoise, takes_seed
 from sdegen.training.ema import Average, exponential, gamma, mixture_of, power_function
 from sdegen.training.folder import Interrupts
 from sdegen.training.losses import dsm_loss, sliced_loss
+from sdegen.training.sources import batches
 
 fit = functools.partial(fit, progress=False, device="cpu")
 

@@ -103,7 +103,7 @@ def _into_file(args: argparse.Namespace, model: Any, label: int | None, out: str
         cond = labels(index, label, model, next(model.parameters()).device)
         solution = sample(model, len(index), index=index, batch_size=args.batch_size, **how(args), **cond)
         drawn = (solution.x.cpu(), solution.nfe.double().cpu(), solution.calls, str(solution.solver))
-    parts = [part for part in processes.to_leader(drawn) if part is not None]
+    parts = [part for part in processes.of_all(drawn) if part is not None]
     if not processes.leads:
         return Told("")
     x, nfe = torch.cat([part[0] for part in parts]), float(torch.cat([part[1] for part in parts]).mean())
@@ -144,7 +144,7 @@ def _into_files(args: argparse.Namespace, model: Any, label: int | None, out: st
     device = next(model.parameters()).device
     cond = lambda index: labels(index, label, model, device)  # noqa: E731
     written = sample_files(model, out, n, kind=args.kind or "npz", batch_size=size, labels=cond, **how(args))
-    found = processes.to_leader((len(written.made), len(written.kept)))
+    found = processes.of_all((len(written.made), len(written.kept)))
     if not processes.leads:
         return Told("")
     made, kept = map(sum, zip(*found, strict=True))
