@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import re
 import sys
 import zlib
 from pathlib import Path
@@ -103,3 +104,11 @@ def test_a_class_shows_the_arguments_it_is_made_with(tools):
     shown, _ = signature(None, "class", "sdegen.VPSDE", sg.VPSDE, None, "(*args, **kwargs)", None)
     assert shown.startswith("(beta_min=0.1, beta_max=20.0")
     assert signature(None, "function", "sdegen.sample", sg.sample, None, "(*args)", None) is None
+
+
+def test_decisions_are_records_of_one_paragraph_whose_numbers_are_their_own():
+    text = (SITE.parent / "decisions.md").read_text()
+    records = [p.strip() for p in text.split("\n\n")[2:] if not p.strip().startswith("#")]
+    assert all(record.startswith("**") for record in records)
+    numbers = re.findall(r"(?m)^\*\*(\d+)\. ", text)
+    assert len(numbers) == len(set(numbers)) > 30
