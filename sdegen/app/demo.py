@@ -110,6 +110,7 @@ def draw_toy(
         plot.save(figure_of(axes[0]), folder / "toy_density.png")
     moving = sample(model, some(1500, scale), solver="ancestral", steps=some(SDE_STEPS, scale), seed=seed, save="all")
     plot.animate(moving, folder / "toy_reverse.gif", density=exact)
+    plot.explore(model, folder / "explore.html")
 
 
 def digits(folder: Path, seed: int, scale: float, progress: bool | None) -> dict[str, Any]:
@@ -255,5 +256,7 @@ Ring: distance to held-out points (sliced Wasserstein-2)
 Digits: Frechet distance of the pixels to {d["data"].split(" and ")[1].split(",")[0]}
   probability flow {d[flow]["frechet_pixels"]:.3f}  with {d[flow]["evaluations"]:g} evaluations a sample
   reverse SDE      {d[reverse]["frechet_pixels"]:.3f}  with {d[reverse]["evaluations"]:g}
-  floor            {d["floor"]["frechet_pixels"]:.3f}  for equally many real training images"""
+  floor            {d["floor"]["frechet_pixels"]:.3f}  for equally many real training images
+
+To try solvers, steps and tolerances on the ring's network, open in a browser: {folder}/explore.html"""
     )
