@@ -12,12 +12,13 @@ from torch import Tensor
 
 from ..core.errors import InvalidInputError
 from ..core.show import Shown, picture_of
+from .batched import Batched
 
 SPLITS = ("train", "held-out", "all")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Images(Shown):
+class Images(Batched, Shown):
     """A set of N images, with or without labels.
 
     x = 2 u/(L - 1) - 1 for the integer levels u = 0 .. L - 1.
@@ -90,12 +91,6 @@ class Images(Shown):
         if self.flips:
             x = torch.where((numbers >= self._n)[:, None, None, None], x.flip(-1), x)
         return x, {} if self.labels is None else {"label": self.labels[numbers]}
-
-    def __getitem__(self, i: int) -> Any:
-        if not -len(self) <= i < len(self):
-            raise IndexError(f"image {i} of {len(self)}")
-        x, cond = self.batch(torch.tensor([i % len(self)]))
-        return (x[0], {name: value[0] for name, value in cond.items()}) if cond else x[0]
 
     def flipped(self) -> Images:
         """The same images, their mirrored ones after them.

@@ -144,20 +144,6 @@ class Batches(ABC):
         return Statistics(mean, (squares / (n * max(mean.numel(), 1))) ** 0.5, n, turning_of(some.rows()))
 
 
-def parted(item: Any) -> tuple[Any, Mapping[str, Any]]:
-    """(x0, conditions) of what a Dataset or an iterable gives."""
-    if not isinstance(item, tuple | list):
-        return item, {}
-    if len(item) == 1:
-        return item[0], {}
-    if len(item) == 2 and isinstance(item[1], Mapping):
-        return item[0], item[1]
-    raise InvalidInputError(
-        f"data gives a {type(item).__name__} of {', '.join(type(part).__name__ for part in item[:4])}: expected x0 or "
-        "(x0, dict of conditions); a label goes with its name, as (x0, {'label': y})"
-    )
-
-
 def with_tuples(value: Any) -> Any:
     """Conditions of a batch, with a tuple for every list of tensors: that is what collation makes of tuples."""
     if isinstance(value, Mapping):

@@ -6,6 +6,7 @@ import itertools
 import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,10 +16,12 @@ from torch.utils.data import DataLoader, default_collate
 from ..core.conditions import check_rows, rows_of
 from ..core.errors import InvalidInputError
 from ..core.shapes import check_state
-from ..data.images import Images
-from .batches import CPU, MEASURED, Batch, Batches, Share, parted, whole, with_tuples
+from ..data.batched import Batched
+from ..data.conditioned import Conditioned
+from .batches import CPU, MEASURED, Batch, Batches, Share, whole, with_tuples
 from .draws import derived_seed, own_draws, seed_draws
 from .loading import Loader, Task
+from .rows import PLAIN, Rows
 from .streams import generators, refuse_rows, size_of, start_pass
 
 _COMPARED = 64  # samples that tell data from other data
@@ -74,15 +77,19 @@ class Indexed(_Loaded):
     Pass e is a permutation drawn from (seed, e), so that any step can be the first.
     """
 
-    def __init__(self, data: Any, cond: Mapping[str, Any], batch_size: int, workers: int = 0) -> None:
+    def __init__(
+        self, data: Any, cond: Mapping[str, Any], batch_size: int, workers: int = 0, rows: Rows = PLAIN
+    ) -> None:
         if not len(data):
             raise InvalidInputError("data is empty: expected at least one sample")
         self.data, self.cond, self.batch_size, self.size = data, dict(cond), batch_size, len(data)
         for name, value in self.cond.items():
             check_rows(name, value, len(data))
-        self.in_memory = isinstance(data, Tensor)
-        self.workers = 0 if isinstance(data, Tensor | Images) else workers  # what is in memory is there at once
-        self.load = Loader(data, _collated)
+        inside = data.data if isinstance(data, Conditioned) else data
+        self.samples = inside if isinstance(inside, Tensor) else None  # all of them, where they are in memory
+        self.in_memory = self.samples is not None
+        self.workers = 0 if isinstance(data, Tensor | Batched) else workers  # what is in memory is there at once
+        self.load = Loader(data, partial(_collated, rows))
         self.length = len(data) * -(-batch_size // len(data))  # of a pass: whole copies of the data, a batch at least
         self._passes: dict[tuple[int, int], Tensor] = {}
         with own_draws():
@@ -92,8 +99,8 @@ class Indexed(_Loaded):
 
     def measured(self) -> Iterable[Tensor]:
         rows = min(_CHUNK, max(1, _CHUNK_NUMBERS // max(math.prod(self.first.x0.shape[1:]), 1)))
-        if isinstance(self.data, Tensor):
-            return self.data.split(rows)
+        if self.samples is not None:
+            return self.samples.split(rows)
         return (self._batch(part, whole).x0 for part in self._spread(MEASURED).split(rows))
 
     def some(self) -> Batch:
@@ -132,14 +139,16 @@ class Indexed(_Loaded):
     def _loaded(self, own: Tensor) -> Any:
         if isinstance(self.data, Tensor):
             return self.data[own.to(self.data.device)], {}
-        if isinstance(self.data, Images):
+        if isinstance(self.data, Batched):
             return self.data.batch(own)
         return self.load.collate([self.data[i] for i in own.tolist()])
 
     def _here(self, task: Task, device: torch.device) -> Any:
-        if isinstance(self.data, Tensor | Images):  # which draw nothing
-            return self._loaded(torch.tensor(task.numbers, dtype=torch.long, device="cpu"))
-        return self.load(task, device)
+        if not isinstance(self.data, Tensor | Batched):
+            return self.load(task, device)
+        if not isinstance(self.data, Tensor):  # which draws nothing
+            seed_draws(task.seed, device)
+        return self._loaded(torch.tensor(task.numbers, dtype=torch.long, device="cpu"))
 
     def _made(self, loaded: Any, numbers: Tensor, start: int, stop: int) -> Batch:
         x0, theirs = loaded
@@ -147,10 +156,10 @@ class Indexed(_Loaded):
         return Batch(x0, {**with_tuples(theirs), **cond}, numbers, start, len(numbers))
 
 
-def _collated(items: list) -> tuple[Any, Any]:
+def _collated(rows: Rows, items: list) -> tuple[Any, Any]:
     """(x0, conditions) of a list of samples."""
     try:
-        x0, theirs = default_collate([parted(item) for item in items])
+        x0, theirs = default_collate([rows.parted(item) for item in items])
     except (RuntimeError, TypeError, KeyError) as error:
         raise InvalidInputError(f"samples do not make a batch: {error}") from error
     return x0, theirs
@@ -163,7 +172,8 @@ class Loaded(_Loaded):
     come to a step in the middle.
     """
 
-    def __init__(self, loader: DataLoader, cond: Mapping[str, Any], workers: int = 0) -> None:
+    def __init__(self, loader: DataLoader, cond: Mapping[str, Any], workers: int = 0, rows: Rows = PLAIN) -> None:
+        self.rows = rows
         refuse_rows(cond)
         self.loader, self.cond, self.workers = loader, dict(cond), max(workers, loader.num_workers)
         self.load = Loader(loader.dataset, loader.collate_fn, loader.worker_init_fn)
@@ -222,6 +232,6 @@ class Loaded(_Loaded):
         return self.load(task, device)
 
     def _made(self, loaded: Any, numbers: Tensor, start: int, stop: int) -> Batch:
-        x0, own = parted(loaded)
+        x0, own = self.rows.parted(loaded)
         x0 = x0 if isinstance(x0, Tensor) else torch.as_tensor(x0, device="cpu")
         return Batch(x0, {**with_tuples(own), **self.cond}, numbers, start, len(numbers))

@@ -37,6 +37,7 @@ from .objective import Objective
 from .optimiser import check_optimiser
 from .options import Options
 from .reporter import Reporter
+from .rows import Rows
 from .sources import batches
 from .statistics import count_steps
 from .trainer import Trainer
@@ -74,6 +75,7 @@ def fit(
     optimizer: Callable[[Sequence[torch.nn.Parameter]], Any] | None = None,
     lr_scheduler: Callable[[Any], Any] | None = None,
     logger: Any = None,
+    columns: Mapping[str, str] | None = None,
     cond: Mapping[str, Any] | None = None,
     **conditions: Any,
 ) -> History:
@@ -147,6 +149,8 @@ def fit(
             place of AdamW with `lr` and `weight_decay`. The warm-up and the schedule multiply its own rates.
         lr_scheduler: a function that makes one of the optimizer, stepped after every step, in place of these two.
         logger: gets the rows of `metrics.csv` too, with or without `out`: anything with `log(values, step)`.
+        columns: where rows are dicts, which of their columns are x0 and the conditions: {"x0": "pixels", "label":
+            "digit"}. Other columns are not read.
         cond: conditions whose names are options, of `fit` or of the loss, by name.
         **conditions: conditions for the loss, by name: tensors have N rows and follow their samples, also inside dicts
             and tuples; all else goes as it is. Those that come with the data may have any names.
@@ -203,7 +207,8 @@ def fit(
         lr_scheduler=lr_scheduler,
         logger=logger,
     )
-    source = batches(data, _conditions(model, gathered(cond, conditions), loss), batch_size, workers or 0)
+    given, takes_label = _conditions(model, gathered(cond, conditions), loss)
+    source = batches(data, given, batch_size, workers or 0, Rows(takes_label and "label" not in given, columns))
     check_model(model, source.first, saves=out is not None)
     Objective(loss).check(source.first.cond)
     _check_statistics(model, statistics)
@@ -234,13 +239,13 @@ def fit(
         return replace(trainer.history(), statistics=learned)
 
 
-def _conditions(model: nn.Module, cond: dict[str, Any], loss: Callable[..., Tensor]) -> dict[str, Any]:
-    """Those given by name and those in `cond={...}`."""
+def _conditions(model: nn.Module, cond: dict[str, Any], loss: Callable[..., Tensor]) -> tuple[dict[str, Any], bool]:
+    """Those given by name and those in `cond={...}`; and whether there is one that is called label."""
     objective = Objective(loss)
     check_kind(model, objective)
     known = model.condition_names() if isinstance(model, ScoreModel) else objective.conditions
     objective.check_names(cond, known)
-    return merged(cond, fit, known)
+    return merged(cond, fit, known), known is not None and "label" in known
 
 
 def _found(processes: Team, look: Callable[[], Found | None]) -> Found | None:

@@ -14,17 +14,19 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 from ..core.errors import InvalidInputError
 from ..core.shapes import check_state
 from ..core.team import place_here
+from ..data.conditioned import Conditioned, Lookup
 from ..data.shares import Shares
 from .batches import Batches
 from .indexed import Indexed, Loaded
+from .rows import PLAIN, Rows
 from .streams import Stream
 
 
-def batches(data: Any, cond: Mapping[str, Any], batch_size: int, workers: int = 0) -> Batches:
+def batches(data: Any, cond: Mapping[str, Any], batch_size: int, workers: int = 0, rows: Rows = PLAIN) -> Batches:
     """The batches of whatever `fit` accepts as data.
 
     What can be indexed (a tensor, a Dataset, a list) holds samples, and is cut into batches here; what can only be
-    iterated (a DataLoader, a generator) holds batches.
+    iterated (a DataLoader, a generator) holds batches. `rows` says how one of either is read.
 
     Raises:
         InvalidInputError: anything else, no data, or data that are not floating and of one shape.
@@ -34,20 +36,22 @@ def batches(data: Any, cond: Mapping[str, Any], batch_size: int, workers: int = 
     if isinstance(data, tuple) and len(data) == 2 and isinstance(data[1], Mapping):
         raise InvalidInputError("data is a pair (x0, conditions): pass conditions by name, as fit(model, x0, label=y)")
     if isinstance(data, Shares):
-        return Stream(data.batches, cond, divided=True)
+        return Stream(data.batches, cond, rows, divided=True)
     if isinstance(data, str | bytes | Mapping) or not (hasattr(data, "__getitem__") or hasattr(data, "__iter__")):
         raise InvalidInputError(
             f"data: got a {type(data).__name__}, expected a tensor (N, *event), or a Dataset or an iterable of x0 or "
             "(x0, dict of conditions)"
         )
+    if shared := {name: value for name, value in cond.items() if isinstance(value, Lookup)}:
+        data, cond = Conditioned(data, **shared), {name: cond[name] for name in cond.keys() - shared.keys()}
     if isinstance(data, Tensor):
         check_state(data, name="data", finite=False)
-        return Indexed(data, cond, batch_size, workers)
+        return Indexed(data, cond, batch_size, workers, rows)
     if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, IterableDataset):
-        return Indexed(data, cond, batch_size, workers)
+        return Indexed(data, cond, batch_size, workers, rows)
     _check_undivided(data)
     loader: Any = data
-    return Loaded(loader, cond, workers) if _has_sampler(loader) else Stream(loader, cond)
+    return Loaded(loader, cond, workers, rows) if _has_sampler(loader) else Stream(loader, cond, rows)
 
 
 def _has_sampler(data: Any) -> bool:

@@ -14,8 +14,9 @@ from ..core.conditions import tensors_of
 from ..core.errors import InvalidInputError
 from ..core.shapes import check_state
 from ..core.team import place_here
-from .batches import CPU, MEASURED, Batch, Batches, Share, parted, whole, with_tuples
+from .batches import CPU, MEASURED, Batch, Batches, Share, whole, with_tuples
 from .draws import derived_seed, own_draws, seed_draws
+from .rows import PLAIN, Rows
 
 
 class Stream(Batches):
@@ -31,7 +32,8 @@ class Stream(Batches):
         divided: whether each process iterates over rows of its own, of batches of one size.
     """
 
-    def __init__(self, data: Iterable, cond: Mapping[str, Any], *, divided: bool = False) -> None:
+    def __init__(self, data: Iterable, cond: Mapping[str, Any], rows: Rows = PLAIN, *, divided: bool = False) -> None:
+        self.rows = rows
         refuse_rows(cond)
         self.data, self.cond, self.divided = data, dict(cond), divided
         self._counting = _counts_itself(data)
@@ -122,7 +124,7 @@ class Stream(Batches):
         yield from map(self._batch, iterator)
 
     def _batch(self, item: Any) -> Batch:
-        x0, own = parted(item)
+        x0, own = self.rows.parted(item)
         x0 = x0 if isinstance(x0, Tensor) else torch.as_tensor(x0, device="cpu")
         return Batch(x0, {**with_tuples(own), **self.cond}, None, 0, len(x0) if x0.ndim else 0)
 
