@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..core.cache import CachedFunction, version_of
 from ..core.errors import InvalidInputError
 from ..core.shapes import as_time, check_time, expand
-from ..nets.conditions import Conditional
+from ..nets.conditions import CONDITIONS, Conditional
 from ..processes import SDE
 from .base import ScoreModel, words_of
 from .networks import ComputingDtype, unwrapped
@@ -147,8 +147,11 @@ class Denoiser(ScoreModel):
     def check_conditions(self, cond, batch):
         super().check_conditions(cond, batch)
         net = unwrapped(self.net)
-        if isinstance(net, Conditional):
-            net.check_conditions(batch, self.event_shape, **cond)
+        if not isinstance(net, Conditional):
+            return
+        words, _ = words_of(net.forward)  # a subclass may make the image itself
+        if "image" in words or not net.conditions.image_channels:
+            net.check_conditions(batch, self.event_shape, **{k: v for k, v in cond.items() if k in CONDITIONS & words})
 
     def _evaluate_coefficients(self, t: Tensor) -> tuple[Any, ...]:
         t = t.to(torch.float64)

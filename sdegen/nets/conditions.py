@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..core.errors import InvalidInputError
 
+CONDITIONS = frozenset({"label", "tokens", "token_mask", "vector", "image"})
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)
 
 

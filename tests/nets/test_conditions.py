@@ -239,6 +239,20 @@ def test_wrong_conditions_are_refused_before_the_network_is_called(case, verb):
     assert not calls
 
 
+class Own(UNet):
+    """With a condition of its own, of which it makes the image."""
+
+    def forward(self, x, t, picture):
+        return super().forward(x, t, image=picture.float())
+
+
+def test_a_subclass_has_the_conditions_of_its_own_forward():
+    model = sg.Denoiser(Own(1, channels=8, image_channels=2), sg.VPSDE())
+    sg.sample(model, (2, 1, 4, 4), steps=2, seed=0, progress=False, picture=torch.zeros(2, 2, 4, 4).byte())
+    with pytest.raises(InvalidInputError, match="'image' is unknown to the model: it takes picture"):
+        sg.sample(model, (2, 1, 4, 4), steps=2, seed=0, progress=False, image=torch.zeros(2, 2, 4, 4))
+
+
 @pytest.mark.parametrize("cond", ["tokens", "vector", "image", "label"])
 @nets
 def test_conditions_that_a_network_was_not_built_for(name, cond):
