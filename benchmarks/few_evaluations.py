@@ -11,9 +11,8 @@ The networks: the U-Net of Fashion-MNIST in `examples/assets/fashion` (VP), and 
 of handwritten digits as 64 numbers (VP), an MLP of a ring of eight modes in the plane (EDM), and a U-Net of handwritten
 digits as 8 x 8 images (VE).
 
-    python benchmarks/few_evaluations.py                  # 15 minutes of one core; writes results/learned.json
+    python benchmarks/few_evaluations.py                  # 15 minutes of one core; writes results/few_evaluations.json
     python benchmarks/few_evaluations.py --only ring      # one of them, printed
-    python benchmarks/few_evaluations.py --frechet DATA   # and distances, with the folder of Fashion-MNIST's idx files
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ import sdegen as sg
 
 BUDGETS = (5, 8, 10, 15, 20)
 ASKED = {5: (0.5, 0.7), 8: (0.35, 0.55), 10: (0.35, 0.55), 15: (0.4, 0.6), 20: (0.4, 0.6)}
-RESULTS = Path(__file__).parent / "results" / "learned.json"
+RESULTS = Path(__file__).parent / "results" / "few_evaluations.json"
 KEPT = Path(__file__).parent.parent / "build" / "few_evaluations"  # trained networks
 SEED = 1000  # of the noise that is measured on
 
@@ -260,7 +259,6 @@ def tables(found: list[Case]) -> Iterator[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=cases(), nargs="+", help="some of the networks; nothing is written")
-    parser.add_argument("--frechet", type=Path, help="the folder of Fashion-MNIST's idx files, for distances")
     options = parser.parse_args()
     torch.set_num_threads(1)
     found, began = [], time.process_time()

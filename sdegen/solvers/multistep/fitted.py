@@ -136,7 +136,7 @@ class Fitted(Solver):
     order = 3
     kind = "ODE"
     coordinates = "best"
-    source = "this package, docs/few_evaluations.md; the family is that of arXiv 2403.01329"
+    source = "this package, docs/howto/few_evaluations.md; the family is that of arXiv 2403.01329"
 
     @property
     def steps(self) -> tuple[int, ...]:
