@@ -52,7 +52,7 @@ def unet(seed: int = 0) -> Denoiser:
 
 
 def flat(model: nn.Module) -> Tensor:
-    return torch.cat([value.double().flatten() for value in model.state_dict().values()])
+    return torch.cat([value.double().flatten() for value in model.state_dict().values()]).nan_to_num(-1.0)
 
 
 def equal(a: nn.Module, b: nn.Module) -> bool:
