@@ -50,7 +50,7 @@ def model_of(net: str = "unet", seed: int = 0) -> Denoiser:
 
 def flat(model: nn.Module) -> list[float]:
     parts = [p.full_tensor() if is_sharded(p) else p for p in model.state_dict().values()]
-    return torch.cat([p.double().flatten() for p in parts]).tolist()
+    return torch.cat([p.double().nan_to_num(-1).flatten() for p in parts]).tolist()
 
 
 def train(rank: int, step, net: str, folder: str | None, words: dict) -> tuple:

@@ -24,7 +24,7 @@ fit = functools.partial(fit, progress=False, device="cpu")
 
 
 def flat(model: nn.Module) -> Tensor:
-    return torch.cat([value.double().flatten() for value in model.state_dict().values()])
+    return torch.cat([value.double().nan_to_num(-1).flatten() for value in model.state_dict().values()])
 
 
 def sgd(weights):
