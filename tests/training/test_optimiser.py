@@ -98,7 +98,7 @@ def test_a_run_with_an_optimiser_is_the_plain_loop(scheduler):
 
     words = dict(steps=12, batch_size=16, seed=3, ema=None, clip=None, warmup=None)
     fit(model, points(), loss=loss, optimizer=sgd, lr_scheduler=SCHEDULERS[scheduler], **words)
-    plain.data_mean, plain.data_std = model.data_mean, model.data_std
+    plain.data_mean, plain.data_std, plain.data_turn = model.data_mean, model.data_std, model.data_turn
     optimiser = sgd(plain.parameters())
     schedule = SCHEDULERS[scheduler](optimiser) if SCHEDULERS[scheduler] else None
     for n, (seed, x0) in enumerate(list(seeds)):
