@@ -79,6 +79,10 @@ class Term(Shown, ABC):
         """Whether the drift is one evaluation at all times."""
         return type(self).evaluations is Term.evaluations
 
+    def breaks(self) -> tuple[float, ...]:
+        """The noise levels sigma/alpha at which the drift jumps (`ScoreModel.breaks`)."""
+        return ()
+
     def measured(self, x: Tensor) -> Tensor:
         """The part of a state that is data, on whose scale a tolerance is measured: all of it, unless numbers of
         another kind travel beside the data."""
@@ -152,6 +156,9 @@ class _OfModel(Term):
 
     def evaluations(self, t: Tensor) -> int | Tensor:
         return self.model.evaluations(t)
+
+    def breaks(self) -> tuple[float, ...]:
+        return self.model.breaks()
 
     @property
     def asks_once(self) -> bool:
@@ -338,6 +345,9 @@ class Counted(Term):
 
     def evaluations(self, t: Tensor) -> Any:
         return self.whole.evaluations(t)
+
+    def breaks(self) -> tuple[float, ...]:
+        return self.whole.breaks()
 
     def measured(self, x: Tensor) -> Tensor:
         return self.whole.measured(x)

@@ -168,6 +168,9 @@ class DensityFlow(Term):
     def evaluations(self, t: Tensor) -> int | Tensor:
         return self.flow.evaluations(t)
 
+    def breaks(self) -> tuple[float, ...]:
+        return self.flow.breaks()
+
     def measured(self, x: Tensor) -> Tensor:
         return x[:, : self.dim]
 

@@ -23,6 +23,8 @@ from .plan import Plan
 from .record import OwnPath
 from .solution import ARRIVED, MAX_STEPS, NON_FINITE, UNDERFLOW
 
+_BESIDE = 1e-8  # in log(alpha/sigma): how near a break steps end and begin
+
 
 class Adaptive:
     """One batch under error control.
@@ -54,6 +56,7 @@ class Adaptive:
         self.path = OwnPath(plan.save, self.t, x)
         self.tolerance = _measured(plan.tolerance, term, x)  # type: ignore[arg-type]
         self.variance = effective_variance(term, x) if self.sign < 0 else None
+        self.breaks = Breaks.between(term, plan, b)
 
     def run(self, report: Callable[[float], None]) -> Reached:
         plan = self.plan
@@ -81,11 +84,12 @@ class Adaptive:
     def _advance(self, state: Any) -> Any:
         """One step of every sample in the batch."""
         plan = self.plan
-        left = (plan.end - self.t).abs()
+        goal = self.breaks.goal(self.t) if self.breaks is not None else plan.end
+        left = (goal - self.t).abs()
         h = self.h.clamp_max(self.cap)
         last = h >= left * (1 - 1e-9)
         h = torch.where(last, left, torch.minimum(h, left / 2))  # the last two steps are equal
-        t_next = torch.where(last, plan.end, self.t + self.sign * h)
+        t_next = torch.where(last, goal, self.t + self.sign * h)
         step = plan.solver.step(self.term, self.x, self.t, t_next, state, self.noise)
         if step.x.dtype != self.x.dtype or step.x.shape != self.x.shape:
             raise _unlike(plan.solver, step.x, self.x)
@@ -99,6 +103,8 @@ class Adaptive:
         self.x, self.t = reverted(step.x, self.x, refused), reverted(t_next, self.t, refused)
         self.h, self.tried = h * factor, self.tried + 1
         done = accept & last
+        if self.breaks is not None and bool(done.any()):
+            done, after = self._crossed(done, after)
         if len(refused):
             self.rejected = self.rejected + ~accept
             done = done | ~accept & (self.h < resolution(self.t, self.length))
@@ -106,6 +112,17 @@ class Adaptive:
             code = torch.where(accept, ARRIVED, UNDERFLOW)
             after = self._leave(done, after, code if good is None else torch.where(good, code, NON_FINITE))
         return after
+
+    def _crossed(self, landed: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Take the samples that landed at a break to its other side and begin anew there; who landed at the end."""
+        rows = (landed & ~self.breaks.over).nonzero().flatten()  # type: ignore[union-attr]
+        if not len(rows):
+            return landed, state
+        self.t = self.t.index_copy(0, rows, self.breaks.cross(rows))  # type: ignore[union-attr]
+        state, factor = self.plan.solver.restart(self.term, self.x, self.t, state, rows)
+        if factor is not None:
+            self.h = self.h.index_copy(0, rows, (self.h[rows] * factor.to(self.h)).clamp(max=self.cap))
+        return landed.index_fill(0, rows, False), state
 
     def _allowed(self, t: Tensor) -> Tolerance:
         """The tolerance at t, of which errors at high noise in wide data have a share only."""
@@ -126,7 +143,55 @@ class Adaptive:
         self.rejected = self.rejected[keep]
         self.noise = self.noise.select(keep)
         self.term.restrict(keep)
+        if self.breaks is not None:
+            self.breaks.restrict(keep)
         return state
+
+
+class Breaks:
+    """Where on their way the samples of a batch meet jumps of the drift.
+
+    Args:
+        before, after: (n,) float64, times on either side of each break, as they are met.
+        end: the last time.
+        batch: how many samples.
+    """
+
+    def __init__(self, before: Tensor, after: Tensor, end: float, batch: int) -> None:
+        self.after = after
+        self.goals = torch.cat([before, before.new_tensor([end])])
+        self.met = torch.zeros(batch, dtype=torch.int64, device=before.device)
+
+    @classmethod
+    def between(cls, term: Counted, plan: Plan, batch: int) -> Breaks | None:
+        """Those inside of a plan's span; None: there are none, or noise, which jumps everywhere."""
+        levels = [] if plan.noisy else sorted(term.breaks(), reverse=plan.end < plan.start)
+        if not levels:
+            return None
+        log_snr = -torch.tensor(levels, dtype=torch.float64, device="cpu").log()
+        sides = torch.stack([term.sde.time(log_snr - _BESIDE), term.sde.time(log_snr + _BESIDE)])  # type: ignore[union-attr]
+        low, high = sorted((plan.start, plan.end))
+        inside = (sides.amin(0) > low) & (sides.amax(0) < high)
+        before, after = sides[:, inside] if plan.end < plan.start else sides[:, inside].flip(0)
+        return cls(before, after, plan.end, batch) if len(before) else None
+
+    def goal(self, t: Tensor) -> Tensor:
+        """Up to where each sample's next step may go, (B,)."""
+        return self.goals.to(t.device)[self.met.to(t.device)]
+
+    @property
+    def over(self) -> Tensor:
+        """Which samples have no break ahead."""
+        return self.met == len(self.after)
+
+    def cross(self, rows: Tensor) -> Tensor:
+        """The times beyond the break that these samples are at."""
+        found = self.after.to(rows.device)[self.met[rows]]
+        self.met = self.met.index_add(0, rows, torch.ones_like(rows))
+        return found
+
+    def restrict(self, keep: Tensor) -> None:
+        self.met = self.met[keep]
 
 
 def _measured(tolerance: Tolerance, term: Counted, x: Tensor) -> Tolerance:

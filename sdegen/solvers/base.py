@@ -149,6 +149,15 @@ class Solver(ABC):
         """Where error control begins, asked to begin at x and t (B,)."""
         return Entry(x, t, self.start(term, x, t))
 
+    def restart(self, term: Term, x: Tensor, t: Tensor, state: State, rows: Tensor) -> tuple[State, Tensor | None]:
+        """What to carry on where the drift of the samples `rows` has jumped at their t, under error control, and the
+        factors on their steps, None: as they are."""
+        fresh = self.start(_Part(term, rows), x[rows], t[rows])
+        if fresh is None:
+            return state, None
+        kept = _each(lambda new, old: new if old is None else old.index_copy(0, rows, new), fresh, state)
+        return _with_ratio(kept, ratio) if (ratio := _ratio(state)) is not None else kept, None
+
     @abstractmethod
     def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: State, noise: Noise) -> Step:
         """One step from (x, t) to t_next; times are float64 scalars, or (B,) under error control."""
@@ -213,6 +222,17 @@ class GridOrTolerance(Solver):
 
     def select(self, state: State, keep: Tensor, x: Tensor) -> State:
         return self.by_tolerance.select(state, keep, x)
+
+
+class _Part(Term):
+    """The drift of some samples of a batch, where it is counted."""
+
+    def __init__(self, term: Term, rows: Tensor) -> None:
+        self._whole, self._rows = term, rows
+        self.model, self.sde, self.stochastic = term.model, term.sde, term.stochastic
+
+    def drift(self, x: Tensor, t: Tensor) -> Tensor:
+        return self._whole.drift_of(self._rows, x, t)
 
 
 # ---- states of samples that step for themselves

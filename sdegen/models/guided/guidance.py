@@ -72,7 +72,9 @@ class Guided(Wrapped):
     ) -> None:
         self_alone = not callable(scale) and scale == 1
         null_alone = not callable(scale) and scale == 0 and interval is None and rescale == 0
-        super().__init__(model, **({} if self_alone or null_alone else {"smooth": False, "covariance": None}))
+        rough = callable(scale) or rescale != 0 or (isinstance(against, ScoreModel) and not against.smooth)
+        changed = {} if self_alone or null_alone else {"covariance": None, **({"smooth": False} if rough else {})}
+        super().__init__(model, **changed)
         if null is None and against is None:
             raise InvalidInputError(
                 'got neither null= nor against=, expected what to guide away from: null={"label": -1} for the same '

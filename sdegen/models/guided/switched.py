@@ -45,7 +45,7 @@ class Switched(Wrapped):
     conditioned = True  # type: ignore[assignment]
 
     def __init__(self, model: ScoreModel, level: float, below: Mapping[str, str]) -> None:
-        super().__init__(model, smooth=False, covariance=None)
+        super().__init__(model, covariance=None)
         self.level = number(level, "level", "a noise level sigma/alpha above 0")
         if self.level <= 0:
             raise InvalidInputError(f"got level={level!r}, expected a noise level sigma/alpha above 0")

@@ -254,7 +254,8 @@ def test_what_is_known_of_the_data():
     model = labelled(sg.VPSDE())
     guided = sg.Guided(model, 2.0, null=NULL)
     assert guided.data.mean is model.data.mean and guided.data.std is model.data.std
-    assert model.data.smooth and not guided.data.smooth
+    assert model.data.smooth and guided.data.smooth
+    assert not sg.Guided(model, lambda level: 2.0, null=NULL).data.smooth
     exact = sg.MixtureModel(MIXTURE, sg.VPSDE())
     assert exact.data.covariance is not None and sg.Guided(exact, 2.0, against=exact).data.covariance is None
 
@@ -325,3 +326,48 @@ def test_cfg_plus_plus_is_a_scale_of_its_grid():
         sg.sample(guided, 4, solver="ddim", steps=5, label=label)
     with pytest.raises(sg.InvalidInputError, match="falling to 0"):
         sg.Guided.plus_plus(weight, sde, times[:-1])
+
+
+@pytest.mark.parametrize("process", ["vp", "edm"])
+def test_an_interval_costs_little_more_than_guidance_everywhere(process):
+    """Error control steps up to the jumps and begins anew beyond them: at one tolerance 1.15 times the evaluations of
+    networks at most, and errors no larger than guidance's without an interval."""
+    sde = {"vp": sg.VPSDE(), "edm": sg.EDMSDE()}[process]
+    mixture = sg.GaussianMixture(normals(6, 4, seed=1), std=0.3)
+    model, label = sg.MixtureModel(mixture, sde, labels=[0, 1, 2, 0, 1, 2]), torch.arange(24) % 3
+    how = {"seed": 0, "label": label, "dtype": torch.float64, "t_span": (sde.t_max, sde.t_min)}
+    for rtol in (1e-2, 1e-3, 1e-4):
+        cost, error = [], []
+        for interval in (None, (0.28, 5.4)):
+            guided = sg.Guided(model, 2.0, null={"label": -1}, interval=interval)
+            right = sg.sample(guided, 24, solver="dopri5", rtol=1e-8, **how).x
+            found = sg.sample(guided, 24, rtol=rtol, **how)
+            cost.append(float(found.nfe.double().mean()))
+            error.append(float((found.x - right).square().mean().sqrt()))
+        assert cost[1] <= 1.15 * cost[0] and error[1] <= max(1.5 * error[0], rtol)
+
+
+@pytest.mark.parametrize("solver", ["adams", "dopri5", "bosh3"])
+@pytest.mark.parametrize("down", [True, False])
+def test_no_step_goes_over_a_jump(solver, down):
+    """Every sample has a node at each of the jumps, in either direction; conditions that change there are a jump too."""
+    sde = sg.VPSDE()
+    mixture = sg.GaussianMixture([[-1.0, 0.2], [1.0, -0.3]], std=[0.4, 0.5])
+    model, label = sg.MixtureModel(mixture, sde, labels=[0, 1]), torch.tensor([0, 1, 1])
+    guided = sg.Guided(model, 3.0, null={"label": -1}, interval=(0.3, 4.0))
+    switched = sg.Switched(model, 1.0, {"label": "style"})
+    assert guided.breaks() == (0.3, 4.0) and sg.Guided(switched, 2.0, against=guided).breaks() == (0.3, 1.0, 4.0)
+    assert sg.Guided(model, 3.0, null={"label": -1}, interval=(0.0, math.inf)).breaks() == ()
+    for wrapped, cond in ((guided, {"label": label}), (switched, {"label": label, "style": 1 - label})):
+        x = normals(3, 2)
+        if down:
+            found = sg.sample(wrapped, 3, solver=solver, rtol=1e-3, seed=0, save="all", dtype=torch.float64, **cond)
+        else:
+            found = sg.encode(wrapped, x, solver=solver, rtol=1e-3, save="all", **cond)
+        for level in wrapped.breaks():
+            t = float(sde.time(torch.tensor(-math.log(level), dtype=torch.float64)))
+            assert float((found.ts - t).abs().amin(0).max()) < 1e-6
+        exact = sg.sample if down else sg.encode
+        start = {"shape": 3, "seed": 0, "dtype": torch.float64} if down else {"x": x}
+        right = exact(wrapped, **start, solver="dopri5", rtol=1e-8, **cond).x
+        torch.testing.assert_close(found.x, right, rtol=0, atol=2e-2 * float(right.abs().max()))

@@ -22,7 +22,7 @@ table. f' is kept as the new slope (PEC): one evaluation a step.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -52,6 +52,7 @@ class AdamsTable:
         valid: (B,) how many of them mean something.
         accept: the largest accepted E, see `Adams`.
         headroom: (B,) log(aim/E) of the last step, None before the first.
+        lowest: (B,) that of its lowest order.
     """
 
     differences: Tensor
@@ -60,6 +61,7 @@ class AdamsTable:
     valid: Tensor
     accept: float
     headroom: Tensor | None = None
+    lowest: Tensor | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -166,7 +168,7 @@ class AdamsTolerance(AdamsMethod):
         low, high = math.log(_SHRINK), math.log(_GROW)
         factor = torch.where(accept, (gain + memory).clamp(low, high), gain.clamp(low, math.log(0.8))).exp()
         after = self._after(attempt, accept, best, x, state)
-        after.headroom = room.nan_to_num(math.log(self.aim))
+        after.headroom, after.lowest = room.nan_to_num(math.log(self.aim)), rooms[0]
         return accept, factor.nan_to_num(_SHRINK), after
 
     def _after(self, attempt: AdamsAttempt, accept: Tensor, order: Tensor, x: Tensor, state: AdamsTable) -> AdamsTable:
@@ -180,8 +182,24 @@ class AdamsTolerance(AdamsMethod):
             psi = torch.where(accept, psi, torch.cat([state.spacings, psi[count:]])[:width])
         return AdamsTable(phi, psi, order, (state.valid + accept).clamp_max(width), state.accept)
 
+    def restart(
+        self, term: Term, x: Tensor, t: Tensor, state: AdamsTable, rows: Tensor
+    ) -> tuple[AdamsTable, Tensor | None]:
+        """One slope for a history, and the step that its order allowed before the jump."""
+        layout = Layout(x)
+        slope = layout.rows(term.drift_of(rows, x[rows], t[rows]))
+        count = len(state.spacings)
+        fresh = torch.stack([slope, *[torch.zeros_like(slope)] * (count - 1)], layout.axis)
+        table = replace(
+            state,
+            differences=state.differences.index_copy(layout.batch_axis, rows, fresh),
+            order=state.order.index_fill(0, rows, 1.0),
+            valid=state.valid.index_fill(0, rows, 1.0),
+        )
+        return table, None if state.lowest is None else (state.lowest[rows] / 2).exp().nan_to_num(1.0)
+
     def select(self, state: AdamsTable, keep: Tensor, x: Tensor) -> AdamsTable:
-        room = state.headroom
+        room, lowest = state.headroom, state.lowest
         return AdamsTable(
             Layout(x).select(state.differences, keep),
             state.spacings.index_select(-1, keep),
@@ -189,6 +207,7 @@ class AdamsTolerance(AdamsMethod):
             state.valid.index_select(-1, keep),
             state.accept,
             None if room is None else room.index_select(-1, keep),
+            None if lowest is None else lowest.index_select(-1, keep),
         )
 
 
