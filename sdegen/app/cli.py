@@ -17,6 +17,7 @@ from ..core.errors import SdegenError
 COMMANDS = {
     "train": "train a model on images: a folder, a file, a named set",
     "sample": "draw samples from a saved model: a picture, numbers, or a folder of images",
+    "inpaint": "fill in what a mask leaves out of a picture, with a saved model of images",
     "evaluate": "score a model of images: distances, bits per dimension, reconstructions",
     "explore": "write a page on which solvers, steps and tolerances are tried live",
     "compare": "measure solvers, budgets and tolerances on a saved model",

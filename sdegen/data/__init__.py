@@ -5,6 +5,7 @@ from .batched import Batched
 from .conditioned import Conditioned, Lookup
 from .images import Images
 from .load import load_images
+from .masks import mask
 from .shares import Shares
 
-__all__ = ["Batched", "Conditioned", "Images", "Lookup", "Shares", "images", "load_images", "toys"]
+__all__ = ["Batched", "Conditioned", "Images", "Lookup", "Shares", "images", "load_images", "mask", "toys"]

@@ -235,3 +235,38 @@ def test_labels_come_in_turn_or_by_name(tmp_path, capsys):
     assert np.array_equal(
         np.load(tmp_path / "x.npy"), sg.sample(model, 6, steps=4, seed=0, label=torch.ones(6).long()).x
     )
+
+
+def test_inpaint_keeps_what_is_seen_and_refuses_what_is_no_picture(tmp_path, capsys):
+    from PIL import Image
+
+    torch.manual_seed(0)
+    model = sg.Denoiser(sg.nets.UNet(1), sg.EDMSDE(), data_mean=0.0, data_std=0.5)
+    model.event_shape = (1, 8, 8)
+    sg.save(model, tmp_path / "model")
+    pixels = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    Image.fromarray(255 * (np.arange(64).reshape(8, 8) % 3 == 0).astype(np.uint8)).save(tmp_path / "mask.png")
+    words = ["inpaint", str(tmp_path / "model"), str(tmp_path / "x.png")]
+    few = ["--steps", "3", "--passes", "2", "--n", "2", "--device", "cpu"]
+    for mask, seen in (
+        ("half", np.arange(8)[None] < 4),
+        (str(tmp_path / "mask.png"), np.arange(64).reshape(8, 8) % 3 == 0),
+    ):
+        assert cli.main([*words, mask, *few, "--out", str(tmp_path / "y.npy")]) == 0
+        found = np.load(tmp_path / "y.npy")
+        kept = np.broadcast_to(seen, (2, 1, 8, 8))
+        expected = np.broadcast_to(pixels / 127.5 - 1, (2, 1, 8, 8))
+        assert found.shape == (2, 1, 8, 8) and np.abs(found - expected)[kept].max() < 1e-6
+    for method in ("guided", "twisted"):
+        more = ["--method", method, "--particles", "2"]
+        assert cli.main([*words, "rows", *few, *more, "--out", str(tmp_path / "y.png")]) == 0
+        assert (tmp_path / "y.png").stat().st_size > 1000
+    capsys.readouterr()
+    for wrong, said in (
+        ([*words, "left"], "got mask 'left'"),
+        ([*words[:2], str(tmp_path / "none.png"), "half"], "no such picture"),
+        ([*words, "half", "--out", str(tmp_path / "y.jpg")], "ending in .png or .npy"),
+    ):
+        assert cli.main(wrong) == 1
+        assert said in capsys.readouterr().err

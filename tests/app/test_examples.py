@@ -22,6 +22,11 @@ SCRIPTS = {
     "ddim_eta_table.py": (["--smoke", "--out", "eta"], ["eta/table.csv", "eta/few_steps.png"]),
     "digits_likelihood.py": (["--smoke", "--out", "bits"], ["bits/bits.csv"]),
     "compare_solvers.py": (["--smoke"], ["work_precision.png"]),
+    "inpaint.py": (["--smoke", "--out", "inpainted"], ["inpainted/masks.png", "inpainted/passes.png"]),
+    "edit_and_translate.py": (
+        ["--smoke", "--out", "edited"],
+        [f"edited/{name}.png" for name in ("edits", "translated", "between", "mixed")],
+    ),
 }
 
 
