@@ -117,6 +117,9 @@ class LastAnswer:
     def __init__(self) -> None:
         self._kept: tuple[Tensor, int, bool, Any] | None = None
 
+    def __reduce__(self):  # copies and files begin anew
+        return type(self), ()
+
     def of(self, t: Tensor) -> Any:
         """What is kept for t, or None."""
         kept = self._kept

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,8 +13,7 @@ from ..core.errors import InvalidInputError
 from ..core.show import Shown, picture_of, spread
 from ..noise.purposes import Purpose
 from ..noise.white import Noise, check_seed
-
-_LOG_2PI = math.log(2 * math.pi)
+from .components import MEMORY, Components, components
 
 
 class GaussianMixture(Shown):
@@ -58,8 +56,7 @@ class GaussianMixture(Shown):
             stds = _floats(std, "std")
             if tuple(stds.shape) not in ((), (k,)) or bool((stds < 0).any()):
                 raise InvalidInputError(f"std has shape {tuple(stds.shape)}: expected a number or ({k},), not negative")
-            self.variances = (stds**2).expand(k)[:, None].expand(k, d).contiguous()  # (K, d) eigenvalues
-            self.axes: Tensor | None = None  # (K, d, d) eigenvectors in columns; None: the identity
+            variances, axes = (stds**2).reshape(-1, 1).expand(-1, d), None
         else:
             c = _floats(covariances, "covariances")
             if tuple(c.shape) not in ((d, d), (k, d, d)):
@@ -68,13 +65,19 @@ class GaussianMixture(Shown):
                 )
             if not torch.allclose(c, c.mT, rtol=1e-10, atol=1e-12):
                 raise InvalidInputError("covariances are not symmetric: pass (C + C^T)/2")
-            variances, axes = torch.linalg.eigh(c.expand(k, d, d))
+            variances, axes = _decomposed(c.reshape(-1, d, d))
             if bool((variances < -1e-12 * variances.abs().max()).any()):
                 raise InvalidInputError(
                     f"covariances have a negative eigenvalue ({float(variances.min()):g}): expected positive "
                     "semidefinite"
                 )
-            self.variances, self.axes = variances.clamp_min(0), axes
+            variances = variances.clamp_min(0)
+        if bool((variances == variances[:1]).all()) and (axes is None or len(axes) == 1):
+            variances = variances[:1]
+        self.variances = variances.expand(k, d).contiguous()  # (K, d) eigenvalues
+        self.axes = None if axes is None else axes.expand(k, d, d)  # (K, d, d) eigenvectors in columns; None: I
+        self._law = self.means, variances, axes
+        self._summed: tuple[torch.device, Components] | None = None
         w = torch.ones(k, dtype=torch.float64, device="cpu") if weights is None else _floats(weights, "weights")
         if w.shape != (k,):
             raise InvalidInputError(f"weights has shape {tuple(w.shape)}: expected ({k},), one per component")
@@ -82,6 +85,9 @@ class GaussianMixture(Shown):
             raise InvalidInputError(f"weights = {w.tolist()}: expected all positive (leave out components of weight 0)")
         self.weights = w / w.sum()
         self.log_weights = self.weights.log()
+
+    def __getstate__(self):
+        return {**vars(self), "_summed": None}
 
     def _facts(self):
         return {"components": len(self.means), "dim": self.dim, "std": spread(self.variances.sqrt())}
@@ -193,40 +199,53 @@ class GaussianMixture(Shown):
         return found
 
     def denoise(
-        self, x: Tensor, alpha: Any, sigma: Any, log_weights: Tensor | None = None
+        self,
+        x: Tensor,
+        alpha: Any,
+        sigma: Any,
+        log_weights: Tensor | None = None,
+        *,
+        which: Tensor | None = None,
+        memory: int = MEMORY,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What x = alpha x0 + sigma z tells: (log p(x), E[x0 | x], E[z | x]), of shapes (B,), (B, d), (B, d).
 
         p = sum_k w_k N(alpha m_k, alpha^2 C_k + sigma^2 I). Along an eigenvector of C_k with eigenvalue c,
         E[x0 | x, k] = m + alpha c/(alpha^2 c + sigma^2) (x - alpha m) and E[z | x, k] = sigma/(alpha^2 c + sigma^2)
-        (x - alpha m), the second computed directly: x - alpha E[x0 | x] cancels at small sigma.
+        (x - alpha m), the second computed directly: x - alpha E[x0 | x] cancels at small sigma. Small mixtures are
+        summed as it stands, larger ones in float64 by matrix products.
 
         Args:
             x: (B, d).
             alpha, sigma: numbers or (B,), not both 0.
-            log_weights: (B, K), each sample's own; -inf leaves a component out. None: the mixture's.
+            log_weights: (L, K); -inf leaves a component out. None: the mixture's.
+            which: (B,), each sample's row of log_weights. None: the sample's own where L = B, the only one where L = 1.
+            memory: bytes that arrays with a number for each pair of sample and component may take.
         """
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise InvalidInputError(f"x has shape {tuple(x.shape)}: this mixture is over (B, {self.dim})")
-        own = self.log_weights if log_weights is None else log_weights
-        means, variances, log_weights = (p.to(x) for p in (self.means, self.variances, own))
-        alpha, sigma = (torch.as_tensor(c, dtype=x.dtype, device=x.device).reshape(-1, 1, 1) for c in (alpha, sigma))
-        total = alpha**2 * variances + sigma**2  # (B or 1, K, d)
-        offset = x[:, None] - alpha * means  # (B, K, d)
-        if self.axes is not None:
-            axes = self.axes.to(x)
-            offset = torch.einsum("bki,kie->bke", offset, axes)
-        whitened = offset / total
-        log_parts = log_weights - ((offset * whitened).sum(2) + total.log().sum(2) + self.dim * _LOG_2PI) / 2
-        log_p = torch.logsumexp(log_parts, 1)
-        share = torch.softmax(log_parts, 1)
-        if self.axes is None:
-            z = torch.einsum("bk,bkd->bd", share, sigma * whitened)
-            x0 = torch.einsum("bk,bkd->bd", share, means + alpha * variances * whitened)
-        else:
-            z = torch.einsum("bk,bke,kie->bi", share, sigma * whitened, axes)
-            x0 = share @ means + torch.einsum("bk,bke,kie->bi", share, alpha * variances * whitened, axes)
-        return log_p, x0, z
+        if log_weights is not None and which is None and len(log_weights) > 1:
+            which = torch.arange(len(x), device=log_weights.device)
+        own = self.log_weights[None] if log_weights is None else log_weights
+        alpha, sigma = (torch.as_tensor(c, dtype=x.dtype, device=x.device).reshape(-1, 1) for c in (alpha, sigma))
+        return self._parts(x.device).in_chunks(x, (alpha, sigma), own, which, memory)
+
+    def _parts(self, device: torch.device) -> Components:
+        """What its components are summed by, there."""
+        if self._summed is None or self._summed[0] != device:
+            means, variances, axes = self._law
+            axes = None if axes is None else axes.to(device)
+            self._summed = device, components(means.to(device), variances.to(device), axes)
+        return self._summed[1]
+
+
+def _decomposed(c: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Eigenvalues (n, d), and eigenvectors (n, d, d) unless all these matrices (n, d, d) are diagonal."""
+    diagonal = c.diagonal(dim1=1, dim2=2)
+    if torch.equal(c, torch.diag_embed(diagonal)):
+        return diagonal, None
+    variances, axes = torch.linalg.eigh(c)
+    return variances, axes
 
 
 def _floats(value: object, name: str) -> Tensor:

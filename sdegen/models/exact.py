@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..core.arguments import whole
+from ..core.cache import LastAnswer
 from ..core.errors import InvalidInputError
-from ..core.shapes import as_time, check_state, check_time, expand, flat
+from ..core.shapes import as_time, check_state, check_time, flat
 from ..core.show import picture_of
+from ..distributions.components import MEMORY, Shared
 from ..distributions.mixture import GaussianMixture
 from ..processes import SDE
 from .base import ScoreModel
@@ -28,6 +32,8 @@ class MixtureModel(ScoreModel):
         sde: the process.
         labels: (K,) whole numbers from 0, what each component is called; every number up to the largest must occur. The
             model then takes `label`, (B,) integers: a label, or -1 for all components. None: it takes no condition.
+        memory: bytes that arrays with a number for each pair of sample and component may take; batches that need more
+            are computed in chunks.
 
     Raises:
         InvalidInputError: labels of another shape, not whole, or with gaps; at the call, a label that does not occur.
@@ -38,7 +44,14 @@ class MixtureModel(ScoreModel):
     smooth = True
     _fixed = ("mixture",)
 
-    def __init__(self, mixture: GaussianMixture, sde: SDE, *, labels: Sequence[int] | Tensor | None = None) -> None:
+    def __init__(
+        self,
+        mixture: GaussianMixture,
+        sde: SDE,
+        *,
+        labels: Sequence[int] | Tensor | None = None,
+        memory: int = MEMORY,
+    ) -> None:
         if not isinstance(mixture, GaussianMixture):
             raise InvalidInputError(f"mixture is {mixture!r}: pass a GaussianMixture, then the process")
         std = mixture.covariance.diagonal().mean().sqrt()
@@ -48,7 +61,7 @@ class MixtureModel(ScoreModel):
             self.data_covariance = mixture.covariance
         else:
             self.data_turn = turning_level(torch.linalg.eigvalsh(mixture.covariance)) or None
-        self.mixture = mixture
+        self.mixture, self.memory = mixture, whole(memory, "memory", least=1)
         self._log_weights = None if labels is None else _by_label(mixture, labels)
 
     def _facts(self):
@@ -62,14 +75,19 @@ class MixtureModel(ScoreModel):
         t = as_time(t)
         check_time(t, x)
         level = self.sde.at(t)
-        _, x0, noise = self.mixture.denoise(x, level.alpha, level.sigma, self._picked(label))
+        _, x0, noise = self._denoised(x, level.alpha, level.sigma, label)
         return Prediction(x0, noise, self.sde, t)
 
     def log_prob(self, x: Tensor, t: float | Tensor, label: Tensor | None = None) -> Tensor:
         """log p_t(x) in nats, or log p_t(x | label), (B,): the exact density of the noisy marginal at t."""
         t = as_time(t)
         check_time(t, x)
-        return self.mixture.denoise(x, self.sde.alpha(t), self.sde.sigma(t), self._picked(label))[0]
+        return self._denoised(x, self.sde.alpha(t), self.sde.sigma(t), label)[0]
+
+    def _denoised(self, x: Tensor, alpha: Any, sigma: Any, label: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        which = self._picked(label)
+        own = None if which is None or self._log_weights is None else self._log_weights.to(x.device)
+        return self.mixture.denoise(x, alpha, sigma, own, which=which, memory=self.memory)
 
     def condition_names(self):
         names = super().condition_names()
@@ -81,7 +99,7 @@ class MixtureModel(ScoreModel):
             self._picked(cond["label"])
 
     def _picked(self, label: Tensor | None) -> Tensor | None:
-        """(B, K) log-weights of the labels; the last row is that of -1."""
+        """(B,) rows of the log-weights; the last row is that of -1."""
         if label is None:
             return None
         if self._log_weights is None:
@@ -93,7 +111,7 @@ class MixtureModel(ScoreModel):
             raise InvalidInputError(f"got label={got}, expected {expected}")
         if label.numel() and not -1 <= int(label.min()) <= int(label.max()) <= most:
             raise InvalidInputError(f"got labels from {int(label.min())} to {int(label.max())}, expected {expected}")
-        return self._log_weights.to(label.device)[label.long()]
+        return label.long() % len(self._log_weights)
 
 
 def _by_label(mixture: GaussianMixture, labels: Sequence[int] | Tensor) -> Tensor:
@@ -122,6 +140,8 @@ class EmpiricalModel(ScoreModel):
     Args:
         data: (N, *event).
         sde: the process.
+        memory: bytes that arrays with a number for each pair of state and sample may take; batches that need more are
+            computed in chunks.
 
     Source: Karras et al. 2022 (arXiv 2206.00364) appendix B.3.
     """
@@ -131,7 +151,7 @@ class EmpiricalModel(ScoreModel):
     smooth = True
     _fixed = ("samples",)
 
-    def __init__(self, data: Tensor, sde: SDE) -> None:
+    def __init__(self, data: Tensor, sde: SDE, *, memory: int = MEMORY) -> None:
         check_state(data, name="data")
         if not len(data):
             raise InvalidInputError("data is empty: an empirical model needs at least one sample")
@@ -140,6 +160,7 @@ class EmpiricalModel(ScoreModel):
         super().__init__(sde, data_mean=mean, data_std=spread if spread > 0 else None, event_shape=data.shape[1:])
         self.register_buffer("samples", data, persistent=False)
         self.data_turn = turning_of(spread_out(data)) or None
+        self.memory, self._points = whole(memory, "memory", least=1), LastAnswer()
 
     def _facts(self):
         return {"samples": len(self.samples), **super()._facts()}
@@ -152,13 +173,17 @@ class EmpiricalModel(ScoreModel):
         t = as_time(t)
         check_time(t, x)
         level = self.sde.at(t)
-        state, data = flat(x).double(), flat(self.samples).double()
-        centre = data.mean(0)
-        data = data - centre  # small numbers: the squares below are multiplied out
-        alpha, sigma = expand(level.alpha, state), expand(level.sigma, state)
-        y = state - alpha * centre
-        logits = (alpha * (y @ data.T) - alpha**2 * data.square().sum(1) / 2) / sigma**2
-        x0 = torch.softmax(logits, 1) @ data
-        noise = (y - alpha * x0) / sigma
-        x0, noise = ((part.to(x.dtype)).reshape(x.shape) for part in (x0 + centre, noise))
-        return Prediction(x0, noise, self.sde, t)
+        state = flat(x)
+        alpha, sigma = (torch.as_tensor(c, dtype=torch.float64, device=x.device) for c in (level.alpha, level.sigma))
+        level = alpha.reshape(-1, 1), sigma.reshape(-1, 1)
+        _, x0, noise = self._summed().in_chunks(state, level, state.new_zeros(1, 1), None, self.memory)
+        return Prediction(x0.reshape(x.shape), noise.reshape(x.shape), self.sde, t)
+
+    def _summed(self) -> Shared:
+        """The data as components of no width."""
+        known = self._points.of(self.samples)
+        if known is None:
+            data = flat(self.samples).double()
+            known = Shared(data, data.new_zeros(1), None)
+            self._points.keep(self.samples, known)
+        return known
