@@ -5,19 +5,20 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from numbers import Real
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
+from .core.arguments import number
 from .core.conditions import merged, rows_of, tensors_of
 from .core.errors import InvalidInputError
+from .core.kinds import checked
 from .core.shapes import factor, plus
 from .core.show import Shown
 from .models.base import ScoreModel
 from .models.coordinates import Coordinates
-from .models.prediction import Prediction
+from .models.prediction import Prediction, some_noise
 from .processes import SDE
 
 
@@ -36,6 +37,7 @@ class Term(Shown, ABC):
 
     t_min: float = 0.0
     t_max: float = float("inf")
+    _expected = "a Term: ForwardSDE(sde), ReverseSDE(model), ProbabilityFlow(model) or your own"
     upward: bool = True
     downward: bool = True
     stochastic: bool = False
@@ -112,6 +114,7 @@ class ForwardSDE(Term):
     downward = False
     stochastic = True
 
+    @checked
     def __init__(self, sde: SDE) -> None:
         if not isinstance(sde, SDE):
             raise InvalidInputError(f"ForwardSDE takes a process such as VPSDE(), not {type(sde).__name__}")
@@ -165,7 +168,8 @@ class _OfModel(Term):
         return type(self).evaluations is _OfModel.evaluations and self.model.asks_once
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.predict(x, t).combine(*self._rates(self.sde.at(t)))
+        rates = self._rates(self.sde.at(t))
+        return self.predict(x, t).combine(*rates)
 
     def moved(self, x: Tensor, t: Tensor, h: float | Tensor) -> Tensor:
         """Since x = alpha x0 + sigma noise, one combination of the two."""
@@ -178,7 +182,7 @@ class _OfModel(Term):
     def _rates(self, level: Any) -> tuple[Any, Any]:
         d_alpha, d_sigma = level.rates
         if self.eta:
-            d_sigma = d_sigma + self.eta**2 * level.g**2 / (2 * level.sigma)
+            d_sigma = d_sigma + self.eta**2 * level.g**2 / (2 * some_noise(level.sigma))
         return d_alpha, d_sigma
 
     def diffusion(self, t: Tensor) -> Any:
@@ -230,10 +234,10 @@ class ReverseSDE(_OfModel):
 
     upward = False
 
+    @checked
     def __init__(self, model: ScoreModel, *, eta: float = 1.0, **cond: Any) -> None:
-        if isinstance(eta, bool) or not isinstance(eta, Real) or not 0 <= eta < float("inf"):
-            raise InvalidInputError(f"eta={eta}: expected a number of at least 0 (0: the flow, 1: the reverse SDE)")
-        super().__init__(model, float(eta), cond)
+        eta = check_eta(eta)
+        super().__init__(model, eta, cond)
         self.stochastic = eta > 0
         self.upward = eta == 0
 
@@ -248,6 +252,7 @@ class ProbabilityFlow(_OfModel):
     Source: Song et al. 2021 (arXiv 2011.13456) eq. 13.
     """
 
+    @checked
     def __init__(self, model: ScoreModel, **cond: Any) -> None:
         super().__init__(model, 0.0, cond)
 
@@ -415,3 +420,14 @@ def in_best_coordinates(flow_of: Callable[..., Any], model: Any, span: tuple[flo
             return array(rhs(t, tensor(y)))
 
     return ODE(flat_rhs, (there[0], there[1]), lambda x: array(into(x)), lambda y: out(tensor(y)))
+
+
+def check_eta(eta: Any) -> float:
+    """`eta=` as a number."""
+    expected = f"a number of at least 0 and at most {_MOST_ETA:g} (0: the flow, 1: the reverse SDE)"
+    if number(eta, "eta", expected, least=0.0) > _MOST_ETA:
+        raise InvalidInputError(f"got eta={eta!r}, expected {expected}")
+    return float(eta)
+
+
+_MOST_ETA = 1e6

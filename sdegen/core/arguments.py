@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Iterable
 from numbers import Real
 from typing import Any
 
-from .errors import InvalidInputError
+import numpy as np
+
+from .errors import InvalidInputError, shortened
 
 
 def whole(value: Any, name: str, *, least: int, most: int | None = None) -> int:
@@ -39,3 +42,27 @@ def number(value: Any, name: str, expected: str, *, infinite: bool = False, leas
     if math.isnan(size) or (math.isinf(size) and not infinite) or size < least:
         raise InvalidInputError(f"got {name}={value!r}, expected {expected}")
     return size
+
+
+def flag(value: Any, name: str, *, none: bool = False) -> bool | None:
+    """True or False, of numpy too; None where that is allowed.
+
+    Raises:
+        InvalidInputError: anything else.
+    """
+    if (none and value is None) or isinstance(value, bool | np.bool_):
+        return value if value is None else bool(value)
+    raise InvalidInputError(f"got {name}={shortened(value)}, expected True or False{', or None' * none}")
+
+
+def one_of(value: Any, name: str, names: Iterable[str]) -> str:
+    """One of a few names.
+
+    Raises:
+        InvalidInputError: anything else; it lists them.
+    """
+    names = tuple(names)
+    if not isinstance(value, str) or value not in names:
+        listed = ", ".join(map(repr, names[:-1])) + " or " * (len(names) > 1) + repr(names[-1])
+        raise InvalidInputError(f"got {name}={shortened(value)}, expected {listed}")
+    return value

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from typing import Any
 
 
@@ -53,3 +55,14 @@ def shortened(value: Any, most: int = 80) -> str:
     """A value for a message: its repr, cut where it is long."""
     text = repr(value[: 4 * most] if isinstance(value, str | bytes) else value)
     return text if len(text) <= most else f"{text[:most]}..."
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the user's line: the first frame outside the package."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _NOT_THE_USERS:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
+
+
+_NOT_THE_USERS = ("sdegen", "torch", "contextlib")

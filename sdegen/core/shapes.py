@@ -23,6 +23,8 @@ def as_time(t: float | Tensor) -> Tensor:
         InvalidInputError: t is no number.
     """
     if isinstance(t, Tensor):
+        if t.layout is not torch.strided:
+            t = t.to_dense()
         if t.is_floating_point():
             return t
         if not t.is_complex():
@@ -31,7 +33,7 @@ def as_time(t: float | Tensor) -> Tensor:
         if isinstance(t, bool | str | Tensor):
             raise TypeError
         return torch.as_tensor(t, dtype=torch.float64, device="cpu")
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         kind = f"a tensor of dtype {t.dtype}" if isinstance(t, Tensor) else repr(t)
         raise InvalidInputError(f"t is {kind}: expected a real number or a tensor of them") from None
 
@@ -42,7 +44,7 @@ def as_number(value: Any, name: str) -> float:
         if isinstance(value, bool | str):
             raise TypeError
         return float(value)
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         raise InvalidInputError(f"{name}={value!r}: expected a number") from None
 
 
@@ -100,6 +102,9 @@ def check_state(x: Tensor, *, name: str = "x", event_shape: Sequence[int] | None
     """Raise unless x is a floating, finite tensor (B, *event) of the expected event shape."""
     if not isinstance(x, Tensor):
         raise InvalidInputError(f"{name} is a {type(x).__name__}: pass a torch.Tensor of shape (B, *event)")
+    if x.layout is not torch.strided or (finite and x.is_meta):
+        kind = "on device 'meta', which holds no numbers" if x.is_meta else f"sparse: use {name}.to_dense()"
+        raise InvalidInputError(f"{name} is {kind}")
     if x.ndim == 0:
         raise InvalidInputError(f"{name} has no batch axis: its shape is (), expected (B, *event); use {name}[None]")
     if not x.is_floating_point():
@@ -128,6 +133,15 @@ def _to_floating(x: Tensor, name: str) -> str:
         f"pixels 0, 1, ..., L - 1 are scaled to [-1, 1] as 2 * {name} / (L - 1) - 1, and "
         f"sdegen.data.load_images({name}, levels=L) does that; other numbers are converted with {name}.double()"
     )
+
+
+MOST_NUMBERS = 2**40  # of a state; as float32 four TiB
+
+
+def check_size(shape: Sequence[int]) -> None:
+    """Raise where no memory holds a state of this shape."""
+    if math.prod(shape) > MOST_NUMBERS:
+        raise InvalidInputError(f"shape={tuple(shape)}: more numbers than memory holds")
 
 
 def numbers(index: Tensor, most: int = 8) -> str:

@@ -6,7 +6,6 @@ import errno
 import hashlib
 import json
 import os
-import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.errors import InvalidInputError
+from ..core.errors import InvalidInputError, warn
 from ..core.files import replacing, sync, write_whole
 from .pixels import Decoded
 
@@ -92,7 +91,7 @@ def _found(array: Path, listed: Path, *, tells: bool = False) -> Decoded | None:
         return _checked(array, listed)
     except _Damaged as damage:
         if tells and listed.exists():  # without a list it was never whole
-            warnings.warn(f"kept pictures are damaged and made again: {damage}", RuntimeWarning, stacklevel=2)
+            warn(f"kept pictures are damaged and made again: {damage}", RuntimeWarning)
         return None
 
 

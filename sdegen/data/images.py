@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.errors import InvalidInputError
+from ..core.errors import InvalidInputError, warn
+from ..core.kinds import checked, told
 from ..core.show import Shown, picture_of
 from .batched import Batched
 
@@ -77,6 +77,7 @@ class Images(Batched, Shown):
         x = self._scaled(self.stored if self.rows is None else self.stored[self.rows])
         return torch.cat([x, x.flip(-1)]) if self.flips else x
 
+    @checked
     def batch(self, numbers: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Some images.
 
@@ -85,7 +86,14 @@ class Images(Batched, Shown):
 
         Returns:
             x, (B, C, H, W) float32 in [-1, 1], and their conditions: {"label": (B,)}, or {} in a set without labels.
+
+        Raises:
+            InvalidInputError: numbers that are no integers of the set.
         """
+        if numbers.ndim != 1 or numbers.is_floating_point() or numbers.dtype == torch.bool:
+            raise InvalidInputError(f"got numbers={told(numbers)}, expected (B,) integers")
+        if numbers.numel() and not 0 <= int(numbers.min()) <= int(numbers.max()) < len(self):
+            raise InvalidInputError(f"got numbers up to {int(numbers.max())}, expected them in 0 .. {len(self) - 1}")
         rows = numbers % self._n
         x = self._scaled(self.stored[rows if self.rows is None else self.rows[rows]])
         if self.flips:
@@ -113,6 +121,7 @@ class Images(Batched, Shown):
         """
         return replace(self, labels=None, n_classes=None, classes=None)
 
+    @checked
     def only(self, numbers: Tensor | Sequence[int] | slice) -> Images:
         """The images of these numbers, as a set of its own.
 
@@ -127,9 +136,16 @@ class Images(Batched, Shown):
         """
         if self.flips:
             raise InvalidInputError("take images from a set before it is flipped")
+        if not isinstance(numbers, slice):
+            numbers = torch.as_tensor(numbers)
+            outside = bool(((numbers < -self._n) | (numbers >= self._n)).any())
+            if numbers.ndim != 1 or outside or (numbers.is_floating_point() and len(numbers)):
+                raise InvalidInputError(f"got numbers={told(numbers)}, expected whole numbers, 0 .. {self._n - 1}")
+            numbers = numbers if numbers.dtype == torch.bool else numbers.long()
         rows = (torch.arange(self._n) if self.rows is None else self.rows)[numbers]
         return replace(self, rows=rows, labels=None if self.labels is None else self.labels[numbers])
 
+    @checked
     def split(self, part: str, *, held_out_every: int) -> Images:
         """One part of the set; it draws nothing: of each class every so-many-th image, in the set's order, is held out.
 
@@ -155,7 +171,7 @@ class Images(Batched, Shown):
             empty = f"no class has {held_out_every} images, so held_out_every={held_out_every} holds none out"
             if part == "held-out":
                 raise InvalidInputError(f"{empty}: pass a smaller one, in training too")
-            warnings.warn(f"{empty}: all {len(self)} are for training", RuntimeWarning, stacklevel=2)
+            warn(f"{empty}: all {len(self)} are for training", RuntimeWarning)
         return self.only((held_out if part == "held-out" else ~held_out).nonzero()[:, 0])
 
     @property
@@ -166,6 +182,7 @@ class Images(Batched, Shown):
         return values.float() if self.levels is None else values.float() * (2 / (self.levels - 1)) - 1
 
 
+@checked
 def digits(split: str = "train", *, held_out_every: int = 4) -> Images:
     """The 1797 handwritten digits of scikit-learn, 8x8 with 17 grey levels u = 0 .. 16, scaled to x = 2 u/16 - 1.
 

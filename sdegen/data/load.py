@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-import warnings
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.errors import InvalidInputError
+from ..core.errors import InvalidInputError, warn
+from ..core.kinds import checked
 from .arrays import Raw, from_array
 from .depth import Scale
 from .files import IDX_IMAGES, read_array, read_idx, read_idx_file, read_idx_folder
@@ -28,6 +29,7 @@ _HELD_OUT_EVERY = {"digits": 4, "mnist": 5}
 _NAMES = ("digits", "mnist", "fashion-mnist")
 
 
+@checked
 def load_images(
     source: str | os.PathLike | np.ndarray | Tensor,
     *,
@@ -35,7 +37,7 @@ def load_images(
     held_out_every: int | None = None,
     size: int | tuple[int, int] | None = None,
     channels: int | None = None,
-    labels: bool | str | os.PathLike | np.ndarray | Tensor | None = None,
+    labels: bool | str | os.PathLike | Sequence[int] | np.ndarray | Tensor | None = None,
     flips: bool = False,
     corrupt: str = "refuse",
     cache: str | os.PathLike | None = None,
@@ -102,7 +104,7 @@ def load_images(
         raise InvalidInputError(f"{source!r} holds no images")
     skipped = [f"left out {len(raw.skipped)} pictures: {'; '.join(raw.skipped)}"] if raw.skipped else []
     for note in (*skipped, *raw.notes):
-        warnings.warn(note, RuntimeWarning, stacklevel=2)
+        warn(note, RuntimeWarning)
     images = _images(_fitted(raw, _size(size), channels))
     if not has_parts:
         images = _part(images, source, split, held_out_every)

@@ -213,6 +213,7 @@ def _each(
     numbers: Any = None,
 ) -> tuple[dict[int, Any], dict[int, str]]:
     """work(i) for every file (or those of these numbers): the results by number, and what went wrong with others."""
+
     def one(i: int) -> tuple[int, Any, str | None]:
         try:
             return i, work(i), None

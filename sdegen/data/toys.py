@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
+from ..core.kinds import checked
 from ..distributions.mixture import GaussianMixture
 
 
+@checked
 def ring(
     modes: int = 8, *, radius: float = 1.0, std: float = 0.1, weights: Sequence[float] | None = None
 ) -> GaussianMixture:
@@ -37,6 +39,7 @@ def ring(
     return GaussianMixture([[radius * math.cos(a), radius * math.sin(a)] for a in angles], std=std, weights=weights)
 
 
+@checked
 def grid(
     side: int = 5, *, spacing: float = 0.5, std: float = 0.05, weights: Sequence[float] | None = None
 ) -> GaussianMixture:
@@ -59,6 +62,7 @@ def grid(
     return GaussianMixture([[a, b] for a in places for b in places], std=std, weights=weights)
 
 
+@checked
 def anisotropic(
     modes: int = 3, *, long: float = 0.5, short: float = 0.08, weights: Sequence[float] | None = (0.5, 0.3, 0.2)
 ) -> GaussianMixture:
@@ -80,10 +84,11 @@ def anisotropic(
     _check_count("modes", modes)
     a = 2 * math.pi / modes * torch.arange(modes, dtype=torch.float64)
     v, w = (torch.stack([b.cos(), b.sin()], 1) for b in (a + math.pi / 4, a + 3 * math.pi / 4))
-    covariances = long**2 * v[:, :, None] * v[:, None] + short**2 * w[:, :, None] * w[:, None]
+    covariances = long * long * v[:, :, None] * v[:, None] + short * short * w[:, :, None] * w[:, None]
     return GaussianMixture(torch.stack([a.cos(), a.sin()], 1), covariances=covariances, weights=weights)
 
 
+@checked
 def two_moons(n: int, *, noise: float = 0.05, seed: int | None = None) -> Tensor:
     """Two half circles that interlock: (cos a, sin a) or (1 - cos a, 1/2 - sin a) evenly, a uniform on [0, pi].
 
@@ -104,6 +109,7 @@ def two_moons(n: int, *, noise: float = 0.05, seed: int | None = None) -> Tensor
     return _points(x, y, noise * z)
 
 
+@checked
 def swiss_roll(n: int, *, noise: float = 0.03, seed: int | None = None) -> Tensor:
     """A spiral of one and a half turns: (a cos a, a sin a)/10, a uniform on [3 pi/2, 9 pi/2].
 
@@ -120,6 +126,7 @@ def swiss_roll(n: int, *, noise: float = 0.03, seed: int | None = None) -> Tenso
     return _points(a * a.cos() / 10, a * a.sin() / 10, noise * z)
 
 
+@checked
 def checkerboard(n: int, *, noise: float = 0.0, seed: int | None = None) -> Tensor:
     """Uniform on the squares of [-2, 2)^2 where floor(x) + floor(y) is even, density 1/8.
 
@@ -154,6 +161,7 @@ def names() -> list[str]:
     return [*MIXTURES, *SAMPLERS]
 
 
+@checked
 def mixture(name: str, **options) -> GaussianMixture:
     """The mixture of that name, options as in its function.
 
@@ -174,6 +182,7 @@ def mixture(name: str, **options) -> GaussianMixture:
     return MIXTURES[name](**options)
 
 
+@checked
 def sample(name: str, n: int, *, seed: int | None = None, **options) -> Tensor:
     """Draws of the toy of that name.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..core.conditions import merged
 from ..core.errors import InvalidInputError
+from ..core.kinds import checked
 from ..core.shapes import check_state, event_mean, expand
 from ..loop.modes import quiet
 from ..models.base import ScoreModel
@@ -40,6 +41,7 @@ class Bound:
     terms: Tensor
 
 
+@checked
 def vlb(
     model: ScoreModel,
     x0: Tensor,
@@ -84,11 +86,12 @@ def vlb(
     return Bound(prior + terms.sum(1), prior, terms)
 
 
+@checked
 def vlb_term(
     model: ScoreModel,
     x0: Tensor,
     *,
-    t: Tensor | None = None,
+    t: int | float | Tensor | None = None,
     noise: Tensor | None = None,
     variance: str = "small",
     first: str = "beta_tilde_2",
@@ -130,11 +133,12 @@ def vlb_term(
     return _term(model.sde, times, prediction, x0, variance, first, levels=levels)
 
 
+@checked
 def hybrid_loss(
     model: ScoreModel,
     x0: Tensor,
     *,
-    t: Tensor | None = None,
+    t: int | float | Tensor | None = None,
     noise: Tensor | None = None,
     weight: Any = None,
     seed: Seed = None,

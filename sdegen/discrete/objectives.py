@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
-from ..core.shapes import as_time
+from ..core.kinds import checked
+from ..core.shapes import as_time, check_state
 from ..models.base import ScoreModel
 from ..noise.purposes import Purpose
 from ..noise.white import Noise
@@ -19,11 +20,12 @@ from .tables import nodes
 Seed = int | Noise | None
 
 
+@checked
 def ddpm_loss(
     model: ScoreModel,
     x0: Tensor,
     *,
-    t: Tensor | None = None,
+    t: int | float | Tensor | None = None,
     noise: Tensor | None = None,
     weight: Any = None,
     seed: Seed = None,
@@ -54,11 +56,12 @@ def ddpm_loss(
     return dsm_loss(model, x0, t=node_times(model, x0, t, seed), noise=noise, weight=weight, seed=seed, **cond)
 
 
+@checked
 def ncsn_loss(
     model: ScoreModel,
     x0: Tensor,
     *,
-    t: Tensor | None = None,
+    t: int | float | Tensor | None = None,
     noise: Tensor | None = None,
     weight: Any = None,
     seed: Seed = None,
@@ -80,9 +83,10 @@ def noise_of(seed: int | Noise) -> Noise:
     return seed if isinstance(seed, Noise) else Noise(seed)
 
 
-def node_times(model: ScoreModel, x0: Tensor, t: Tensor | None, seed: Seed) -> Tensor:
+def node_times(model: ScoreModel, x0: Tensor, t: float | Tensor | None, seed: Seed) -> Tensor:
     """(B,) times of nodes: those given, as numbers or times, or uniform ones."""
     n = len(nodes(model))
+    check_state(x0, name="x0", finite=False)
     if t is None:
         if seed is None:
             u = torch.rand(len(x0), dtype=torch.float64, device=x0.device)

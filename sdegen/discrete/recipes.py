@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
+from ..core.kinds import checked, told
 from ..inference.checks import check_model, full_shape, placed, sample_numbers
 from ..inference.sampling import encode, sample
 from ..loop.solution import Solution
@@ -31,6 +32,7 @@ Steps = int | Sequence[float] | Tensor | None
 _VARIANCES = {"small": "sde", "large": "ddpm-large", "learned": "ddpm-learned"}
 
 
+@checked
 def ddpm(
     model: ScoreModel,
     shape: int | Sequence[int],
@@ -66,6 +68,7 @@ def ddpm(
     return _from_noise(model, shape, _times(model, steps, spacing), how, solver=solver)
 
 
+@checked
 def ddim(
     model: ScoreModel,
     shape: int | Sequence[int],
@@ -93,6 +96,7 @@ def ddim(
     return _from_noise(model, shape, _times(model, steps, spacing), how, solver="ddim", eta=eta)
 
 
+@checked
 def ddim_encode(model: ScoreModel, x: Tensor, *, steps: Steps = None, spacing: str = "leading", **how: Any) -> Solution:
     """Data to latent by DDIM's step upward, x (B, *event) taken to be at the first node.
 
@@ -113,6 +117,7 @@ def ddim_encode(model: ScoreModel, x: Tensor, *, steps: Steps = None, spacing: s
     return encode(model, x, solver="ddim", steps=steps, **how)
 
 
+@checked
 def annealed_langevin(
     model: ScoreModel,
     shape: int | Sequence[int],
@@ -143,6 +148,7 @@ def annealed_langevin(
     return _from_noise(model, shape, down if denoise else down[:-1], how, solver=solver)
 
 
+@checked
 def langevin(
     model: ScoreModel, shape: int | Sequence[int], *, t: float, step: float, n: int, denoise: bool = False, **how: Any
 ) -> Solution:
@@ -196,7 +202,11 @@ def _times(model: ScoreModel, steps: Steps, spacing: str) -> Any:
         if isinstance(steps, Sequence | Tensor)
         else torch.zeros(0)
     )
-    if len(times) and float(times.max()) > 1 and bool((times == times.round()).all()):
+    if times.ndim != 1 or not len(times):
+        raise InvalidInputError(
+            f"got steps={told(steps)}, expected how many nodes, or their times in the order of visits"
+        )
+    if float(times.max()) > 1 and bool((times == times.round()).all()):
         raise InvalidInputError(
             f"steps: {times.tolist()[:3]}... are node numbers or a network's timesteps; wanted times: node i of {n} is "
             f"at i/{n}, and clean data at 0"

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
+from ..core.kinds import checked
 from ..models.base import ScoreModel
 from ..processes import SDE
 
 
+@checked
 def betas(
     name: str = "linear",
     n: int = 1000,
@@ -83,6 +85,7 @@ _SHAPES: dict[str, tuple[float, float, Callable[[float, float, int], Tensor]]] =
 }
 
 
+@checked
 def zero_terminal_snr(betas: Sequence[float] | Tensor) -> Tensor:
     """The table whose alpha_i = sqrt(alpha_bar_i) is a_i (alpha_i - alpha_N), scaled to keep alpha_1: alpha_N = 0.
 
@@ -100,6 +103,7 @@ def zero_terminal_snr(betas: Sequence[float] | Tensor) -> Tensor:
     return 1 - (alpha / before) ** 2
 
 
+@checked
 def sigmas(n: int, *, sigma_min: float = 0.01, sigma_max: float = 50.0) -> Tensor:
     """A geometric table sigma_1 < ... < sigma_n for `TabulatedVESDE`, (n,) float64.
 
@@ -114,6 +118,7 @@ def sigmas(n: int, *, sigma_min: float = 0.01, sigma_max: float = 50.0) -> Tenso
     return table
 
 
+@checked
 def spaced(model: ScoreModel | SDE, steps: int | None = None, *, spacing: str = "leading", offset: int = 0) -> Tensor:
     """Times for `steps=`: so many of a table's N nodes, from noise to data, and then 0.
 

@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.arguments import whole
 from ..core.errors import InvalidInputError
+from ..core.kinds import checked, told
+from ..core.shapes import check_size
 from ..models.base import ScoreModel
 from ..noise.purposes import Purpose
 from .objectives import Seed, noise_of
@@ -38,6 +41,7 @@ class LossAware:
     Source: Nichol & Dhariwal 2021 (arXiv 2102.09672) eq. 18.
     """
 
+    @checked
     def __init__(self, loss: Callable[..., Tensor], n: int, *, history: int = 10, uniform: float = 1e-3) -> None:
         if not callable(loss):
             raise InvalidInputError(f"loss is {type(loss).__name__}: expected a function such as discrete.vlb_term")
@@ -82,8 +86,10 @@ class LossAware:
         p = p / total if total > 0 else torch.full_like(p, 1 / self.n)
         return (1 - self.uniform) * p + self.uniform / self.n
 
+    @checked
     def draw(self, batch: int, *, seed: Seed = None) -> Tensor:
         """(batch,) node numbers 1..N."""
+        check_size((whole(batch, "batch", least=0),))
         if seed is None:
             u = torch.rand(batch, dtype=torch.float64)
         else:
@@ -92,8 +98,15 @@ class LossAware:
             )
         return 1 + torch.searchsorted(self.probabilities.cumsum(0), u, right=True).clamp_max(self.n - 1)
 
+    @checked
     def update(self, at: Tensor, losses: Tensor) -> None:
         """Note what nodes cost, (B,) each; values that are not finite are left out."""
+        if at.ndim != 1 or losses.shape != at.shape or at.is_floating_point() or at.dtype == torch.bool:
+            raise InvalidInputError(
+                f"got at={told(at)} and losses={told(losses)}, expected node numbers and losses, (B,)"
+            )
+        if len(at) and not 1 <= int(at.min()) <= int(at.max()) <= self.n:
+            raise InvalidInputError(f"got nodes {int(at.min())} to {int(at.max())}, expected them in 1 .. {self.n}")
         for i, value in zip((at.cpu() - 1).tolist(), losses.double().cpu().tolist(), strict=True):
             if math.isfinite(value):
                 self._last[i, int(self._seen[i]) % self.history] = value

@@ -7,17 +7,24 @@ distance of 0 only in the limit of large ones: compare with the distance of two 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.arguments import whole
 from ..core.errors import InvalidInputError
+from ..core.kinds import checked, kind_of, take
+
+Samples = Tensor | np.ndarray | Sequence[Any]  # (N, *event)
 
 CHUNK = 2**22  # numbers in the largest intermediate (32 MB)
 
 
-def sliced_wasserstein(x: Tensor, y: Tensor, *, p: float = 2, projections: int = 512, seed: int = 0) -> float:
+@checked
+def sliced_wasserstein(x: Samples, y: Samples, *, p: float = 2, projections: int = 512, seed: int = 0) -> float:
     """Sliced Wasserstein distance: the mean over directions of the transport cost on a line.
 
     SW_p = (E_theta W_p^p(theta.x, theta.y))^(1/p),  W_p^p = int_0^1 |F^-1(u) - G^-1(u)|^p du,
@@ -57,7 +64,8 @@ def sliced_wasserstein(x: Tensor, y: Tensor, *, p: float = 2, projections: int =
     return (total / projections) ** (1 / p)
 
 
-def energy_distance(x: Tensor, y: Tensor) -> float:
+@checked
+def energy_distance(x: Samples, y: Samples) -> float:
     """Energy distance, a metric between distributions with a mean.
 
     E = sqrt(2 E|X - Y| - E|X - X'| - E|Y - Y'|),
@@ -82,7 +90,8 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
     return math.sqrt(max(squared, 0.0))
 
 
-def mmd(x: Tensor, y: Tensor, *, bandwidth: float | None = None) -> float:
+@checked
+def mmd(x: Samples, y: Samples, *, bandwidth: float | None = None) -> float:
     """Maximum mean discrepancy with a Gaussian kernel.
 
     MMD = sqrt(E k(X, X') + E k(Y, Y') - 2 E k(X, Y)),  k(a, b) = exp(-|a - b|^2/(2 h^2)),
@@ -105,7 +114,7 @@ def mmd(x: Tensor, y: Tensor, *, bandwidth: float | None = None) -> float:
     """
     x, y = samples(x, y)
     h = median_distance(x, y) if bandwidth is None else bandwidth
-    if not h > 0 or math.isinf(h):
+    if not 1e-100 < h < 1e100:
         cure = "most points coincide, pass bandwidth=" if bandwidth is None else "expected a positive number"
         raise InvalidInputError(f"bandwidth={h!r}: {cure}")
 
@@ -117,7 +126,8 @@ def mmd(x: Tensor, y: Tensor, *, bandwidth: float | None = None) -> float:
     return math.sqrt(max(squared, 0.0))
 
 
-def median_distance(x: Tensor, y: Tensor, *, rows: int = 1000) -> float:
+@checked
+def median_distance(x: Samples, y: Samples, *, rows: int = 1000) -> float:
     """The median distance of two points of both sets together, from at most `rows` evenly spaced rows of each.
 
     Args:
@@ -131,13 +141,23 @@ def median_distance(x: Tensor, y: Tensor, *, rows: int = 1000) -> float:
         InvalidInputError: shapes that differ, empty sets, NaN or infinity.
     """
     x, y = samples(x, y)
+    whole(rows, "rows", least=1)
     some = (z[torch.linspace(0, len(z) - 1, min(rows, len(z))).round().long().to(z.device)] for z in (x, y))
     return float(torch.pdist(torch.cat(list(some))).median())
 
 
-def samples(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def as_samples(x: Samples, name: str) -> Tensor:
+    """A tensor of what may be an array or a list, without its gradient."""
+    try:
+        tensor = torch.as_tensor(x).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidInputError(f"{name} is a {type(x).__name__} that is no tensor ({error})") from None
+    return take(tensor, name, kind_of(Tensor))
+
+
+def samples(x: Samples, y: Samples) -> tuple[Tensor, Tensor]:
     """Both sets as (N, d) and (M, d) in float64, or the reason why not."""
-    x, y = torch.as_tensor(x).detach(), torch.as_tensor(y).detach()
+    x, y = as_samples(x, "x"), as_samples(y, "y")
     if not x.ndim or not y.ndim or x.shape[1:] != y.shape[1:]:
         raise InvalidInputError(
             f"x has shape {tuple(x.shape)} and y {tuple(y.shape)}: expected (N, *event) and (M, *event), the same event"
@@ -146,8 +166,6 @@ def samples(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     for name, z in (("x", x), ("y", y)):
         if not z.numel():
             raise InvalidInputError(f"{name} has shape {tuple(z.shape)}: there is nothing to compare")
-        if z.is_complex():
-            raise InvalidInputError(f"{name} is {z.dtype}: expected real numbers")
         z = z.reshape(len(z), -1).to(x.device, torch.float64)
         bad = int((~torch.isfinite(z)).any(1).sum())
         if bad:
@@ -158,7 +176,7 @@ def samples(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 def _directions(d: int, n: int, seed: int) -> Tensor:
     """n unit vectors in columns, (d, n), orthogonal within each d that follow each other."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed % 2**63)
     frames = torch.linalg.qr(torch.randn(-(-n // d), d, min(d, n), generator=generator, dtype=torch.float64)).Q
     return frames.transpose(0, 1).flatten(1)[:, :n]
 

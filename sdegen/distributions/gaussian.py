@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
+from ..core.kinds import checked, told
 from ..core.shapes import flat
 from ..core.show import Shown, spread
 
@@ -38,6 +39,7 @@ class Gaussian(Shown):
         return {"mean": self.mean, "variances": spread(self.variances), "axes": self.axes, "rest": self.rest or None}
 
     @classmethod
+    @checked
     def of_covariance(cls, covariance: Tensor, mean: Tensor | None = None) -> Gaussian:
         """From a covariance C (d, d); a tensor of another form is taken for variances.
 
@@ -57,6 +59,7 @@ class Gaussian(Shown):
         return cls(flat_mean(mean), variances.clamp_min(0), axes)
 
     @classmethod
+    @checked
     def of_variances(cls, variances: Tensor, mean: Tensor | None = None) -> Gaussian:
         """C = diag(variances): one for each coordinate, of an event's shape, or one for all.
 
@@ -71,6 +74,7 @@ class Gaussian(Shown):
         return cls(flat_mean(mean), v.flatten().squeeze())
 
     @classmethod
+    @checked
     def of_data(cls, x0: Tensor, rank: int | None = None) -> Gaussian:
         """The mean and covariance of samples (n, *event); with `rank` its largest axes and the mean of the other
         eigenvalues.
@@ -129,8 +133,11 @@ class Gaussian(Shown):
         spread = q.apply(lambda v: (alpha**2 * v + sigma**2) ** 0.5, y)
         return (alpha * q.mean + spread).reshape(z.shape)
 
+    @checked
     def log_prob(self, x: Tensor, level: Any) -> Tensor:
         """log N(x; alpha mean, P), (B,) float64; x is (B, d)."""
+        if x.ndim != 2 or not (isinstance(getattr(level, "alpha", None), float | Tensor)):
+            raise InvalidInputError(f"got x={told(x)}, level={told(level)}, expected x (B, d), and sde.at(t)")
         q, x = self.to(x.double()), x.double()
         alpha, sigma = column(level.alpha, x), column(level.sigma, x)
         total = torch.as_tensor(q.total(alpha, sigma), dtype=x.dtype, device=x.device).expand_as(x)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..core.arguments import number
 from ..core.errors import InvalidInputError
+from ..core.kinds import checked, kind_of, take
 from ..core.show import Shown, picture_of, spread
 from ..noise.purposes import Purpose
 from ..noise.white import Noise, check_seed
@@ -114,6 +115,7 @@ class GaussianMixture(Shown):
             within = torch.einsum("k,kie,ke,kje->ij", self.weights, self.axes, self.variances, self.axes)
         return within + torch.einsum("k,ki,kj->ij", self.weights, centred, centred)
 
+    @checked
     def sample(
         self,
         n: int,
@@ -126,6 +128,7 @@ class GaussianMixture(Shown):
         x, _ = self.sample_labelled(n, seed=seed)
         return x.to(dtype=dtype or torch.get_default_dtype(), device=device or "cpu")
 
+    @checked
     def sample_labelled(self, n: int, *, seed: int | None = None) -> tuple[Tensor, Tensor]:
         """n draws in float64 and the component of each, (n, d) and (n,)."""
         noise = Noise(check_seed(seed))
@@ -139,6 +142,7 @@ class GaussianMixture(Shown):
             z = torch.einsum("nij,nj->ni", self.axes[label], z)
         return self.means[label] + z, label
 
+    @checked
     def log_prob(self, x: Tensor) -> Tensor:
         """log p(x) in nats, (B, d) -> (B,).
 
@@ -151,6 +155,7 @@ class GaussianMixture(Shown):
             )
         return self.denoise(x, 1.0, 0.0)[0]
 
+    @checked
     def posterior(
         self, A: Sequence[Sequence[float]] | Tensor, y: Sequence[float] | Tensor, std: float
     ) -> GaussianMixture:
@@ -181,7 +186,7 @@ class GaussianMixture(Shown):
         axes = torch.eye(self.dim, dtype=torch.float64) if self.axes is None else self.axes
         root = axes * self.variances.sqrt()[:, None]  # (K, d, d)
         seen = a @ root
-        s, failed = torch.linalg.cholesky_ex(seen @ seen.mT + std**2 * torch.eye(len(a), dtype=torch.float64))
+        s, failed = torch.linalg.cholesky_ex(seen @ seen.mT + std * std * torch.eye(len(a), dtype=torch.float64))
         pivots = s.diagonal(dim1=1, dim2=2)
         if bool(failed.any()) or bool((pivots.square() <= 1e-14 * seen.square().sum(2).amax()).any()):
             raise InvalidInputError(
@@ -251,8 +256,9 @@ def _decomposed(c: Tensor) -> tuple[Tensor, Tensor | None]:
 def _floats(value: object, name: str) -> Tensor:
     try:
         tensor = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise InvalidInputError(f"{name} could not be read as numbers ({error})") from error
+    tensor = take(tensor, name, kind_of(Tensor))
     if not bool(torch.isfinite(tensor).all()):
         raise InvalidInputError(f"{name} holds NaN or infinity")
     return tensor

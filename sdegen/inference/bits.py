@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
+from ..core.kinds import checked
 from ..core.shapes import check_state, event_sum, flat
 from ..core.show import Shown, spread
 from ..models.base import ScoreModel
@@ -53,6 +54,7 @@ class BitsPerDim(Shown):
         }
 
 
+@checked
 def bits_per_dim(
     model: ScoreModel,
     x: Tensor,

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
-from ..core.shapes import check_state
+from ..core.shapes import check_size, check_state
 from ..models.base import ScoreModel
 from ..models.networks import unwrapped
 from ..noise.white import Noise
-from ..solvers import Solver, named
+from ..solvers import Solver, is_auto, named
+from ..terms import check_eta
 
 
 def check_model(model: ScoreModel) -> None:
@@ -52,8 +51,9 @@ def full_shape(model: ScoreModel, shape: int | Sequence[int], x_init: Tensor | N
         full = tuple(operator.index(n) for n in ((shape,) if not isinstance(shape, Sequence) else shape))
     except TypeError as error:
         raise InvalidInputError(f"shape={shape!r}: expected (B, *event), or B alone, as integers") from error
-    if not full or any(n < 0 for n in full) or isinstance(shape, bool | str):
+    if not full or any(n < 0 for n in full) or isinstance(shape, bool | str | bytes):
         raise InvalidInputError(f"shape={shape!r}: expected (B, *event) with B at least 0")
+    check_size(full)
     if not isinstance(shape, Sequence):
         if event is None:
             raise InvalidInputError(
@@ -88,7 +88,5 @@ def placed(model: ScoreModel, dtype: torch.dtype | None, x_init: Tensor | None) 
 def noise_level(eta: Any, solver: str | Solver) -> float:
     """`eta=`, or where it is None the solver's own: 0 for a solver of flows and for "auto", else 1."""
     if eta is None:
-        return 0.0 if solver == "auto" else named(solver).default_eta
-    if isinstance(eta, bool) or not isinstance(eta, Real) or not 0 <= float(eta) < math.inf:
-        raise InvalidInputError(f"eta={eta!r}: expected a number of at least 0 (0: the flow, 1: the reverse SDE)")
-    return float(eta)
+        return 0.0 if is_auto(solver) else named(solver).default_eta
+    return check_eta(eta)

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.errors import InvalidInputError
+from ..core.arguments import whole
 from ..loop.solution import Solution, describe
 
 _OPTIONAL = ("log_prob", "log_weights", "ess", "log_evidence")
 
 
 def check_batch_size(batch_size: Any) -> None:
-    if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
-        raise InvalidInputError(f"batch_size={batch_size!r}: expected a positive integer, or None for all at once")
+    if batch_size is not None:
+        whole(batch_size, "batch_size", least=1)
 
 
 def chunks(

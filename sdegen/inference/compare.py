@@ -11,16 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.arguments import whole
 from ..core.conditions import merged
 from ..core.errors import InvalidInputError, SolverError
-from ..core.shapes import flat
+from ..core.kinds import checked
+from ..core.shapes import check_state, flat
 from ..core.table import Rows
 from ..distributions.distances import sliced_wasserstein
 from ..loop.solution import Solution
 from ..models.base import ScoreModel
 from ..noise.white import check_seed
 from ..solvers import Solver, make_solver
-from .checks import check_model
+from .checks import check_model, full_shape
 from .sampling import sample
 
 _REFERENCE_RTOL = 1e-7
@@ -84,6 +86,7 @@ class Comparisons(Rows[Comparison]):
         )
 
 
+@checked
 def compare(
     model: ScoreModel,
     shape: int | Sequence[int],
@@ -125,17 +128,21 @@ def compare(
         [('euler', '5 steps'), ('euler', '10 steps')]
         >>> best = table.recommendation(error=0.1)
     """
+    for n in steps:
+        whole(n, "steps", least=1)
     chosen = [make_solver(s) if isinstance(s, str) else s for s in solvers]
     if not chosen or not (list(steps) or list(tolerances)):
         raise InvalidInputError("nothing to compare: give at least one solver, and steps= or tolerances=")
     check_model(model)
-    seed = check_seed(seed)
+    seed, full = check_seed(seed), full_shape(model, shape, None)
     common: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "dtype": torch.float64, "progress": False}
     common["cond"] = merged(cond, compare, model.condition_names())
     if reference is None:
         own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float64)
         rtol = _REFERENCE_RTOL if own == torch.float64 else 1e-5
         reference = sample(model, shape, solver="adams", rtol=rtol, **common)
+    elif not isinstance(reference, Solution):
+        check_state(reference, name="reference", event_shape=full[1:])
     exact = (reference.x if isinstance(reference, Solution) else reference).double()
     table = Comparisons()
     if any(solver.default_eta for solver in chosen):

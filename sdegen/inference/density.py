@@ -18,14 +18,13 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.errors import InvalidInputError
+from ..core.errors import InvalidInputError, warn
 from ..core.shapes import as_time, flat
 from ..distributions.gaussian import Gaussian, column
 from ..models.base import ScoreModel
@@ -108,10 +107,9 @@ class DensityFlow(Term):
         if self.first is None:
             self.first = _Start(flat(prediction.noise).detach(), trace.detach().mean(1))
             if not prediction.tracked:
-                warnings.warn(
+                warn(
                     "the network's output carries no gradient, so its divergence counts as 0 and the log-density is "
-                    "wrong unless it is a constant: take no_grad, detach and numpy out of it",
-                    stacklevel=2,
+                    "wrong unless it is a constant: take no_grad, detach and numpy out of it"
                 )
         if as_time(t).ndim == 0:
             self.rates[float(t)] = rate.detach().mean(1)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..core.arguments import one_of, whole
 from ..core.errors import InvalidInputError
 from ..core.shapes import flat
 from ..noise.purposes import Purpose
@@ -26,12 +27,10 @@ def choose_divergence(kind: str, dim: int, probes: int) -> str:
     Raises:
         InvalidInputError: an unknown method, or a number of probes below 1.
     """
+    one_of(kind, "divergence", (*DIVERGENCES, "hutchinson"))
     if kind == "hutchinson":
         kind = "rademacher"
-    if kind not in DIVERGENCES:
-        raise InvalidInputError(f"divergence={kind!r}: expected one of {', '.join(map(repr, DIVERGENCES))}")
-    if isinstance(probes, bool) or not isinstance(probes, int) or probes < 1:
-        raise InvalidInputError(f"probes={probes!r}: expected a number of random vectors, at least 1")
+    whole(probes, "probes", least=1, most=2**20)
     if kind == "hutch++" and probes < 3:
         raise InvalidInputError(f"probes={probes}: 'hutch++' needs at least 3 of them, or use 'rademacher'")
     if kind == "auto":

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..core.arguments import whole
 from ..core.conditions import merged
 from ..core.errors import InvalidInputError
+from ..core.kinds import checked
 from ..loop.modes import bar, quiet
 from ..models.base import ScoreModel
 from ..models.coordinates import Coordinates
@@ -39,6 +40,7 @@ _ALIKE = 1.1  # root mean squares may grow so much where the typical error falls
 _UNLIKE = 0.75  # of the error to another sample's end: what is not nearer to its own has learned nothing
 
 
+@checked
 def fit_solver(
     model: ScoreModel,
     *,

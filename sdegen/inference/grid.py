@@ -9,18 +9,19 @@ import numpy
 import torch
 from torch import Tensor
 
+from ..core.arguments import one_of
 from ..core.conditions import merged
 from ..core.errors import InvalidInputError
 from ..models.base import ScoreModel
+from ..processes import SDE
 from ..solvers import Adams
 from ..solvers.advice import advise
-from ..solvers.grids import grid_along
-from .checks import check_model
+from ..solvers.grids import GRIDS, grid_along
 from .sampling import sample
 
 
 def grid(
-    model: ScoreModel,
+    model: ScoreModel | SDE,
     n: int,
     *,
     kind: str,
@@ -54,11 +55,15 @@ def grid(
     Source: Karras et al. 2022 (arXiv 2206.00364) eq. 5; Lu et al. 2022 (arXiv 2206.00927); Song et al. 2020 (arXiv
     2010.02502) appendix D.2.
     """
+    one_of(kind, "kind", (*GRIDS, "pilot"))
     if kind != "pilot":
         if cond:
             raise InvalidInputError(f"{', '.join(cond)}: only kind='pilot' runs the model and takes conditions")
         return grid_along(model, n, kind=kind, t_span=t_span)
-    check_model(model)
+    if not isinstance(model, ScoreModel):
+        raise InvalidInputError(
+            f"got a {type(model).__name__}, expected a ScoreModel: kind='pilot' draws samples of it"
+        )
     cond = merged(cond, grid, model.condition_names())
     ends = grid_along(model, n, kind="uniform", t_span=t_span)[[0, -1]].tolist()  # checks n and the span
     if model.event_shape is None:

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.arguments import flag
 from ..core.conditions import merged, rows_of
 from ..core.errors import InvalidInputError, SolverError
+from ..core.kinds import checked
 from ..core.shapes import check_state, flat
 from ..core.show import Shown, spread
 from ..loop.how import How
@@ -20,7 +22,7 @@ from ..loop.run import run
 from ..loop.solution import Solution
 from ..models.base import ScoreModel
 from ..noise.white import Noise, check_seed
-from ..solvers import Solver, named
+from ..solvers import Solver, is_auto, named
 from ..terms import ProbabilityFlow
 from .checks import check_model, sample_numbers
 from .chunks import check_batch_size, chunks, joined
@@ -75,6 +77,7 @@ class LogProb(Shown):
             "seed": self.seed,
         }
 
+    @checked
     def bits_per_dim(self, levels: int | None = None) -> Tensor:
         """-log2 p(x)/d, (B,); with `levels`, of the discrete data that x dequantises.
 
@@ -168,7 +171,8 @@ def log_prob(
     check_batch_size(batch_size)
     cond = merged(cond, log_prob, model.condition_names())
     model.check_conditions(cond, x.shape[0])
-    if solver != "auto":
+    grad = bool(flag(grad, "grad"))
+    if not is_auto(solver):
         check_density_solver(named(solver), grad=grad)
     how = How(solver, steps, rtol, atol, t_span, max_steps, on_failure)
     plan = how.plan(ProbabilityFlow(model), x.dtype, span=(model.sde.t_min, model.sde.t_max))

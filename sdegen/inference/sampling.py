@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.arguments import flag
 from ..core.conditions import gathered, merged, rows_of
 from ..core.errors import InvalidInputError
 from ..core.shapes import check_state
@@ -20,7 +21,7 @@ from ..models.base import ScoreModel
 from ..models.scale import warn_out_of_scale
 from ..noise.purposes import Purpose
 from ..noise.white import Noise, check_seed
-from ..solvers import Solver, named
+from ..solvers import Solver, is_auto, named
 from ..terms import ProbabilityFlow, ReverseSDE, Term
 from .checks import check_model, full_shape, noise_level, placed, sample_numbers
 from .chunks import check_batch_size, chunks, joined
@@ -109,7 +110,8 @@ def sample(
     level = noise_level(eta, solver)
     given = merged(gathered(cond, conditions), sample, model.condition_names())
     model.check_conditions(given, shape[0])
-    if return_log_prob and solver == "auto" and not level:
+    return_log_prob = bool(flag(return_log_prob, "return_log_prob"))
+    if return_log_prob and is_auto(solver) and not level:
         solver = "adams"  # a fitted solver has no log-densities
     how = How(solver, steps, rtol, atol, t_span, max_steps, on_failure, save)
     plan = how.plan(_equation(model, level, given), dtype, span=(model.sde.t_max, 0.0))
@@ -195,7 +197,7 @@ def encode(
     check_batch_size(batch_size)
     cond = merged(cond, encode, model.condition_names())
     model.check_conditions(cond, x.shape[0])
-    if solver != "auto" and named(solver).kind == "SDE":
+    if not is_auto(solver) and named(solver).kind == "SDE":
         raise InvalidInputError(
             f"encode follows the flow, but {named(solver).name!r} draws noise: use a flow solver such as 'dopri5' or "
             "'ddim'"

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from ..core.arguments import whole
+from ..core.kinds import checked
 from ..core.team import place_here
 
 
+@checked
 def shard(n: int, *, batch_size: int | None = None) -> Tensor:
     """The numbers of this process's samples, of n that the processes of torchrun, or of a process group, share.
 

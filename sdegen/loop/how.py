@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.errors import InvalidInputError
+from ..core.arguments import one_of, whole
+from ..core.errors import InvalidInputError, warn
 from ..models.base import ScoreModel
 from ..models.coordinates import Coordinates
 from ..solvers import Solver, choose
@@ -80,10 +80,8 @@ class How:
                 "both steps= and a tolerance: steps asks for a fixed grid, rtol/atol for error control; give one of "
                 "them"
             )
-        if isinstance(self.max_steps, bool) or not isinstance(self.max_steps, int) or self.max_steps < 1:
-            raise InvalidInputError(f"max_steps={self.max_steps!r}: expected a positive integer")
-        if self.on_failure not in ("raise", "mark"):
-            raise InvalidInputError(f"on_failure={self.on_failure!r}: expected 'raise' or 'mark'")
+        whole(self.max_steps, "max_steps", least=1)
+        one_of(self.on_failure, "on_failure", ("raise", "mark"))
 
     def _tolerance(self, solver: Solver, dtype: torch.dtype, noisy: bool) -> Tolerance | None:
         if self.rtol is None and self.atol is None:
@@ -99,10 +97,9 @@ class How:
         asked = check_tolerances(self.rtol, self.atol)
         clamped = Tolerance(clamp_tolerance(asked.rtol, dtype), clamp_tolerance(asked.atol, dtype))
         if clamped != asked:
-            warnings.warn(
+            warn(
                 f"rtol={asked.rtol:g}, atol={asked.atol:g} are below what {dtype} resolves: using {clamped.rtol:g}, "
-                f"{clamped.atol:g}; pass x in float64 for less",
-                stacklevel=4,
+                f"{clamped.atol:g}; pass x in float64 for less"
             )
         return clamped
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from ..core.arguments import flag
 from ..core.modes import evaluating
 from ..core.progress import is_shown, progress_bar
 
@@ -15,14 +16,14 @@ from ..core.progress import is_shown, progress_bar
 @contextmanager
 def quiet(model: nn.Module, *, grad: bool = False) -> Iterator[None]:
     """Eval mode and, unless asked for, no gradients; every module's mode is restored when the last thread is done."""
-    with evaluating(model), torch.set_grad_enabled(grad):
+    with evaluating(model), torch.set_grad_enabled(bool(flag(grad, "grad"))):
         yield
 
 
 @contextmanager
 def bar(progress: bool | None, what: str = "") -> Iterator[Callable[[float], None]]:
     """A progress bar on stderr that takes the fraction done."""
-    if not is_shown(progress):
+    if not is_shown(flag(progress, "progress", none=True)):
         yield lambda fraction: None
         return
     layout = "{l_bar}{bar}| {elapsed}<{remaining}"

@@ -143,7 +143,7 @@ def check_save(save: Any, times: Tensor, denoise: bool, *, nodes_only: bool) -> 
         return save
     try:
         wanted = torch.as_tensor(save, dtype=torch.float64, device="cpu").detach().flatten()
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise InvalidInputError(f"save={save!r}: expected 'last', 'all' or a list of times") from error
     first, last = float(times[0]), 0.0 if denoise else float(times[-1])
     low, high = min(first, last), max(first, last)

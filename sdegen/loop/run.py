@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
+from ..core.kinds import kind_of, take
 from ..core.shapes import check_state
 from ..noise.white import Noise, check_seed
 from ..solvers import OutsideSolver, Solver
@@ -18,6 +19,8 @@ from .how import How
 from .outside import Outside
 from .plan import Plan
 from .solution import Solution
+
+_REPORT = kind_of(Callable[[float], None] | None)
 
 
 def solve(
@@ -76,6 +79,7 @@ def solve(
             f"term is {type(term).__name__}: pass ForwardSDE(sde), ReverseSDE(model) or ProbabilityFlow(model)"
         )
     check_state(x, event_shape=term.event_shape)
+    report = take(report, "report", _REPORT)
     plan = How(solver, steps, rtol, atol, t_span, max_steps, on_failure, save).plan(term, x.dtype)
     drawn = noise if isinstance(noise, Noise) else Noise(check_seed(noise) if plan.noisy or noise is not None else 0)
     return run(plan, term, x, noise=drawn, report=report).or_raise(on_failure)

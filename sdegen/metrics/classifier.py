@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.arguments import number, whole
 from ..core.errors import CorruptCheckpointError, InvalidInputError
 from ..core.files import as_path, cure, write_whole
+from ..core.kinds import checked
 from ..core.modes import evaluating
 from ..training.loop import fit
 
@@ -34,10 +36,12 @@ class Classifier(nn.Module):
         n_classes: how many.
     """
 
+    @checked
     def __init__(self, shape: tuple[int, int, int], n_classes: int) -> None:
         super().__init__()
         self.shape, self.n_classes = tuple(shape), n_classes
-        c, h, w = shape
+        c, h, w = (whole(n, "shape", least=1, most=2**20) for n in shape)
+        whole(n_classes, "n_classes", least=1, most=2**20)
         side, width, layers = min(h, w), 32, []
         while not layers or side > 4:
             stride = 2 if side > 8 or layers else 1
@@ -49,6 +53,7 @@ class Classifier(nn.Module):
         self.out = nn.Linear(FEATURES, n_classes)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on the CPU
 
+    @checked
     def forward(self, x: Tensor) -> Tensor:
         """The features of images.
 
@@ -63,6 +68,7 @@ class Classifier(nn.Module):
         """
         return self._in_portions(x, self.embed)
 
+    @checked
     def probabilities(self, x: Tensor) -> Tensor:
         """How likely each class is.
 
@@ -77,6 +83,7 @@ class Classifier(nn.Module):
         """
         return self._in_portions(x, lambda some: self.out(self.embed(some)).softmax(1))
 
+    @checked
     def accuracy(self, x: Tensor, labels: Tensor) -> float:
         """The share of images whose likeliest class is their label.
 
@@ -90,8 +97,14 @@ class Classifier(nn.Module):
         Raises:
             InvalidInputError: images of another shape.
         """
+        self._check(x)
+        if labels.shape != x.shape[:1]:
+            raise InvalidInputError(
+                f"got labels of shape {tuple(labels.shape)}, expected one for each of {len(x)} images"
+            )
         return float((self.probabilities(x).argmax(1) == labels.cpu()).double().mean())
 
+    @checked
     def embed(self, x: Tensor) -> Tensor:
         """The hidden layer, with gradients and in the module's mode: what `forward` gives without.
 
@@ -101,18 +114,23 @@ class Classifier(nn.Module):
         Returns:
             (N, 64).
         """
+        self._check(x)
         return F.silu(self.hidden(self.convolutions(x).mean((2, 3))))
+
+    def _check(self, x: Tensor) -> None:
+        if not x.ndim or tuple(x.shape[1:]) != self.shape:
+            raise InvalidInputError(f"x: got shape {tuple(x.shape)}, but this classifier learned images {self.shape}")
 
     @torch.no_grad()
     def _in_portions(self, x: Tensor, function: Any) -> Tensor:
-        if tuple(x.shape[1:]) != self.shape:
-            raise InvalidInputError(f"x: got shape {tuple(x.shape)}, but this classifier learned images {self.shape}")
+        self._check(x)
         weight = self.out.weight
         with evaluating(self):
             found = [function(some.to(weight.device, weight.dtype)).cpu() for some in x.split(512)]
         return torch.cat(found) if found else torch.empty(0, FEATURES)
 
 
+@checked
 def train_classifier(
     images: Tensor,
     labels: Tensor,
@@ -144,13 +162,17 @@ def train_classifier(
         CorruptCheckpointError: the file is damaged.
     """
     _check(images, labels)
+    whole(steps, "steps", least=1)
+    whole(batch_size, "batch_size", least=1, most=2**24)
+    if not number(lr, "lr", "a number above 0") > 0:
+        raise InvalidInputError(f"got lr={lr}, expected a number above 0")
     n_classes = int(labels.max()) + 1
     made_from = _digest(images, labels, [_RECIPE, seed, steps, batch_size, lr])
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(seed % 2**63)
         net = Classifier((images.shape[1], images.shape[2], images.shape[3]), n_classes)
         file = None if path is None else as_path(path)
-        if file is not None and file.exists():
+        if file is not None and os.path.exists(file):
             _read(net, file, made_from)
         else:
             how: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "lr": lr, "weight_decay": 1e-2}

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import Tensor
 
-from ..core.errors import InvalidInputError
-from ..distributions.distances import samples
+from ..core.errors import InvalidInputError, warn
+from ..core.kinds import checked
+from ..distributions.distances import Samples, as_samples, samples
 
 
-def frechet_distance(x: Tensor, y: Tensor) -> float:
+@checked
+def frechet_distance(x: Samples, y: Samples) -> float:
     """Frechet distance between Gaussians fitted to two sets of features (squared, as is the custom).
 
     FD = |m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2)),  C with the divisor N - 1.
@@ -41,7 +41,8 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
     return frechet_distance_of_moments(m1, c1, m2, c2)
 
 
-def frechet_distance_of_moments(m1: Tensor, c1: Tensor, m2: Tensor, c2: Tensor) -> float:
+@checked
+def frechet_distance_of_moments(m1: Samples, c1: Samples, m2: Samples, c2: Samples) -> float:
     """Frechet distance (squared) between N(m1, C1) and N(m2, C2), of means (d,) and covariances (d, d).
 
     Tr (C1 C2)^(1/2) is the sum of the singular values of C1^(1/2) C2^(1/2). They are the square roots of the
@@ -59,7 +60,7 @@ def frechet_distance_of_moments(m1: Tensor, c1: Tensor, m2: Tensor, c2: Tensor) 
 
     Source: Dowson & Landau 1982.
     """
-    m1, c1, m2, c2 = (torch.as_tensor(a).detach().double() for a in (m1, c1, m2, c2))
+    m1, c1, m2, c2 = (as_samples(a, name).double() for name, a in (("m1", m1), ("c1", c1), ("m2", m2), ("c2", c2)))
     d = m1.numel()
     if m1.shape != (d,) or m2.shape != (d,) or c1.shape != (d, d) or c2.shape != (d, d):
         shapes = ", ".join(str(tuple(a.shape)) for a in (m1, c1, m2, c2))
@@ -70,7 +71,8 @@ def frechet_distance_of_moments(m1: Tensor, c1: Tensor, m2: Tensor, c2: Tensor) 
     return max(float((m1 - m2).square().sum() + c1.trace() + c2.trace() - 2 * cross), 0.0)
 
 
-def frechet_bias(x: Tensor, n: int, m: int) -> float:
+@checked
+def frechet_bias(x: Samples, n: int, m: int) -> float:
     """The Frechet distance to expect between sets of n and of m features that have the distribution of x.
 
     (1/n + 1/m) (sum_i l_i + 1/2 sum_ij l_i l_j (1 + [i = j])/(l_i + l_j)),  l the eigenvalues of the covariance of x,
@@ -89,9 +91,10 @@ def frechet_bias(x: Tensor, n: int, m: int) -> float:
 
     Source: second order of the Bures metric (Bhatia, Jain & Lim 2019, section 3), with Wishart covariances.
     """
+    x = samples(x, x)[0]
     if min(n, m, len(x)) < 2:
         raise InvalidInputError(f"a covariance needs two samples or more: got {len(x)}, n={n}, m={m}")
-    l = torch.linalg.eigvalsh(_moments(samples(x, x)[0])[1]).clamp_min(0)
+    l = torch.linalg.eigvalsh(_moments(x)[1]).clamp_min(0)
     pairs = l[:, None] * l / (l[:, None] + l).clamp_min(torch.finfo(l.dtype).tiny)
     return (1 / n + 1 / m) * float(l.sum() + (pairs.sum() + pairs.diagonal().sum()) / 2)
 
@@ -99,12 +102,11 @@ def frechet_bias(x: Tensor, n: int, m: int) -> float:
 def _warn_of_bias(x: Tensor, y: Tensor) -> None:
     """Say that the distance is mostly bias."""
     bias = frechet_bias(max(x, y, key=len), len(x), len(y))
-    warnings.warn(
+    warn(
         f"Frechet distance of {len(x)} and {len(y)} samples in {x.shape[1]} dimensions: a covariance of so few is "
         f"singular, and the value too large, by roughly {bias:.3g} where both sets have one distribution "
         "(frechet_bias). Pass more samples, or compare only with values at the same sizes",
         RuntimeWarning,
-        stacklevel=3,
     )
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import importlib
 import os
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.errors import InvalidInputError
+from ..core.errors import InvalidInputError, warn
+from ..core.kinds import checked
 
 _FEATURES = 2048  # of Inception-v3
 
 
+@checked
 def fid(
     x: Tensor | str | os.PathLike,
     real: Tensor | str | os.PathLike,
@@ -54,11 +55,10 @@ def fid(
         ) from error
     counts = [len(z) for z in inputs if isinstance(z, _Bytes)]
     if counts and min(counts) <= _FEATURES:
-        warnings.warn(
+        warn(
             f"FID of {min(counts)} images in {_FEATURES} dimensions: a covariance of so few is singular, and the value "
             "too large. Compare only with values at the same sizes, or pass more",
             RuntimeWarning,
-            stacklevel=2,
         )
     found = library.calculate_metrics(
         input1=inputs[0],

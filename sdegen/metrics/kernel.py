@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
+from ..core.kinds import checked
 from ..distributions import distances
-from ..distributions.distances import samples
+from ..distributions.distances import Samples, samples
 
 
 class KernelDistance(NamedTuple):
@@ -24,7 +25,8 @@ class KernelDistance(NamedTuple):
     stderr: float
 
 
-def kernel_distance(x: Tensor, y: Tensor, *, groups: int = 20) -> KernelDistance:
+@checked
+def kernel_distance(x: Samples, y: Samples, *, groups: int = 20) -> KernelDistance:
     """Squared maximum mean discrepancy of features with the kernel of KID.
 
     MMD^2 = E k(X, X') + E k(Y, Y') - 2 E k(X, Y),  k(a, b) = (a.b/d + 1)^3,

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
+from ..core.kinds import checked
 from ..distributions import distances
-from ..distributions.distances import samples
+from ..distributions.distances import Samples, samples
 
 
 class PrecisionRecall(NamedTuple):
@@ -24,7 +25,8 @@ class PrecisionRecall(NamedTuple):
     recall: float
 
 
-def precision_recall(x: Tensor, real: Tensor, *, k: int = 3) -> PrecisionRecall:
+@checked
+def precision_recall(x: Samples, real: Samples, *, k: int = 3) -> PrecisionRecall:
     """The share of samples within the real ones' manifold, and of real ones within that of the samples.
 
     The manifold of a set is the union of balls around its points, each reaching to the k-th nearest other one.

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
+from ..core.kinds import checked
+from ..distributions.distances import Samples, as_samples
 from .frechet import frechet_distance_of_moments
 
 
@@ -29,16 +31,16 @@ class Moments:
     squares: Tensor
 
     @classmethod
-    def of(cls, z: Tensor) -> Moments:
+    def of(cls, z: Samples) -> Moments:
         """Of features (N, *event), N at least 1.
 
         Raises:
             InvalidInputError: no features, or NaN or infinity among them.
         """
-        z = torch.as_tensor(z).detach()
-        z = z.reshape(len(z), -1).double().cpu() if z.ndim else z
-        if not z.numel():
+        z = as_samples(z, "z")
+        if not z.ndim or not z.numel():
             raise InvalidInputError(f"z: got shape {tuple(z.shape)}, expected features (N, *event), at least one")
+        z = z.reshape(len(z), -1).double().cpu()
         if not bool(torch.isfinite(z).all()):
             raise InvalidInputError("z: got NaN or infinity, expected finite features: drop such samples, and say so")
         mean = z.mean(0)
@@ -64,6 +66,7 @@ class Moments:
             raise InvalidInputError("a covariance needs two samples or more: got 1")
         return self.squares / (self.n - 1)
 
+    @checked
     def frechet_distance(self, other: Moments) -> float:
         """As `frechet_distance` of the features themselves.
 
@@ -76,7 +79,8 @@ class Moments:
         return frechet_distance_of_moments(self.mean, self.covariance, other.mean, other.covariance)
 
 
-def moments_of(parts: Iterable[Tensor]) -> Moments:
+@checked
+def moments_of(parts: Iterable[Samples]) -> Moments:
     """Of features in parts (N_k, *event), one of them in memory at a time.
 
     Args:

@@ -8,12 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.arguments import number
 from ..core.errors import InvalidInputError
+from ..core.kinds import checked
+from ..distributions.distances import Samples, as_samples
 
 _ROUNDING = 1e-3  # how far a value may lie beyond its range
 
 
-def psnr(x: Tensor, reference: Tensor, *, data_range: float | None = None) -> Tensor:
+@checked
+def psnr(x: Samples, reference: Samples, *, data_range: float | None = None) -> Tensor:
     """Peak signal-to-noise ratio in decibels, 10 log10(data_range^2/mean squared error); infinite for equal images.
 
     Args:
@@ -34,7 +38,8 @@ def psnr(x: Tensor, reference: Tensor, *, data_range: float | None = None) -> Te
     return compute(x, reference, data_range=data_range, reduction="none", dim=(1, 2, 3))
 
 
-def ssim(x: Tensor, reference: Tensor, *, data_range: float | None = None, sigma: float = 1.5) -> Tensor:
+@checked
+def ssim(x: Samples, reference: Samples, *, data_range: float | None = None, sigma: float = 1.5) -> Tensor:
     """Structural similarity under a Gaussian window of standard deviation sigma, at most 1, for equal images.
 
     The window spans 2 round(3.5 sigma) + 1 pixels, 11 for the usual sigma, and is laid only where it fits. The formula
@@ -56,6 +61,7 @@ def ssim(x: Tensor, reference: Tensor, *, data_range: float | None = None, sigma
     Source: Wang et al. 2004, eq. 13, with K1 = 0.01, K2 = 0.03.
     """
     x, reference, data_range = _pair(x, reference, data_range)
+    number(sigma, "sigma", "a number above 0")
     window = 2 * int(3.5 * sigma + 0.5) + 1
     if not sigma > 0 or min(x.shape[2:]) < window:
         raise InvalidInputError(
@@ -78,9 +84,9 @@ def _library() -> Any:
         ) from error
 
 
-def _pair(x: Tensor, reference: Tensor, data_range: float | None) -> tuple[Tensor, Tensor, float]:
+def _pair(x: Samples, reference: Samples, data_range: float | None) -> tuple[Tensor, Tensor, float]:
     """Both in float64 on one device, and white less black."""
-    x, reference = torch.as_tensor(x).detach(), torch.as_tensor(reference).detach()
+    x, reference = as_samples(x, "x"), as_samples(reference, "reference")
     if x.shape != reference.shape or x.ndim != 4 or not x.numel():
         raise InvalidInputError(
             f"x has shape {tuple(x.shape)} and reference {tuple(reference.shape)}: expected one shape (B, C, H, W)"
@@ -91,7 +97,7 @@ def _pair(x: Tensor, reference: Tensor, data_range: float | None) -> tuple[Tenso
         )
     found = _range_of(reference) if data_range is None else data_range
     low, high = float(reference.min()), float(reference.max())
-    if not found > 0:
+    if not 0 < found < 1e100:
         raise InvalidInputError(f"data_range={data_range!r}: expected white less black, 2.0 for images in [-1, 1]")
     if high - low > found * (1 + _ROUNDING):
         raise InvalidInputError(f"data_range={found:g}, but the reference has values from {low:g} to {high:g}")

@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from ..core.cache import CachedFunction, version_of
 from ..core.conditions import check_rows
 from ..core.errors import InvalidInputError
+from ..core.kinds import checked
 from ..core.shapes import as_time, check_time, expand
 from ..core.show import Shown
 from ..processes import SDE, Level
 from .facts import DataFacts, statistic
-from .prediction import Prediction
+from .prediction import Prediction, some_noise
 
+Statistic = float | Sequence[Any] | Tensor | None  # one number, or event-shaped
 _STATISTICS = ("data_mean", "data_std", "data_covariance", "data_turn")
 _BUFFER = {name: name.replace("data_", "known_") for name in _STATISTICS}
 _FACTS = (*_STATISTICS, "event_shape", "smooth")
@@ -56,15 +58,17 @@ class ScoreModel(Shown, nn.Module):
     needs_grid: str = ""
     solvers: tuple[Any, ...] = ()
     sde: SDE
+    _expected = "a ScoreModel: wrap a network as Denoiser(net, sde), or use MixtureModel(mixture, sde)"
     event_shape: tuple[int, ...] | None
     _fixed: tuple[str, ...] = ()  # attributes of subclasses from which the statistics follow
 
+    @checked
     def __init__(
         self,
         sde: SDE,
         *,
-        data_mean: float | Tensor | None = None,
-        data_std: float | Tensor | None = None,
+        data_mean: Statistic = None,
+        data_std: Statistic = None,
         event_shape: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
@@ -108,6 +112,8 @@ class ScoreModel(Shown, nn.Module):
 
     def score(self, x: Tensor, t: float | Tensor, **cond: Any) -> Tensor:
         """grad_x log p_t(x), (B, *event)."""
+        if not isinstance(t, Tensor) or t.ndim == 0:
+            some_noise(self.sde.at(t).sigma)
         return self(x, t, **cond).score
 
     def on(self, sde: SDE) -> ScoreModel:
@@ -123,7 +129,7 @@ class ScoreModel(Shown, nn.Module):
             raise InvalidInputError(f"on() takes a process such as EDMSDE(), not {sde!r}")
         return self if sde is self.sde else OnPath(self, sde)
 
-    def set_statistics(self, mean: float | Tensor | None, std: float | Tensor | None) -> None:
+    def set_statistics(self, mean: Statistic, std: Statistic) -> None:
         """Store the data's mean and standard deviation, scalars or event-shaped."""
         self.data_mean, self.data_std = mean, std
 
@@ -226,6 +232,7 @@ class Wrapped(ScoreModel):
         InvalidInputError: a model that is no ScoreModel, facts that cannot be known.
     """
 
+    @checked
     def __init__(self, model: ScoreModel, *, sde: SDE | None = None, **facts: Any) -> None:
         if not isinstance(model, ScoreModel):
             raise InvalidInputError(f"model is {type(model).__name__}: wrap a ScoreModel, such as Denoiser(net, sde)")

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..core.cache import CachedFunction, version_of
+from ..core.conditions import mapped
 from ..core.errors import InvalidInputError
+from ..core.kinds import checked
 from ..core.shapes import as_time, check_time, expand
 from ..nets.conditions import CONDITIONS, Conditional
 from ..processes import SDE
-from .base import ScoreModel, words_of
+from .base import ScoreModel, Statistic, words_of
 from .networks import ComputingDtype, unwrapped
 from .parametrization import Parametrization, ones, parametrization
 from .prediction import Prediction
@@ -40,14 +43,15 @@ class Denoiser(ScoreModel):
         InvalidInputError: an unknown parametrization; at the call, an output that is not of x's shape.
     """
 
+    @checked
     def __init__(
         self,
-        net: nn.Module,
+        net: nn.Module | Callable[..., Tensor],
         sde: SDE,
         *,
         parametrization: str | Parametrization = "edm",
-        data_mean: float | Tensor | None = None,
-        data_std: float | Tensor | None = None,
+        data_mean: Statistic = None,
+        data_std: Statistic = None,
         smooth: bool | None = None,
     ) -> None:
         self._coefficients = CachedFunction(self._evaluate_coefficients)
@@ -55,7 +59,7 @@ class Denoiser(ScoreModel):
         super().__init__(
             sde, data_mean=data_mean, data_std=data_std, event_shape=getattr(unwrapped(net), "event_shape", None)
         )
-        self.net = net
+        self.net: nn.Module = net  # type: ignore[assignment]  # or what is called as one
         self.smooth = False if smooth is None else bool(smooth)
         self.parametrization = parametrization
         self.about: dict[str, Any] = {}
@@ -94,6 +98,7 @@ class Denoiser(ScoreModel):
         check_time(t, x)
         c_skip, c_out, c_in, c_noise, n_skip, n_out = self._of_present_data()(t)
         x_in, t_in = self._inputs(x, c_in, c_noise)
+        cond = mapped(cond, Tensor.clone)  # the next call gets what this one got, whatever the network does to it
         try:
             output = self.net(x_in, t_in, **cond)
         except RuntimeError as error:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import InvalidInputError
+from ..core.kinds import checked
 from ..processes import EDMSDE, SDE, VESDE, LinearPathSDE, TabulatedVPSDE
 from .base import ScoreModel
 from .denoiser import Denoiser
@@ -60,6 +61,7 @@ class _ClassConditional(_Unconditional):
         return self._call(x, t, class_labels=class_labels)
 
 
+@checked
 def from_diffusers(unet: Any, scheduler: Any) -> ScoreModel:
     """A diffusers UNet and the scheduler that it was trained with, as a ScoreModel.
 
@@ -206,6 +208,7 @@ def _quarter_log_sigma(sde: SDE, t: Tensor) -> Tensor:
 # ---- the way back
 
 
+@checked
 def to_scheduler(model: ScoreModel) -> Any:
     """A diffusers scheduler for a model's network: the same process, prediction and network time.
 

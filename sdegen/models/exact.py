@@ -11,6 +11,7 @@ from torch import Tensor
 from ..core.arguments import whole
 from ..core.cache import LastAnswer
 from ..core.errors import InvalidInputError
+from ..core.kinds import checked
 from ..core.shapes import as_time, check_state, check_time, flat
 from ..core.show import picture_of
 from ..distributions.components import MEMORY, Shared
@@ -44,6 +45,7 @@ class MixtureModel(ScoreModel):
     smooth = True
     _fixed = ("mixture",)
 
+    @checked
     def __init__(
         self,
         mixture: GaussianMixture,
@@ -123,9 +125,8 @@ def _by_label(mixture: GaussianMixture, labels: Sequence[int] | Tensor) -> Tenso
         raise InvalidInputError(f"got labels={labels!r}, expected {k} whole numbers") from error
     if own.shape != (k,) or own.is_floating_point() or own.dtype == torch.bool:
         raise InvalidInputError(f"got labels {own.dtype} {tuple(own.shape)}, expected {k} whole numbers")
-    names = torch.arange(int(own.max()) + 1)
-    member = own == names[:, None]
-    if int(own.min()) < 0 or not bool(member.any(1).all()):
+    member = own == torch.arange(min(int(own.max()) + 1, k))[:, None]
+    if int(own.min()) < 0 or int(own.max()) >= k or not bool(member.any(1).all()):
         raise InvalidInputError(f"got labels={own.tolist()}, expected every number from 0 to the largest to occur")
     chosen = torch.cat([member, torch.ones(1, k, dtype=torch.bool)])
     log_weights = torch.where(chosen, mixture.log_weights, -torch.inf)
@@ -151,6 +152,7 @@ class EmpiricalModel(ScoreModel):
     smooth = True
     _fixed = ("samples",)
 
+    @checked
     def __init__(self, data: Tensor, sde: SDE, *, memory: int = MEMORY) -> None:
         check_state(data, name="data")
         if not len(data):
@@ -170,6 +172,8 @@ class EmpiricalModel(ScoreModel):
 
     def forward(self, x: Tensor, t: float | Tensor) -> Prediction:
         check_state(x, event_shape=self.event_shape, finite=False)
+        if x.device != self.samples.device:
+            raise InvalidInputError(f"got x on {x.device}, expected it where the data are, on {self.samples.device}")
         t = as_time(t)
         check_time(t, x)
         level = self.sde.at(t)

@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
+from ..core.kinds import kind_of, take, told
 from ..core.roots import find_root
 from ..core.show import Shown
 from ..distributions.gaussian import Gaussian, flat_mean
+
+_SHAPE, _TENSOR = kind_of(tuple[int, ...] | None), kind_of(Tensor)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -43,7 +46,7 @@ class DataFacts(Shown):
     turn: Tensor | None = None
 
     def __post_init__(self) -> None:
-        shape = None if self.event_shape is None else tuple(self.event_shape)
+        shape = take(self.event_shape, "event_shape", _SHAPE)
         object.__setattr__(self, "event_shape", shape)
         for name in ("mean", "std", "covariance", "turn"):
             object.__setattr__(self, name, statistic(name, getattr(self, name), shape))
@@ -159,8 +162,11 @@ def statistic(name: str, value: Any, event_shape: Sequence[int] | None) -> Tenso
             value, dtype=torch.float64, device=value.device if isinstance(value, Tensor) else "cpu"
         )
         tensor = tensor.detach() if tensor.requires_grad else tensor
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InvalidInputError(f"data_{name} = {value!r}: expected a number or a tensor") from error
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InvalidInputError(f"data_{name} = {told(value)}: expected a number or a tensor") from error
+    tensor = take(tensor, f"data_{name}", _TENSOR)
+    if not tensor.numel():
+        raise InvalidInputError(f"data_{name} = {told(value)}: expected numbers, one or one for each coordinate")
     good = bool(torch.isfinite(tensor).all())
     if name == "turn" and (tensor.ndim or not tensor > 0):
         raise InvalidInputError(f"got data_turn={value!r}, expected a noise level sigma/alpha, one number above 0")

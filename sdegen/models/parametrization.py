@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError, shortened
+from ..core.kinds import checked
 from ..core.show import Shown
 from ..processes import SDE
 from ..processes import in_tensors as _at
@@ -34,6 +35,7 @@ class Parametrization(Shown):
         return vars(self)
 
 
+@checked
 def counting(of: str | Parametrization) -> Parametrization:
     """The same output of a network that counts a table's nodes from 0, as code written for DDPM does.
 

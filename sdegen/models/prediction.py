@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
-from ..core.shapes import as_time, expand, scaled
+from ..core.kinds import told
+from ..core.shapes import as_time, check_time, expand, scaled
 from ..core.show import Shown
 from ..processes import SDE
 
@@ -58,14 +59,14 @@ class Prediction(Shown):
     @classmethod
     def from_x0(cls, x: Tensor, x0: Tensor, sde: SDE, t: float | Tensor) -> Prediction:
         """From the denoised mean: noise = (x - alpha x0)/sigma."""
-        t = as_time(t)
+        t = _checked_time(sde, t, x, x0)
         level = sde.at(t)
-        return cls.spanned(x, x0, (0.0, 1.0), (1 / level.sigma, -level.alpha / level.sigma), sde, t)
+        return cls.spanned(x, x0, (0.0, 1.0), (1 / some_noise(level.sigma), -level.alpha / level.sigma), sde, t)
 
     @classmethod
     def from_score(cls, x: Tensor, score: Tensor, sde: SDE, t: float | Tensor) -> Prediction:
         """From the score: noise = -sigma score, x0 = (x + sigma^2 score)/alpha."""
-        t = as_time(t)
+        t = _checked_time(sde, t, x, score)
         level = sde.at(t)
         if isinstance(level.alpha, float) and level.alpha == 0:
             raise InvalidInputError(f"at t = {float(t):g} alpha is 0: the score says nothing about x0 there")
@@ -101,7 +102,7 @@ class Prediction(Shown):
     @property
     def score(self) -> Tensor:
         """grad_x log p_t(x) = -noise/sigma."""
-        return self.combine(0.0, -1 / self.sde.at(self.t).sigma)
+        return self.combine(0.0, -1 / some_noise(self.sde.at(self.t).sigma))
 
     @property
     def v(self) -> Tensor:
@@ -137,3 +138,23 @@ def _mixed(p: Coefficient, u: Tensor, q: Coefficient, w: Tensor) -> Tensor:
     if p == 0.0:
         return w if q == 1.0 else scaled(q, w)
     return torch.add(scaled(p, u), w, alpha=q)
+
+
+def some_noise(sigma: Coefficient) -> Coefficient:
+    """sigma at one time or many; where one time has no noise nothing can be divided by it."""
+    if isinstance(sigma, float) and sigma == 0:
+        raise InvalidInputError("got a time where sigma = 0, expected some noise: a score is -noise/sigma")
+    return sigma
+
+
+def _checked_time(sde: SDE, t: float | Tensor, x: Tensor, output: Tensor) -> Tensor:
+    """t as a tensor, once it is known that the other three are what `from_x0` and `from_score` take."""
+    if not isinstance(sde, SDE):
+        raise InvalidInputError(f"got sde={told(sde)}, expected a process such as VPSDE()")
+    t = as_time(t)
+    check_time(t, x)
+    if not isinstance(output, Tensor) or output.shape != x.shape:
+        raise InvalidInputError(
+            f"got {told(output)} beside x of shape {tuple(x.shape)}, expected a tensor of its shape"
+        )
+    return t

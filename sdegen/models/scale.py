@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import warnings
 
+from ..core.errors import warn
 from ..processes import SDE
 from .facts import DataFacts
 
@@ -50,7 +50,7 @@ def out_of_scale(facts: DataFacts, sde: SDE) -> list[str]:
     return told
 
 
-def warn_out_of_scale(facts: DataFacts, sde: SDE, *, stacklevel: int = 2) -> None:
+def warn_out_of_scale(facts: DataFacts, sde: SDE) -> None:
     """Warn of each of these, once for a place in the user's code."""
     for words in out_of_scale(facts, sde):
-        warnings.warn(words, stacklevel=stacklevel + 1)
+        warn(words)

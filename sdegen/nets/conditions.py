@@ -208,10 +208,13 @@ def image_size(channels: int, event_shape: Sequence[int]) -> int:
     return channels * math.prod(event_shape[1:])
 
 
+_MOST = 2**24  # of channels, layers ...
+
+
 def check_count(name: str, value: int, least: int = 1) -> int:
     """A whole number of at least `least`, or an InvalidInputError."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InvalidInputError(f"{name}={value!r}: expected a whole number, at least {least}")
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _MOST:
+        raise InvalidInputError(f"{name}={value!r}: expected a whole number, at least {least} and at most {_MOST}")
     return value
 
 

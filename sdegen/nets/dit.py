@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..core.errors import InvalidInputError
+from ..core.kinds import checked
 from .attention import CrossAttention, SelfAttention, from_patches, to_patches, zero
 from .conditions import Conditional, ConditionOptions, check_count, check_share, with_image
-from .embeddings import Embedding, check_time
+from .embeddings import Embedding, check_input, check_time
 
 
 class DiT(Conditional):
@@ -55,6 +56,7 @@ class DiT(Conditional):
 
     blocks: nn.ModuleList
 
+    @checked
     def __init__(
         self,
         in_channels: int,
@@ -168,6 +170,7 @@ class DiT(Conditional):
             InvalidInputError: saying what came and what was wanted.
         """
         c, p = self.config["in_channels"], self.config["patch"]
+        check_input(x, self.inp.weight)
         if x.ndim != 4 or x.shape[1] != c:
             raise InvalidInputError(f"x has shape {tuple(x.shape)}: this network was built for (B, {c}, H, W)")
         if x.shape[2] % p or x.shape[3] % p or not x.shape[2] * x.shape[3]:

@@ -107,8 +107,19 @@ class Embedding(nn.Module):
         return F.silu(e)
 
 
+def check_input(x: Tensor, weight: Tensor) -> None:
+    """Refuse an x that is no tensor of floating numbers in the network's dtype, which autocast changes."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise InvalidInputError(f"got x of {got}, expected a floating tensor (B, *event)")
+    if x.dtype != weight.dtype and weight.is_floating_point() and not torch.is_autocast_enabled(x.device.type):
+        raise InvalidInputError(f"got x of {x.dtype}, expected the network's {weight.dtype}: x.to({weight.dtype})")
+
+
 def check_time(x: Tensor, t: Tensor) -> None:
     """Refuse a t that is not one number per sample of x."""
+    if not isinstance(t, Tensor):
+        raise InvalidInputError(f"got t={t!r}, expected a tensor ({x.shape[0]},), one time per sample")
     if t.shape != x.shape[:1]:
         raise InvalidInputError(
             f"t has shape {tuple(t.shape)}: expected ({x.shape[0]},), one time per sample; use t.expand({x.shape[0]})"

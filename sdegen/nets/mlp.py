@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.errors import InvalidInputError
+from ..core.kinds import checked
 from .attention import CrossAttention, zero
 from .conditions import Conditional, ConditionOptions, check_count, image_size
-from .embeddings import Embedding, check_time
+from .embeddings import Embedding, check_input, check_time
 
 
 class MLP(Conditional):
@@ -51,6 +52,7 @@ class MLP(Conditional):
     Source: the modulation is that of Perez et al. 2018 (FiLM).
     """
 
+    @checked
     def __init__(
         self,
         event_shape: int | Sequence[int],
@@ -127,6 +129,7 @@ class MLP(Conditional):
         Raises:
             InvalidInputError: x, t or conditions of another shape, or conditions that the network was not built for.
         """
+        check_input(x, self.inp.weight)
         if tuple(x.shape[1:]) != self.event_shape or not x.ndim:
             raise InvalidInputError(
                 f"x has shape {tuple(x.shape)}: this network was built for (B, {', '.join(map(str, self.event_shape))})"

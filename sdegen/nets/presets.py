@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ..core.errors import InvalidInputError
+from ..core.kinds import checked
 from .dit import DiT
 from .unet import UNet
 
@@ -72,6 +73,7 @@ PRESETS: dict[str, Preset] = {
 }
 
 
+@checked
 def make_net(name: str, in_channels: int | None = None, **changes: Any) -> nn.Module:
     """The network of that name, for images of so many channels.
 

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..core.errors import InvalidInputError
+from ..core.kinds import checked
 from .attention import ImageAttention, from_patches, group_norm, to_patches, zero
 from .conditions import Conditional, ConditionOptions, check_count, check_share, with_image
-from .embeddings import Embedding, check_time
+from .embeddings import Embedding, check_input, check_time
 
 EMBEDDING = 4  # the embedding of time and label is so many times as long as the finest level is wide
 
@@ -62,6 +63,7 @@ class UNet(Conditional):
     down: Any  # per level, finest first, the list of its blocks
     up: Any  # the same, coarsest first
 
+    @checked
     def __init__(
         self,
         in_channels: int,
@@ -209,6 +211,7 @@ class UNet(Conditional):
             InvalidInputError: saying what came and what was wanted.
         """
         c, n, p = self.config["in_channels"], self.factor, self.patch
+        check_input(x, self.stem.weight)
         if x.ndim != 4 or x.shape[1] != c:
             raise InvalidInputError(f"x has shape {tuple(x.shape)}: this network was built for (B, {c}, H, W)")
         if x.shape[2] % n or x.shape[3] % n or not x.shape[2] * x.shape[3]:

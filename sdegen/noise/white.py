@@ -21,10 +21,12 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
-from ..core.shapes import as_time, factor
+from ..core.kinds import kind_of, take
+from ..core.shapes import as_time, check_size, check_time, factor
 from ..core.show import Shown
 from .purposes import Purpose
 
+_DTYPE, _DEVICE, _INTEGER = kind_of(torch.dtype), kind_of(torch.device | str), kind_of(int)
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _FIRST = 0xBF58476D1CE4E5B9
@@ -101,28 +103,29 @@ class Noise(Shown):
 
     def numbered(self, k: int) -> Noise:
         """The noise of pass k over the same times: other numbers at every address."""
+        k = take(k, "k", _INTEGER)
         return Noise(_mix(_seed_word(self.seed) + k * _GOLDEN), index=self.index)
 
     def normal(
         self, shape: Sequence[int], *address: int | float | Tensor, dtype: torch.dtype, device: torch.device | str
     ) -> Tensor:
         """Standard normals of `shape` (B, *event) at an address of integers, times (floats) or (B,) tensors of them."""
-        shape = _shape(shape)
+        shape, dtype, device = _shape(shape), _dtype(dtype), _device(device)
         return self._spread(shape, address, device).erfinv_().mul_(math.sqrt(2)).to(dtype).reshape(shape)
 
     def uniform(
         self, shape: Sequence[int], *address: int | float | Tensor, dtype: torch.dtype, device: torch.device | str
     ) -> Tensor:
         """Numbers of (0, 1), equally likely, of `shape` (B, *event) at an address."""
-        shape = _shape(shape)
+        shape, dtype, device = _shape(shape), _dtype(dtype), _device(device)
         return self._spread(shape, address, device).add_(1).mul_(0.5).to(dtype).reshape(shape)
 
-    def _spread(self, shape: tuple[int, ...], address: Sequence[Any], device: torch.device | str) -> Tensor:
+    def _spread(self, shape: tuple[int, ...], address: Sequence[Any], device: torch.device) -> Tensor:
         """(B, d) float64 in (-1, 1), equally likely."""
         batch, size = shape[0], math.prod(shape[1:])
         columns = (size + 1) // 2
         word = _word(address)
-        z = self._element_keys(batch, columns, torch.device(device))
+        z = self._element_keys(batch, columns, device)
         z = z + (word.to(device)[:, None] if isinstance(word, Tensor) else _signed(word))
         # SplitMix64's finaliser but for its last step, which moves the best bits down: here both halves have theirs on
         # top already. The shifts repeat the sign, where masking it away would be one more pass.
@@ -140,7 +143,11 @@ class Noise(Shown):
 
     def standard(self, t: float | Tensor, t_next: float | Tensor, x: Tensor, *, purpose: int = Purpose.STEP) -> Tensor:
         """The increment over [t, t_next] divided by the root of its length: standard normals, like x."""
-        return self.normal(x.shape, purpose, as_time(t), as_time(t_next), dtype=x.dtype, device=x.device)
+        purpose = purpose if isinstance(purpose, int) else take(purpose, "purpose", _INTEGER)
+        t, t_next = as_time(t), as_time(t_next)
+        check_time(t, x)
+        check_time(t_next, x)
+        return self.normal(x.shape, purpose, t, t_next, dtype=x.dtype, device=x.device)
 
     def _element_keys(self, batch: int, columns: int, device: torch.device) -> Tensor:
         """(batch, columns) int64 keys: one hash for every pair of elements of every sample, made once."""
@@ -209,9 +216,21 @@ def _index(index: Sequence[int] | Tensor) -> Tensor:
 def _shape(shape: Sequence[int]) -> tuple[int, ...]:
     """A shape (B, *event), checked."""
     try:
-        sizes = tuple(operator.index(n) for n in shape)
+        sizes = () if isinstance(shape, str | bytes) else tuple(operator.index(n) for n in shape)
     except TypeError:
         sizes = ()
     if not sizes or min(sizes) < 0:
         raise InvalidInputError(f"shape is {shape!r}: expected (B, *event), integers of at least 0")
+    check_size(sizes)
     return sizes
+
+
+def _dtype(dtype: torch.dtype) -> torch.dtype:
+    """A floating dtype, checked."""
+    known = isinstance(dtype, torch.dtype) and dtype.is_floating_point  # the usual one: asked at every step
+    return dtype if known else take(dtype, "dtype", _DTYPE)
+
+
+def _device(device: torch.device | str) -> torch.device:
+    """A device, checked where it is not one yet."""
+    return device if isinstance(device, torch.device) else take(device, "device", _DEVICE)

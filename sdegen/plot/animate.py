@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ..core.errors import InvalidInputError
+from ..core.kinds import checked
 from ..distributions.mixture import GaussianMixture
 from ..loop.solution import Solution
 from ..models.base import ScoreModel
@@ -44,6 +45,7 @@ COLOURS = 32  # of a GIF
 
 
 @styled
+@checked
 def animate(
     solution: Solution,
     path: str | os.PathLike[str] | None = None,

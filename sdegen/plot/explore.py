@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..core.errors import InvalidInputError
 from ..core.files import write_whole
+from ..core.kinds import checked
 from ..distributions.mixture import GaussianMixture
 from ..inference.sampling import sample
 from ..models.base import ScoreModel
@@ -65,6 +66,7 @@ class Page:
         return f'<iframe title="sdegen explorer" srcdoc="{text}" width="100%" height="760" style="border:0"></iframe>'
 
 
+@checked
 def explore(what: ScoreModel | GaussianMixture, path: str | os.PathLike[str], *, sde: SDE | None = None) -> Page:
     """Write the explorer of a mixture or of a small network over the plane: one page that works from a file.
 

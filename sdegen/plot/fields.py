@@ -14,8 +14,10 @@ from matplotlib.patches import Patch
 from scipy.fft import dctn, idctn
 from torch import Tensor
 
+from ..core.arguments import whole
 from ..core.conditions import mapped, merged
 from ..core.errors import InvalidInputError
+from ..core.kinds import checked
 from ..core.shapes import check_state, flat
 from ..distributions.mixture import GaussianMixture
 from ..loop.modes import quiet
@@ -45,6 +47,7 @@ MANY = 5000  # samples in the plane that a histogram needs
 
 
 @styled
+@checked
 def score_field(
     model: ScoreModel,
     t: float,
@@ -164,6 +167,7 @@ def potential(s: np.ndarray, dx: float, dy: float) -> np.ndarray:
 
 
 @styled
+@checked
 def density(
     what: Tensor | Solution | GaussianMixture | ScoreModel,
     *,
@@ -268,7 +272,11 @@ def _of_samples(
     (a,) = panels(ax, 1, width=3.8, height=3.6)
     box = given(extent) if extent is not None else squared(around(points, known))
     if kind == "hist":
-        n = bins or int(min(120, max(24, 0.8 * len(points) ** 0.5)))
+        n = (
+            whole(bins, "bins", least=1, most=2**12)
+            if bins is not None
+            else int(min(120, max(24, 0.8 * len(points) ** 0.5)))
+        )
         counts, x_edges, y_edges = np.histogram2d(*points.T.numpy(), bins=n, range=box)
         area = (x_edges[1] - x_edges[0]) * (y_edges[1] - y_edges[0])
         p = counts.T / (len(points) * area)

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..core.errors import InvalidInputError
+from ..core.kinds import checked
 from ..training.history import History
 from .paths import array
 from .style import FAINT, PALETTE, figure_of, panels, styled
@@ -17,6 +18,7 @@ _PIECES = 60  # of the run, whose mean loss is a point of the line
 
 
 @styled
+@checked
 def history(run: History, *, ax: Axes | Sequence[Axes] | None = None) -> Figure:
     """Draw what `fit` gave back: the loss of each step with its running mean, and the loss by noise level.
 

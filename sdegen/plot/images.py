@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..core.conditions import merged, rows_of
 from ..core.errors import InvalidInputError
+from ..core.kinds import checked, kind_of, take
 from ..loop.modes import quiet
 from ..loop.solution import Solution
 from ..models.base import ScoreModel
@@ -25,13 +26,14 @@ FINE = 32  # smaller tiles are enlarged by a whole number up to about this, so t
 
 
 @styled
+@checked
 def image_grid(
     x: Tensor | Solution,
     *,
     nrow: int | None = None,
     ax: Axes | None = None,
     value_range: tuple[float, float] | None = None,
-    titles: Sequence[str] | Tensor | None = None,
+    titles: str | Sequence[str] | Tensor | None = None,
     columns: Sequence[Any] | None = None,
     title: str | None = None,
     smooth: bool | None = None,
@@ -85,7 +87,7 @@ def image_grid(
 
 def _words(given: Any, n: int, name: str, of: str) -> list[str] | None:
     """One word for each of n, or None."""
-    words = None if given is None else [str(v.item() if isinstance(v, Tensor) else v) for v in given]
+    words = None if given is None else [str(v.tolist() if isinstance(v, Tensor) else v) for v in _each(given)]
     if words is not None and len(words) != n:
         raise InvalidInputError(f"{name} holds {len(words)} words for {n} {of}: pass one for each")
     return words
@@ -99,6 +101,7 @@ def _made_by(x: Any) -> str:
 
 
 @styled
+@checked
 def denoising_strip(
     solution: Solution,
     *,
@@ -153,6 +156,8 @@ def denoising_strip(
     else:
         raise InvalidInputError("steps= as a list needs times that all samples share; pass how many")
     picked = Path(ts[:, None].expand(len(ts), len(rows)), xs[:, rows])
+    if cond and model is None:
+        raise InvalidInputError(f"got {', '.join(cond)}, expected conditions only beside the model= that takes them")
     process = model.sde if model is not None else sde
     s = model.sigma_data if model is not None and model.data_std is not None else None
     scaled = torch.from_numpy(Scale.chosen(frame, process, s, path)(picked))
@@ -181,6 +186,7 @@ def denoising_strip(
 def _guesses(model: ScoreModel, ts: Tensor, xs: Tensor, rows: list[int], cond: dict[str, Any]) -> Tensor:
     """The clean images that a model predicts along the way, (S, n, *event); at t = 0 the state is its own."""
     given = rows_of(merged(cond), torch.tensor(rows))
+    model.check_conditions(given, len(rows))
     device = device_of(model)
     clean = []
     with quiet(model):
@@ -339,3 +345,12 @@ def _chosen(which: int | Sequence[int], n: int, name: str) -> list[int]:
     if not chosen or any(not -n <= i < n for i in chosen):
         raise InvalidInputError(f"{name}={list(which)}: expected numbers below {n}, at least one")
     return [i % n for i in chosen]
+
+
+def _each(titles: Any) -> Any:
+    """One title for each image; a tensor of one number is none."""
+    if isinstance(titles, Tensor):
+        titles = take(titles, "titles", kind_of(Tensor))
+    if isinstance(titles, Tensor) and not titles.ndim:
+        raise InvalidInputError(f"got titles={titles!r}, expected one for each image")
+    return titles

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from ..core.errors import InvalidInputError
+from ..core.kinds import checked
 from ..models.base import ScoreModel
 from ..processes import SDE
 from .paths import array
@@ -28,6 +29,7 @@ STYLES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)))
 
 
 @styled
+@checked
 def schedule(
     sde: SDE | ScoreModel | Sequence[SDE] | Mapping[str, SDE],
     *,

@@ -15,7 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from ..core.errors import InvalidInputError
+from ..core.errors import InvalidInputError, shortened
+from ..core.kinds import checked, kind_of, take
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -98,6 +99,7 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
     return inside
 
 
+@checked
 def save(drawing: Axes | Figure, path: str | os.PathLike[str], *, dpi: float | None = None) -> Path:
     """Write a picture to a file and close it.
 
@@ -117,15 +119,32 @@ def save(drawing: Axes | Figure, path: str | os.PathLike[str], *, dpi: float | N
         raise InvalidInputError(
             f"drawing is {type(drawing).__name__}: pass the Axes or Figure that a function of sdegen.plot returned"
         )
+    if dpi is not None and not 10 <= dpi <= _MOST_DPI:
+        raise InvalidInputError(f"got dpi={dpi}, expected dots per inch from 10 to {_MOST_DPI}")
     path = check_file(path)
-    figure.savefig(path, dpi="figure" if dpi is None else dpi)
+    kinds = figure.canvas.get_supported_filetypes()
+    if path.suffix and path.suffix[1:].lower() not in kinds:
+        raise InvalidInputError(f"got path={shortened(str(path))}, expected one that ends with .{', .'.join(kinds)}")
+    try:
+        figure.savefig(path, dpi="figure" if dpi is None else dpi)
+    except OSError as error:
+        raise InvalidInputError(f"cannot write {shortened(str(path))}: {error.strerror}") from error
     plt.close(figure)
     return path
 
 
+_MOST_DPI = 2400
+_LONGEST = 255  # bytes of a name, on most disks
+_PATH = kind_of(str | os.PathLike[str])
+
+
 def check_file(path: str | os.PathLike[str]) -> Path:
     """The path, whose folder is there."""
-    path = Path(path)
+    path = Path(take(path, "path", _PATH))
+    if path.is_dir() or len(os.fsencode(path.name)) > _LONGEST:
+        raise InvalidInputError(
+            f"got path={shortened(str(path))}, expected a file, its name of at most {_LONGEST} bytes"
+        )
     if not path.parent.is_dir():
         raise InvalidInputError(f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}; make it first")
     return path

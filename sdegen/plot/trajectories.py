@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
+from ..core.kinds import checked
 from ..distributions.mixture import GaussianMixture
 from ..loop.solution import Solution
 from ..models.base import ScoreModel
@@ -30,6 +31,7 @@ from .style import FAINT, INK, PALE, TIME, check_axes, colour, drawing, figure_o
 
 
 @styled
+@checked
 def trajectories(
     paths: Solution | Sequence[Solution] | Mapping[str, Solution] | ScoreModel,
     *,

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullLocator
+from torch import Tensor
 
 from ..core.errors import InvalidInputError
+from ..core.kinds import checked
 from .style import FAINT, MARKERS, PALETTE, colour, figure_of, panels, styled
 
 LABELS = {
@@ -24,6 +26,7 @@ TOLERANCE = " (tolerance)"
 
 
 @styled
+@checked
 def work_precision(
     table: Any,
     *,
@@ -80,7 +83,7 @@ Lines = dict[str, tuple[np.ndarray, np.ndarray]]
 def _lines(table: Any, cost: str, error: str, group: str) -> Lines:
     """(cost, error) of each solver, by cost."""
     rows = getattr(table, "rows", table)
-    if not isinstance(rows, Iterable) or isinstance(rows, str | Mapping):
+    if not isinstance(rows, Iterable) or isinstance(rows, str | Mapping | Tensor | np.ndarray):
         raise InvalidInputError(
             f"table is {type(table).__name__}: expected a list of rows with {group!r}, {cost!r} and {error!r}, "
             "as compare returns"

@@ -22,14 +22,17 @@ from torch import Tensor
 
 from ..core.cache import CachedFunction, carries_derivatives
 from ..core.errors import InvalidInputError
+from ..core.kinds import checked
 from ..core.roots import find_root
-from ..core.shapes import as_number, as_time, check_time, event_sum, expand
+from ..core.shapes import as_number, as_time, check_state, check_time, event_sum, expand
 from ..core.show import Shown, curves
 from ..noise.purposes import Purpose
 from ..noise.white import Noise, check_seed
 from .functions import NAMES as FUNCTIONS
 from .functions import Time, check_elementwise, derivative, function_of_time, process_time
 from .level import Level, levels_of_numbers
+
+_NEAR_0, _BEYOND = 1e-6, 1.01  # parts of t_min and t_max between which times have coefficients
 
 
 class _Immutable(ABCMeta):
@@ -73,14 +76,16 @@ class SDE(Shown, metaclass=_Immutable):
     data_scale: float | None = None
     _checked: bool = False
     _finished: bool = False
+    _expected = "a process such as VPSDE()"
     _cached: CachedFunction
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         sde = super().__new__(cls)
-        cached = CachedFunction(lambda t: Level(sde, process_time(t)), levels_of_numbers)
+        cached = CachedFunction(sde._level, levels_of_numbers)
         vars(sde)["_cached"] = cached
         return sde
 
+    @checked
     def __init__(self, *, t_min: float | None = None, t_max: float | None = None) -> None:
         t_min = as_number(self.t_min if t_min is None else t_min, "t_min")
         t_max = as_number(self.t_max if t_max is None else t_max, "t_max")
@@ -128,6 +133,7 @@ class SDE(Shown, metaclass=_Immutable):
         g2 = -2 * self.sigma(t) ** 2 * derivative(self.half_log_snr, t)
         return g2.clamp_min(0).sqrt()
 
+    @checked
     def drift(self, x: Tensor, t: Time) -> Tensor:
         """f(t) x. Shapes: x (B, *event), t () or (B,)."""
         t = process_time(t)
@@ -146,6 +152,10 @@ class SDE(Shown, metaclass=_Immutable):
         A time that carries derivatives gives tensors and is never remembered; see `sdegen.core.cache`.
         """
         return self._cached(t if isinstance(t, (Tensor, float)) else as_time(t))
+
+    def _level(self, t: Tensor) -> Level:
+        """The coefficients at times that rounding, at most, has put outside [t_min, t_max]; 0 is none of these."""
+        return Level(self, process_time(t, least=self.t_min * _NEAR_0, most=self.t_max * _BEYOND))
 
     def at_ratio(self, ratio: Tensor) -> Level:
         """The coefficients where sigma/alpha is `ratio` (B,), times moved onto [t_min, t_max] against rounding."""
@@ -194,14 +204,16 @@ class SDE(Shown, metaclass=_Immutable):
 
     # ---- samples
 
-    def perturb(self, x0: Tensor, t: float | Tensor, noise: Tensor) -> Tensor:
+    @checked
+    def perturb(self, x0: Tensor, t: Time, noise: Tensor) -> Tensor:
         """x_t = alpha(t) x0 + sigma(t) noise. Shapes: x0, noise (B, *event), t () or (B,)."""
         t = process_time(t)
         check_time(t, x0)
         _check_noise(noise, x0)
         return expand(self.alpha(t), x0) * x0 + expand(self.sigma(t), x0) * noise
 
-    def transition(self, x: Tensor, t: float | Tensor, t_next: float | Tensor, noise: Tensor) -> Tensor:
+    @checked
+    def transition(self, x: Tensor, t: Time, t_next: Time, noise: Tensor) -> Tensor:
         """A draw from the forward kernel x_{t_next} given x_t, t <= t_next.
 
         x' = a x + sqrt(sigma'^2 - a^2 sigma^2) noise, a = alpha'/alpha; the variance is computed without cancellation
@@ -224,6 +236,7 @@ class SDE(Shown, metaclass=_Immutable):
         std = self.sigma(t_next) * (-torch.expm1(growth)).clamp_min(0).sqrt()
         return expand(ratio, x) * x + expand(std, x) * noise
 
+    @checked
     def prior(
         self,
         shape: Sequence[int],
@@ -238,12 +251,15 @@ class SDE(Shown, metaclass=_Immutable):
         z = noise.normal(shape, Purpose.PRIOR, dtype=dtype or torch.get_default_dtype(), device=device or "cpu")
         return z * self.sigma(self.t_max)
 
+    @checked
     def prior_log_prob(self, x: Tensor) -> Tensor:
         """log N(x; 0, sigma(t_max)^2 I) in nats, (B,)."""
+        check_state(x, finite=False)
         std = float(self.sigma(self.t_max))
         constant = math.prod(x.shape[1:]) * (math.log(2 * math.pi) / 2 + math.log(std))
         return -event_sum((x / std) ** 2) / 2 - constant
 
+    @checked
     def narrowed(self, t_min: float, t_max: float) -> Self:
         """The same process on a shorter range of times: what both ranges share."""
         sde = copy.copy(self)
@@ -329,5 +345,7 @@ class SDE(Shown, metaclass=_Immutable):
 
 
 def _check_noise(noise: Tensor, x: Tensor) -> None:
+    if noise.device != x.device:
+        raise InvalidInputError(f"noise is on {noise.device}, but x on {x.device}: expected the same device")
     if noise.shape != x.shape:
         raise InvalidInputError(f"noise has shape {tuple(noise.shape)}, but x has {tuple(x.shape)}: expected the same")

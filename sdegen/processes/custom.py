@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
+from ..core.kinds import checked
 from ..core.quadrature import Antiderivative
 from ..core.shapes import as_number
 from .base import SDE
@@ -30,6 +30,7 @@ class PathSDE(SDE):
             not fall.
     """
 
+    @checked
     def __init__(
         self,
         alpha: Callable[[Tensor], Tensor],
@@ -65,6 +66,7 @@ class CoefficientSDE(SDE, checked=False):
         InvalidInputError: they are not finite or not of t's shape, g is negative or 0 on a stretch.
     """
 
+    @checked
     def __init__(
         self,
         drift: Callable[[Tensor], Tensor],
@@ -76,7 +78,7 @@ class CoefficientSDE(SDE, checked=False):
     ) -> None:
         super().__init__(t_min=t_min, t_max=t_max)
         sigma_0 = as_number(sigma_0, "sigma_0")
-        if not 0 <= sigma_0 < math.inf:
+        if not 0 <= sigma_0 < 1e100:
             raise InvalidInputError(f"sigma_0={sigma_0}: expected the noise at t = 0, finite and at least 0")
         self._sigma_0 = sigma_0
         self._f, self._g = _function(drift, "drift"), _function(diffusion, "diffusion")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
+from ..core.kinds import checked
 from ..core.shapes import as_number
 from .base import SDE
 from .functions import Time
@@ -35,6 +36,7 @@ class VESDE(VarianceExploding, checked=False):
     Source: Song et al. 2021 (arXiv 2011.13456) eq. 9 and appendix C.
     """
 
+    @checked
     def __init__(
         self, sigma_min: float = 0.01, sigma_max: float = 50.0, *, t_min: float = 1e-3, t_max: float = 1.0
     ) -> None:
@@ -69,6 +71,7 @@ class EDMSDE(VarianceExploding, checked=False):
     Source: Karras et al. 2022 (arXiv 2206.00364) table 1.
     """
 
+    @checked
     def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:
         t_min, t_max = check_sigmas(sigma_min, sigma_max)
         super().__init__(t_min=t_min, t_max=t_max)

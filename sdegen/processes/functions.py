@@ -14,8 +14,10 @@ from torch._C._functorch import is_functorch_wrapped_tensor, maybe_current_level
 
 from ..core.cache import carries_derivatives
 from ..core.errors import InvalidInputError
+from ..core.kinds import kind_of, take
 from ..core.shapes import as_time
 
+_TENSOR = kind_of(Tensor)
 Time = Any  # a number or a tensor of times; a tensor, once it is converted
 NAMES = ("alpha", "sigma", "drift_coefficient", "diffusion", "rates", "half_log_snr", "time")  # what is converted
 
@@ -37,25 +39,37 @@ def function_of_time(function: Callable[[Any, Tensor], Any], name: str = "") -> 
 
     @functools.wraps(function)
     def of_time(self: Any, t: Time) -> Any:
-        t = as_time(t) if name == "time" else process_time(t)
-        return unchecked(self, t)
+        return unchecked(self, process_time(t))
 
-    of_time.unchecked, of_time.given = unchecked, function  # type: ignore[attr-defined]
-    return of_time
+    @functools.wraps(function)
+    def of_level(self: Any, half_log_snr: Time) -> Any:
+        return unchecked(self, take(as_time(half_log_snr), "half_log_snr", _TENSOR))
+
+    made = of_level if name == "time" else of_time
+    made.unchecked, made.given = unchecked, function  # type: ignore[attr-defined]
+    return made
 
 
-def process_time(t: float | Tensor) -> Tensor:
-    """t as a floating tensor, refused if it is negative, infinite or NaN. Times on a GPU are not waited for."""
-    if not isinstance(t, Tensor) or not t.is_floating_point():
+def process_time(t: float | Tensor, *, least: float = 0.0, most: float = math.inf) -> Tensor:
+    """t as a floating tensor, refused if it is negative, infinite, NaN, above `most` or, but for 0, below `least`.
+
+    Times on a GPU are not waited for.
+    """
+    if not isinstance(t, Tensor) or not t.is_floating_point() or t.layout is not torch.strided:
         t = as_time(t)
     if not t.is_cpu or not t.numel() or torch.compiler.is_compiling():
         return t
     if maybe_current_level() is not None and is_functorch_wrapped_tensor(t):
         return t
     low, high = torch.aminmax(t.detach() if t.requires_grad else t) if t.ndim else (t, t)
-    if not (low.item() >= 0 and high.item() < math.inf):  # NaN too
-        worst = t.flatten()[~(torch.isfinite(t) & (t >= 0)).flatten()][0]
-        raise InvalidInputError(f"t = {float(worst):g}: expected finite times of at least 0")
+    least_given, most_given = low.item(), high.item()
+    if not (least_given >= least or least_given == 0) or not (most_given <= most and most_given < math.inf):  # NaN too
+        good = torch.isfinite(t) & ((t >= least) | (t == 0)) & (t <= most)
+        worst = float(t.flatten()[~good.flatten()][0])
+        limits = f" and at most {most:g}" if most < worst < math.inf else ""
+        raise InvalidInputError(
+            f"t = {worst:g}: expected finite times of at least {least if worst > 0 else 0:g}{limits}"
+        )
     return t
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
+from ..core.kinds import checked
 from ..core.shapes import as_number
 from .base import SDE
 from .exploding import check_sigmas
@@ -27,6 +28,7 @@ class LinearPathSDE(SDE, checked=False):
     Source: Liu et al. 2022 (arXiv 2209.03003); Lipman et al. 2022 (arXiv 2210.02747).
     """
 
+    @checked
     def __init__(self, *, t_min: float = 1e-3, t_max: float = 0.999) -> None:
         if not as_number(t_max, "t_max") <= 1:
             raise InvalidInputError(
@@ -69,6 +71,7 @@ class TrigSDE(SDE, checked=False):
     Source: Salimans & Ho 2022 (arXiv 2202.00512) for s = 1; Lu & Song 2024 (arXiv 2410.11081) "TrigFlow".
     """
 
+    @checked
     def __init__(self, sigma_data: float, *, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:
         sigma_data = as_number(sigma_data, "sigma_data")
         if not 0 < sigma_data < math.inf:

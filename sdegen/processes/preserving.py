@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
+from ..core.kinds import checked
 from ..core.shapes import as_number
 from .base import SDE
 from .functions import Time, function_of_time
@@ -79,6 +80,7 @@ class VPSDE(VariancePreserving, checked=False):
     Source: Song et al. 2021 (arXiv 2011.13456) eq. 11; Ho et al. 2020 in the limit of many steps.
     """
 
+    @checked
     def __init__(
         self, beta_min: float = 0.1, beta_max: float = 20.0, *, t_min: float = 1e-3, t_max: float = 1.0
     ) -> None:
@@ -96,6 +98,7 @@ class SubVPSDE(FromRate, checked=False):
     Source: Song et al. 2021 (arXiv 2011.13456) eq. 12 and appendix B.
     """
 
+    @checked
     def __init__(
         self, beta_min: float = 0.1, beta_max: float = 20.0, *, t_min: float = 1e-3, t_max: float = 1.0
     ) -> None:
@@ -128,6 +131,7 @@ class CosineSDE(VariancePreserving, checked=False):
     appendix D.
     """
 
+    @checked
     def __init__(self, s: float = 0.008, *, t_min: float = 1e-3, t_max: float = 0.9946) -> None:
         rate = CosineRate(s)
         if not as_number(t_max, "t_max") < 1:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
+from ..core.kinds import checked
 from .exploding import VarianceExploding
 from .functions import Time
 from .preserving import VariancePreserving
@@ -34,6 +35,7 @@ class TabulatedVPSDE(VariancePreserving, checked=False):
 
     _rate: TableRate
 
+    @checked
     def __init__(self, betas: Sequence[float] | Tensor) -> None:
         self.betas = _table(betas, "betas")
         if bool(((self.betas <= 0) | (self.betas > 1)).any()) or bool((self.betas[:-1] == 1).any()):
@@ -67,6 +69,7 @@ class TabulatedVESDE(VarianceExploding, checked=False):
     Source: Song & Ermon 2019 (arXiv 1907.05600); Song et al. 2021 (arXiv 2011.13456) section 3.4.
     """
 
+    @checked
     def __init__(self, sigmas: Sequence[float] | Tensor) -> None:
         self.sigmas = _table(sigmas, "sigmas")
         if bool((self.sigmas <= 0).any()) or bool((self.sigmas.diff() <= 0).any()):

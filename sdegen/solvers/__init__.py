@@ -35,6 +35,7 @@ __all__ = [
     "State",
     "Step",
     "choose",
+    "is_auto",
     "make_solver",
     "named",
     "solvers",
@@ -203,13 +204,18 @@ def choose(
         adaptive: whether a tolerance was given.
         span: (from, to), None where the term runs in its own time.
     """
-    fitted = _fitted(term, steps, adaptive, span) if solver == "auto" else None
-    chosen = fitted or named(_automatic(term, steps, adaptive) if solver == "auto" else solver)
+    fitted = _fitted(term, steps, adaptive, span) if is_auto(solver) else None
+    chosen = fitted or named(_automatic(term, steps, adaptive) if is_auto(solver) else solver)
     chosen.check_run(term, steps, span)
     if isinstance(chosen, Fitted) and steps not in chosen.steps:  # the fit found nothing better
         chosen = named(_automatic(term, steps, adaptive))
     noisy = term.stochastic or chosen.kind == "SDE"
     return chosen.stepper(controlled=adaptive or (steps is None and chosen.adaptive and not noisy))
+
+
+def is_auto(solver: Any) -> bool:
+    """Whether `solver=` leaves the choice to the package."""
+    return isinstance(solver, str) and solver == "auto"
 
 
 def named(solver: str | Solver) -> Solver:

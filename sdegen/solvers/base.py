@@ -90,6 +90,7 @@ class Solver(ABC):
     """
 
     name: str = "solver"
+    _expected = "a Solver such as make_solver('heun')"
     order: float = 1
     uneven_order: float | None = None
     start_order: float | None = None

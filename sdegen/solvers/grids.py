@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.errors import InvalidInputError
+from ..core.arguments import whole
+from ..core.errors import InvalidInputError, shortened
 from ..core.roots import find_root
 from ..models.base import ScoreModel
 from ..models.facts import DataFacts
@@ -18,6 +19,7 @@ from ..processes import SDE
 _NO_SIGNAL = -20.0  # log(alpha/sigma) below which there is no signal: times are too close to alpha = 0 to be told apart
 _LOWEST = -5.0  # what stands for that, about where linear VP ends
 
+_MOST_STEPS = 10**8
 GRIDS = ("uniform", "sqrt-time", "lambda", "theta", "blend", "turn", "turn-time", "karras")
 _SMOOTH_TURN, _ROUGH_TURN = 0.4, 0.8  # where the grids by the turning level have their middle; measured
 
@@ -37,13 +39,13 @@ def count_or_times(steps: Any, least: int = 2) -> int | Tensor | None:
     except TypeError:
         pass
     else:
-        if count < 1:
-            raise InvalidInputError(f"got steps={count}, expected at least 1")
+        if not 1 <= count <= _MOST_STEPS:
+            raise InvalidInputError(f"got steps={shortened(count)}, expected at least 1 and at most {_MOST_STEPS}")
         return count
     try:
         times = torch.as_tensor(steps, dtype=torch.float64, device="cpu").detach().clone()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InvalidInputError(f"got steps={steps!r}, {expected}") from error
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InvalidInputError(f"got steps={shortened(steps)}, {expected}") from error
     if times.ndim == 0:
         raise InvalidInputError(f"got steps={steps!r}, {expected}")
     if times.ndim > 1:
@@ -63,7 +65,7 @@ def check_span(t_span: Any) -> tuple[float, float]:
     """(from, to) as two finite floats."""
     try:
         start, stop = (float(t) for t in t_span)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise InvalidInputError(f"got t_span={t_span!r}, expected (from, to), two times") from error
     if not (math.isfinite(start) and math.isfinite(stop)):
         raise InvalidInputError(f"got t_span={t_span!r}, expected two finite times")
@@ -137,7 +139,7 @@ def spaced_level(sde: SDE, t: Tensor) -> Tensor:
     return torch.where(has_signal(sde, t), sde.half_log_snr(t), _LOWEST)
 
 
-def grid_along(model: ScoreModel, n: int, *, kind: str, t_span: tuple[float, float] | None = None) -> Tensor:
+def grid_along(model: ScoreModel | SDE, n: int, *, kind: str, t_span: tuple[float, float] | None = None) -> Tensor:
     """The grid of a formula for a model or a process: n + 1 times, the last of n steps to 0 being the final denoising.
 
     `sdegen.grid` describes the kinds.
@@ -145,8 +147,7 @@ def grid_along(model: ScoreModel, n: int, *, kind: str, t_span: tuple[float, flo
     sde = model.sde if isinstance(model, ScoreModel) else model
     if not isinstance(sde, SDE):
         raise InvalidInputError(f"grid takes a ScoreModel or an SDE, not {type(model).__name__}")
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise InvalidInputError(f"got n={n!r}, expected a number of steps, at least 1")
+    n = whole(n, "n", least=1, most=_MOST_STEPS)
     data = model.data if isinstance(model, ScoreModel) else DataFacts()
     how: dict[str, Any] = {"kind": kind, "sigma_data": data.scale, "turn": data.turning}
     start, stop = (sde.t_max, 0.0) if t_span is None else check_span(t_span)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..core.arguments import number
 from ..core.errors import InvalidInputError
 from ..core.shapes import event_mean, flat
 from ..processes import SDE
@@ -130,8 +129,7 @@ def check_tolerances(rtol: float | None, atol: float | None) -> Tolerance:
     r = rtol if rtol is not None else atol
     a = atol if atol is not None else rtol
     for name, value in (("rtol", r), ("atol", a)):
-        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value < 0:
-            raise InvalidInputError(f"got {name}={value!r}, expected a number of at least 0, such as 1e-3")
+        number(value, name, "a number of at least 0, such as 1e-3", least=0.0)
     if r == 0 and a == 0:
         raise InvalidInputError("rtol=0 and atol=0 ask for no error at all: give one of them, such as rtol=1e-3")
     return Tolerance(float(r), float(a))  # type: ignore[arg-type]

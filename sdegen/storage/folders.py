@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,6 +23,7 @@ from ..core.errors import (
     IncompatibleCheckpointError,
     InvalidInputError,
     shortened,
+    warn,
 )
 from ..core.files import as_path, cure, replacing, sha256_of, write_synced
 from ..core.shards import whole
@@ -217,7 +217,7 @@ def _newest(run: str | os.PathLike, take: Callable[[Path], T]) -> T | None:
             skipped.append(f"{path.name}: {error}")
             continue
         if skipped:
-            warnings.warn(f"using {path}; skipped {'; '.join(skipped)}", RuntimeWarning, stacklevel=4)
+            warn(f"using {path}; skipped {'; '.join(skipped)}", RuntimeWarning)
         return found
     if skipped:
         raise CorruptCheckpointError(f"no checkpoint in {run} is valid: {'; '.join(skipped)}")

@@ -27,6 +27,7 @@ from ..core.errors import (
     shortened,
 )
 from ..core.files import as_path, cure, previous
+from ..core.kinds import checked
 from ..core.shards import is_sharded, local, sharded_as
 from ..core.team import local_device, team
 from ..models.base import ScoreModel
@@ -63,6 +64,7 @@ _SDES: dict[str, type[SDE]] = {
 }
 
 
+@checked
 def save(model: nn.Module, path: str | os.PathLike, *, solvers: Fitted | Sequence[Fitted] | None = None) -> None:
     """Write a Denoiser to a checkpoint folder: weights, process, parametrisation, statistics, event shape, solvers.
 
@@ -102,6 +104,7 @@ def save(model: nn.Module, path: str | os.PathLike, *, solvers: Fitted | Sequenc
         write(path, groups, state)
 
 
+@checked
 def load(
     path: str | os.PathLike,
     *,

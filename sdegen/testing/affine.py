@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..core.kinds import checked
 from ..loop.run import solve
 from ..noise.white import Noise
 from ..solvers import Solver
@@ -15,6 +16,7 @@ from .checks import STATES, normals
 from .doubles import RecordedNoise
 
 
+@checked
 def affine_law(solver: Solver, term: Term, steps: Tensor, mean: float, variance: float) -> tuple[float, float] | None:
     """Mean and variance of what a solver makes of N(mean, variance) on a grid, exactly; None where it is not affine.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..core.conditions import rows_of, tensors_of
 from ..core.errors import InvalidInputError
+from ..core.kinds import checked
 from ..core.shapes import expand
 from ..models.base import ScoreModel
 from ..models.prediction import Prediction
@@ -19,6 +20,7 @@ from .checks import EXACT, NOISE, STATES, LawError, check_close, check_finite, c
 from .wrappers import wrapping
 
 
+@checked
 def check_model(model: ScoreModel, *, event_shape: Sequence[int] | None = None, seed: int = 0, **cond: Any) -> None:
     """Prove that a model keeps the laws that solvers and guidance rely on.
 
@@ -46,6 +48,7 @@ def check_model(model: ScoreModel, *, event_shape: Sequence[int] | None = None, 
         law()
 
 
+@checked
 def model_laws(
     model: ScoreModel, *, event_shape: Sequence[int] | None = None, seed: int = 0, **cond: Any
 ) -> list[tuple[str, Callable[[], None]]]:

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
+from ..core.kinds import checked
 from ..core.shapes import expand, flat
 from ..processes import SDE, derivative
 from .checks import DERIVATIVE, EXACT, FRACTIONS, NOISE, STATES, LawError, check_close, check_kind, inner_times, normals
 
 
+@checked
 def check_sde(sde: SDE) -> None:
     """Prove that a process keeps the laws every other part relies on.
 
@@ -37,6 +39,7 @@ def check_sde(sde: SDE) -> None:
         law()
 
 
+@checked
 def sde_laws(sde: SDE) -> list[tuple[str, Callable[[], None]]]:
     """The laws of a process one by one, each with its name, for tests that report them apart.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError, NonFiniteError
+from ..core.kinds import checked
 from ..loop.run import solve
 from ..noise.white import Noise
 from ..solvers import OutsideSolver, Solver
@@ -20,6 +21,7 @@ from .doubles import NormalModel, WatchedModel
 from .problems import GRID, PROCESS, SPAN, by_tolerance, equation, settings, smooth_problems, uneven_times, wide_problem
 
 
+@checked
 def check_solver(solver: Solver) -> None:
     """Prove that a solver is what it says it is.
 
@@ -57,6 +59,7 @@ OUTSIDE: dict[str, str] = {
 }
 
 
+@checked
 def solver_laws(solver: Solver) -> list[tuple[str, Callable[[], None]]]:
     """The laws that a solver has to keep, one by one, each with its name, for tests that report them apart.
 

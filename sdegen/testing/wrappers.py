@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError, SdegenError
+from ..core.kinds import checked
 from ..inference.likelihood import log_prob
 from ..inference.sampling import sample
 from ..models.base import ScoreModel, Wrapped
@@ -21,6 +22,7 @@ _MISSPELT = "no_condition_of_this_name"
 _HOWS: tuple[dict[str, Any], ...] = ({"steps": 6}, {"rtol": 3e-2}, {"steps": 6, "eta": 1.0})
 
 
+@checked
 def check_wrapper(
     outer: ScoreModel, inner: ScoreModel, *, event_shape: Sequence[int] | None = None, seed: int = 0, **cond: Any
 ) -> None:

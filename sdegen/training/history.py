@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from array import array
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.errors import NonFiniteError
+from ..core.errors import NonFiniteError, warn
 from ..core.shapes import numbers as listed
 from ..core.show import Shown, curves
 from ..processes import SDE
@@ -139,7 +138,7 @@ class Recorder:
                     "before; look at these samples, or take a smaller lr or clip",
                     partial=self.history(seed),
                 )
-            warnings.warn(f"{what}: the step was skipped", RuntimeWarning, stacklevel=4)
+            warn(f"{what}: the step was skipped", RuntimeWarning)
 
     def history(self, seed: int) -> History:
         """As it stands."""

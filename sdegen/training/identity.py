@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..core.conditions import tensors_of
-from ..core.errors import IncompatibleCheckpointError, shortened
+from ..core.errors import IncompatibleCheckpointError, shortened, warn
 from .batches import Batch, Batches, Statistics
 from .options import Options
 
@@ -82,7 +81,7 @@ def check_same_run(found: Mapping[str, Any], data: Mapping[str, Any], own: Mappi
     if found.get("data") and not _same_data(found["data"], data):
         changed.append("data: other samples, of the same number, mean and standard deviation as far as chance allows")
     if changed:
-        warnings.warn(f"this run goes on with what is not as before: {'; '.join(changed)}", UserWarning, stacklevel=5)
+        warn(f"this run goes on with what is not as before: {'; '.join(changed)}", UserWarning)
 
 
 def _same_data(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:

@@ -160,7 +160,7 @@ def _collated(rows: Rows, items: list) -> tuple[Any, Any]:
     """(x0, conditions) of a list of samples."""
     try:
         x0, theirs = default_collate([rows.parted(item) for item in items])
-    except (RuntimeError, TypeError, KeyError) as error:
+    except (RuntimeError, TypeError, KeyError, ValueError) as error:
         raise InvalidInputError(f"samples do not make a batch: {error}") from error
     return x0, theirs
 

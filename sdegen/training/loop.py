@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .. import storage
 from ..core.conditions import gathered, merged
 from ..core.errors import IncompatibleCheckpointError, InvalidInputError
+from ..core.kinds import checked
 from ..core.team import Groups, LostProcessError, Team, local_device, team
 from ..models.base import ScoreModel
 from .batches import Batches, Statistics
@@ -45,6 +46,7 @@ from .trainer import Trainer
 _PATIENCE = 1.0  # seconds in which a signal may reach one of several processes twice
 
 
+@checked
 def fit(
     model: nn.Module,
     data: Any,

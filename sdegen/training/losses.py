@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..core.conditions import merged
 from ..core.errors import InvalidInputError
+from ..core.kinds import checked
 from ..core.shapes import as_time, check_state, check_time, event_mean, expand, flat, plus
 from ..models.base import ScoreModel
 from ..models.networks import unwrapped
@@ -56,6 +57,7 @@ _SUITS_ANY = ("uniform", "simple")
 _LAW_OF_WEIGHT = {"edm": "log-normal", "likelihood": "importance"}
 
 
+@checked
 def dsm_loss(
     model: ScoreModel,
     x0: Tensor,
@@ -119,6 +121,7 @@ def dsm_loss(
     return event_mean(error**2) * at.weight.to(x0.dtype)
 
 
+@checked
 def implicit_loss(
     model: ScoreModel,
     x0: Tensor,
@@ -159,6 +162,7 @@ def implicit_loss(
     return loss if keep else loss.detach()
 
 
+@checked
 def sliced_loss(
     model: ScoreModel,
     x0: Tensor,
@@ -307,7 +311,10 @@ def _weight(weight: Weight, sde: SDE, t: Tensor, alpha: Tensor, sigma: Tensor, c
     """The weight of F's error, w (c/sigma)^2: (B,) in float64."""
     if isinstance(weight, str):
         return _WEIGHTS[weight](sde, t, alpha, sigma, c)
-    w = torch.as_tensor(weight(sde, t), dtype=torch.float64, device=t.device)
+    try:
+        w = torch.as_tensor(weight(sde, t), dtype=torch.float64, device=t.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidInputError(f"weight(sde, t) is no tensor of t's shape: {error}") from error
     if w.ndim and w.shape != t.shape:
         raise InvalidInputError(f"weight(sde, t) has shape {tuple(w.shape)}: expected t's, {tuple(t.shape)}")
     return w * (c / sigma) ** 2

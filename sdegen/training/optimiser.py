@@ -112,7 +112,7 @@ def check_optimiser(parameters: Iterable[nn.Parameter], options: Options) -> Non
 def _made(parameters: list[nn.Parameter], options: Options) -> Any:
     if options.optimizer is None:
         return torch.optim.AdamW(parameters, lr=options.lr, weight_decay=options.weight_decay, fused=True)
-    made: Any = options.optimizer(parameters)
+    made: Any = _called(options.optimizer, "optimizer", parameters)
     if not all(hasattr(made, name) for name in ("step", "zero_grad", "param_groups", "state")):
         raise InvalidInputError(
             f"optimizer: the function gives a {type(made).__name__}, expected a torch.optim.Optimizer, as "
@@ -132,8 +132,16 @@ def _made(parameters: list[nn.Parameter], options: Options) -> Any:
     return made
 
 
+def _called(make: Any, name: str, given: Any) -> Any:
+    """What a user's factory gives, or why it gives nothing."""
+    try:
+        return make(given)
+    except TypeError as error:
+        raise InvalidInputError(f"{name}: got a function that fails: {error}") from error
+
+
 def _scheduler(make: Any, optimiser: Any) -> Any:
-    made = make(optimiser)
+    made = _called(make, "lr_scheduler", optimiser)
     if not all(hasattr(made, name) for name in ("step", "state_dict", "load_state_dict")):
         raise InvalidInputError(
             f"lr_scheduler: the function gives a {type(made).__name__}, expected a scheduler of torch.optim, as "

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
+from ..core.kinds import Kind, Unfit, check_places, kind_of, take, takes
 from .ema import LARGEST_WIDTH
 from .statistics import WISHES
 
@@ -28,6 +29,18 @@ STRATEGIES = ("ddp", "fsdp")  # of several processes
 _LR = 2e-3  # of fit's own optimiser, unless said otherwise
 _SAVE_SECONDS = 120.0  # between checkpoints where no number of steps is given
 _SNAPSHOTS = 32  # of the averages, in a run
+
+
+def _as_loss(value: Any) -> Any:
+    if not callable(value):
+        raise Unfit
+    check_places(value, 2, named=True)  # (model, x0), conditions by name
+    return value
+
+
+_LOSS = Kind("a function like dsm_loss (its options by functools.partial)", _as_loss)
+
+_CALLBACK = kind_of(Callable[[Any, Any, Any], Any] | None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +79,7 @@ class Options:
         self._check(_is_count, "a whole number, at least 1", "steps", "batch_size", "accumulate")
         self._check(_is_count, "a whole number of steps, at least 1", "callback_every", "save_every", none=True)
         self._check(lambda v: _is_count(v + 1), "a whole number of steps", "warmup", none=True)
+        take(self.callback, "callback", _CALLBACK)
         self._check(lambda v: v > 0, "a positive number such as 1e-3", "lr")
         self._check(lambda v: v > 0, "a positive norm such as 1.0", "clip", none=True)
         self._check(
@@ -75,8 +89,7 @@ class Options:
             none=True,
         )
         self._check(lambda v: v >= 0, "a number, at least 0", "weight_decay")
-        self._check(callable, "a function like dsm_loss (its options by functools.partial)", "loss")
-        self._check(callable, "a function of (step, model, history)", "callback", none=True)
+        take(self.loss, "loss", _LOSS)
         self._check(
             callable,
             "a function that makes one of weights, as lambda weights: torch.optim.SGD(weights, lr=0.1)",
@@ -84,7 +97,7 @@ class Options:
             none=True,
         )
         self._check(callable, "a function that makes one of an optimizer", "lr_scheduler", none=True)
-        self._check(lambda v: callable(v.log), "an object with a method log(values, step)", "logger", none=True)
+        self._check(lambda v: takes(v.log, 2), "an object with a method log(values, step)", "logger", none=True)
         self._check(lambda v: v in SCHEDULES, " or ".join(map(repr, SCHEDULES)), "schedule")
         self._check(lambda v: v in ("auto", True, False), "'auto', True or False", "resume")
         self._check(lambda v: v in PRECISIONS, " or ".join(map(repr, PRECISIONS)), "precision")
@@ -107,7 +120,7 @@ class Options:
                 continue
             try:
                 good = fits(value) and not (isinstance(value, float) and not math.isfinite(value))
-            except (TypeError, AttributeError):
+            except (TypeError, ValueError, RuntimeError, AttributeError):
                 good = False
             if not good:
                 raise InvalidInputError(f"{name}={value!r}: expected {expected}{', or None' * none}")

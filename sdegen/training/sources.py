@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from ..core.errors import InvalidInputError
+from ..core.kinds import kind_of, take
 from ..core.shapes import check_state
 from ..core.team import place_here
 from ..data.conditioned import Conditioned, Lookup
@@ -20,6 +21,8 @@ from .batches import Batches
 from .indexed import Indexed, Loaded
 from .rows import PLAIN, Rows
 from .streams import Stream
+
+_TENSOR = kind_of(Tensor)
 
 
 def batches(data: Any, cond: Mapping[str, Any], batch_size: int, workers: int = 0, rows: Rows = PLAIN) -> Batches:
@@ -45,7 +48,7 @@ def batches(data: Any, cond: Mapping[str, Any], batch_size: int, workers: int = 
     if shared := {name: value for name, value in cond.items() if isinstance(value, Lookup)}:
         data, cond = Conditioned(data, **shared), {name: cond[name] for name in cond.keys() - shared.keys()}
     if isinstance(data, Tensor):
-        check_state(data, name="data", finite=False)
+        check_state(take(data, "data", _TENSOR), name="data", finite=False)
         return Indexed(data, cond, batch_size, workers, rows)
     if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, IterableDataset):
         return Indexed(data, cond, batch_size, workers, rows)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from ..core.errors import warn
 from ..models.base import ScoreModel
 from ..models.facts import DataFacts
 from ..models.scale import warn_out_of_scale
@@ -89,7 +89,7 @@ def learn_statistics(
     if tell:
         if wish is None:
             _warn_of_far(model, mean, std)
-        warn_out_of_scale(DataFacts(mean, here["data_std"], None, model.event_shape), model.sde, stacklevel=4)
+        warn_out_of_scale(DataFacts(mean, here["data_std"], None, model.event_shape), model.sde)
     return ", ".join(f"{name} {how}" for name, how in done.items())
 
 
@@ -111,9 +111,8 @@ def _warn_of_far(model: ScoreModel, mean: Tensor, std: float) -> None:
     apart = float((own_mean - mean).square().mean().sqrt()) if mean.numel() else 0.0
     ratio = max(own_std, std) / max(min(own_std, std), 1e-300) if model.data_std is not None else 1.0
     if ratio > _FAR or apart > (_FAR - 1) * max(own_std, std):
-        warnings.warn(
+        warn(
             f"the model keeps its statistics, data_std {own_std:.3g} and a mean of {float(own_mean.mean()):.3g}, but "
             f"these data have {std:.3g} and {float(mean.mean()) if mean.numel() else 0.0:.3g}: pass "
-            "statistics='measure' to take those of the data, or statistics='keep' if this is meant",
-            stacklevel=5,
+            "statistics='measure' to take those of the data, or statistics='keep' if this is meant"
         )

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from ..core.conditions import tensors_of
 from ..core.errors import InvalidInputError
+from ..core.kinds import told
 from ..core.shapes import check_state
 from ..core.team import place_here
 from .batches import CPU, MEASURED, Batch, Batches, Share, whole, with_tuples
@@ -41,6 +42,8 @@ class Stream(Batches):
         self._moved = False  # whether the next pass has to be told to begin at the start
         self._at: tuple[int, int, Any] | None = None  # step, pass and state to go on from
         self._e = 0  # the pass that is under way
+        if not isinstance(data, Iterable):
+            raise InvalidInputError(f"got data={told(data)}, expected a tensor, an array, a Dataset or batches of x0")
         with own_draws():
             iterator = iter(data)
             self._once = iterator if iterator is data else None

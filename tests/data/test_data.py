@@ -192,7 +192,7 @@ def test_unknown_names_list_the_known() -> None:
 @pytest.mark.parametrize("make", [toys.ring, toys.grid, toys.anisotropic])
 def test_counts_are_checked(make) -> None:
     for count in (0, 2.0, True):
-        with pytest.raises(InvalidInputError, match="expected a whole number, at least 1"):
+        with pytest.raises(InvalidInputError, match="expected a whole number"):
             make(count)
 
 
@@ -247,7 +247,7 @@ def test_digits_refuse_what_they_do_not_know() -> None:
     with pytest.raises(InvalidInputError, match="split='test' is not known: choose from 'train', 'held-out', 'all'"):
         images.digits("test")
     for every in (1, 2.5, True):
-        with pytest.raises(InvalidInputError, match="at least 2"):
+        with pytest.raises(InvalidInputError, match="at least 2|expected a whole number"):
             images.digits(held_out_every=every)
 
 

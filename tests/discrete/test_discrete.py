@@ -130,7 +130,7 @@ def test_leading_takes_an_offset():
         (lambda: discrete.langevin(PAIR, 3, t=0.0, step=0.1, n=2), r"one time in \[0.5, 1\]"),
         (lambda: discrete.langevin(PAIR, 3, t=0.5, step="a", n=2), "step='a'"),
         (lambda: discrete.langevin(PAIR, 3, t=0.5, step=0.0, n=2), "positive number"),
-        (lambda: discrete.langevin(3, 3, t=0.5, step=0.1, n=2), "model is int"),
+        (lambda: discrete.langevin(3, 3, t=0.5, step=0.1, n=2), "got model=3"),
         (lambda: discrete.ddpm_loss(PAIR, torch.zeros(3, 1), t=3), "expected 1 to 2 as integers"),
         (lambda: discrete.ddpm_loss(PAIR, torch.zeros(3, 1), t="uniform"), "t='uniform'"),
         (lambda: discrete.ddpm_loss(PAIR, torch.zeros(3, 1), t=torch.ones(3, dtype=torch.bool)), "node numbers 1 to 2"),
@@ -140,7 +140,7 @@ def test_leading_takes_an_offset():
         (lambda: discrete.hybrid_loss(PAIR, torch.zeros(3, 1), levels=3), "LearnedVariance"),
         (lambda: discrete.LossAware(discrete.ddpm_loss, 5)(PAIR, torch.zeros(3, 1)), "5 nodes, the model's table has 2"),
         (lambda: discrete.LossAware(discrete.ddpm_loss, 2.5), "n=2.5"),
-        (lambda: discrete.LossAware(None, 2), "loss is NoneType"),
+        (lambda: discrete.LossAware(None, 2), "got loss=None"),
     ],
 )  # fmt: skip
 def test_wrong_calls_say_what_was_wanted(call, message):

@@ -268,7 +268,7 @@ def test_a_single_point_and_repeated_points():
         (lambda: MIXTURES["plane"].log_prob(torch.zeros(3, 3)), r"x has shape \(3, 3\): this mixture is over \(B, 2\)"),
         (lambda: MixtureModel(MIXTURES["plane"], VPSDE())(torch.zeros(3, 1, 2), 0.5), r"over \(B, 2\)"),
         (lambda: MixtureModel(MIXTURES["plane"], VPSDE())(torch.zeros(3, 2), torch.zeros(2)), r"t has shape \(2,\)"),
-        (lambda: MixtureModel(MIXTURES["plane"], VPSDE), "pass a process"),
+        (lambda: MixtureModel(MIXTURES["plane"], VPSDE), "expected a process"),
         (lambda: EmpiricalModel(torch.zeros(0, 2), VPSDE()), "data is empty"),
         (lambda: EmpiricalModel(torch.tensor([[1.0, math.nan]]), VPSDE()), "data holds NaN"),
         (lambda: EmpiricalModel(torch.ones(3, 2, dtype=torch.int64), VPSDE()), "data has dtype torch.int64"),

@@ -466,7 +466,7 @@ def test_a_spoiled_solver_does_not(solver, words):
 
 
 def test_check_solver_takes_instances():
-    with pytest.raises(sg.InvalidInputError, match="instance of a Solver"):
+    with pytest.raises(sg.InvalidInputError, match="expected a Solver such as"):
         testing.check_solver("heun")
 
 

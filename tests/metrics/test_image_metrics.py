@@ -186,7 +186,7 @@ def test_classifier_refuses() -> None:
     for images, labels, message in (
         (x[0], y, r"shape \(1, 8, 8\), expected floating numbers \(N, C, H, W\)"),
         (x.to(torch.uint8), y, "torch.uint8"),
-        (x, None, "expected whole numbers"),
+        (x, None, "got labels=None, expected a torch.Tensor"),
         (x, y[:3], "expected whole numbers"),
         (x, y - 1, "from 0"),
     ):
@@ -237,5 +237,5 @@ def test_libraries_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ImportError, match=r"pip install \"sdegen\[metrics\]\""):
             function(x - 1, x - 1)
     for wrong in (x[:, :2], x[0], x[:1], x.to(torch.uint8), 3):
-        with pytest.raises(InvalidInputError, match="expected two or more"):
+        with pytest.raises(InvalidInputError, match="expected two or more|expected a torch.Tensor or a path"):
             metrics.fid(wrong, x)

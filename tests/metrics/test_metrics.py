@@ -121,7 +121,7 @@ WRONG = {
         (torch.tensor([[0.0, math.nan], [1, 1], [math.inf, 0]]), torch.zeros(4, 2)),
         "x holds NaN or infinity in 2 of 3 samples",
     ),
-    "complex": ((torch.zeros(5, 2), torch.zeros(5, 2, dtype=torch.complex64)), "y is torch.complex64"),
+    "complex": ((torch.zeros(5, 2), torch.zeros(5, 2, dtype=torch.complex64)), "got y=a Tensor .*complex64 .pass real and imaginary parts"),
 }
 
 
@@ -416,7 +416,7 @@ def test_kernel_distance_s_standard_error(shift: float) -> None:
 
 def test_kernel_distance_refuses() -> None:
     for groups in (1, 2.0, True):
-        with pytest.raises(InvalidInputError, match="at least 2"):
+        with pytest.raises(InvalidInputError, match="at least 2|expected a whole number"):
             kernel_distance(normals(50, 2), normals(50, 2), groups=groups)
     with pytest.raises(InvalidInputError, match="20 groups need 40 samples or more: got 39 and 50"):
         kernel_distance(normals(39, 2), normals(50, 2))
@@ -467,5 +467,5 @@ def test_precision_and_recall_ball_by_ball(k: int) -> None:
 
 def test_precision_and_recall_refuse() -> None:
     for k in (0, 5, 1.0, True):
-        with pytest.raises(InvalidInputError, match="expected a whole number from 1 to 4"):
+        with pytest.raises(InvalidInputError, match="expected a whole number( from 1 to 4)?"):
             precision_recall(normals(5, 2), normals(9, 2), k=k)

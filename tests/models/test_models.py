@@ -235,13 +235,13 @@ def test_eval_mode_for_the_check_only():
     ("call", "words"),
     [
         (lambda: Denoiser(Small(), VPSDE(), parametrization="eps"), "parametrization: got 'eps', expected one of"),
-        (lambda: Denoiser(Small(), VPSDE), "pass a process such as VPSDE"),
-        (lambda: Denoiser(3, VPSDE()), "net is 3: pass a torch.nn.Module"),
+        (lambda: Denoiser(Small(), VPSDE), "expected a process such as VPSDE"),
+        (lambda: Denoiser(3, VPSDE()), "got net=3, expected a torch.nn.Module called as net"),
         (
             lambda: Denoiser(Small(), VPSDE(), data_std=0.0),
             "data_std = 0.0: expected finite numbers, not negative, not all 0",
         ),
-        (lambda: Denoiser(Small(), VPSDE(), data_std=float("nan")), "data_std = nan"),
+        (lambda: Denoiser(Small(), VPSDE(), data_std=float("nan")), "got data_std=nan"),
         (
             lambda: Denoiser(Small(), VPSDE(), data_mean=torch.zeros(3)),
             r"data_mean has shape \(3,\), expected a scalar or the event",
@@ -260,7 +260,7 @@ def test_eval_mode_for_the_check_only():
         (lambda: denoiser().check_conditions({"y": torch.tensor(1)}, 3), "pass a Python number"),
         (lambda: MixtureModel(MIXTURES["plane"], VPSDE()).check_conditions({"y": 1}, 3), "it takes none"),
         (lambda: check_model(Denoiser(Picture(), VPSDE())), "pass event_shape="),
-        (lambda: check_model(MixtureModel), "takes an instance of a ScoreModel"),
+        (lambda: check_model(MixtureModel), "a class: make an object of it"),
     ],
 )
 def test_wrong_input(call, words):

@@ -96,6 +96,43 @@ def test_losses_and_likelihoods_are_safe_too(loss):
     assert torch.equal(wanted, found) and torch.equal(x, before)
 
 
+class Marking(nn.Module):
+    """A network that writes into its conditions, where it may."""
+
+    def __init__(self, *, careless: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear, self.careless = nn.Linear(2, 2), careless
+
+    def forward(self, x, t, label, parts):
+        if self.careless:
+            parts["shift"].add_(label.mul_(2)[:, None])
+        else:
+            parts = {"shift": parts["shift"] + 2 * label[:, None]}
+        return self.linear(x + parts["shift"])
+
+
+def test_what_a_network_does_to_its_conditions_stays_its_own():
+    x = points(4)
+    careful, careless = (sg.Denoiser(Marking(careless=c), sg.VPSDE(), data_std=0.6) for c in (False, True))
+    verbs = {
+        "model": lambda model, **cond: model(x, 0.4, **cond).x0,
+        "sample": lambda model, **cond: sg.sample(model, (4, 2), steps=4, seed=0, **cond).x,
+        "encode": lambda model, **cond: sg.encode(model, x, steps=4, **cond).x,
+        "log_prob": lambda model, **cond: sg.log_prob(model, x, steps=4, seed=0, **cond).nats,
+        "loss": lambda model, **cond: dsm_loss(model, x, seed=0, **cond),
+        "solve": lambda model, **cond: sg.solve(sg.ProbabilityFlow(model, **cond), x, steps=4).x,
+        "guided": lambda model, **cond: sg.Guided(model, 1.5, null={"label": 0.5})(x, 0.4, **cond).x0,
+    }
+    for name, verb in verbs.items():
+        cond = {"label": torch.arange(4.0), "parts": {"shift": torch.ones(4, 2)}}
+        before = {"label": cond["label"].clone(), "parts": {"shift": cond["parts"]["shift"].clone()}}
+        wanted, found = verb(careful, **before), verb(careless, **cond)
+        assert torch.equal(wanted, found), name
+        assert torch.equal(cond["label"], before["label"]), name
+        assert torch.equal(cond["parts"]["shift"], before["parts"]["shift"]), name
+
+
 def test_nothing_is_copied_where_nothing_is_shared():
     """c_in x, or another dtype, is new memory: the network gets that; only x itself is copied."""
     copies: list[int] = []

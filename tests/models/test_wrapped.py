@@ -117,7 +117,7 @@ def test_what_changes_is_said_and_nothing_else():
     assert moved.data_mean.tolist() == [3, 4] and moved.data.std is model.data.std
     with pytest.raises(sg.InvalidInputError, match="got 'colour', expected what can be known of data"):
         Same(model, colour=1)
-    with pytest.raises(sg.InvalidInputError, match="wrap a ScoreModel"):
+    with pytest.raises(sg.InvalidInputError, match="expected a ScoreModel"):
         Same(Net())
 
 

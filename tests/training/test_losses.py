@@ -348,7 +348,7 @@ WRONG = [
     ("weight shape", dict(weight=lambda sde, t: torch.ones(3)), "expected t's"),
     ("times outside", dict(t=2.0), "t_max=1"),
     ("negative time", dict(t=torch.full((4,), -0.1)), "t_min=0.001"),
-    ("NaN time", dict(t=math.nan), "expected times"),
+    ("NaN time", dict(t=math.nan), "got t=nan"),
     ("times of another batch", dict(t=torch.full((5,), 0.5)), r"\(4,\)"),
     ("noise", dict(noise=torch.zeros(4, 2)), "expected x0's"),
     ("condition", dict(colour=1), "it takes label"),

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...core.arguments import whole
+from ...core.arguments import one_of, whole
 from ...core.conditions import gathered, merged, rows_of
 from ...core.errors import InvalidInputError
 from ...loop.how import How
@@ -118,10 +118,8 @@ def sample_posterior(
     check_model(model)
     if not isinstance(observation, Observation):
         raise InvalidInputError(f"got observation={observation!r}, expected one such as Observation.mask(mask)")
-    if method not in _METHODS:
-        raise InvalidInputError(f"got method={method!r}, expected one of {', '.join(_METHODS)}")
-    if on_failure not in ("raise", "mark"):
-        raise InvalidInputError(f"got on_failure={on_failure!r}, expected 'raise' or 'mark'")
+    one_of(method, "method", _METHODS)
+    one_of(on_failure, "on_failure", ("raise", "mark"))
     seed, shape = check_seed(seed), full_shape(model, shape, None)
     numbers = sample_numbers(index, shape[0])
     dtype, device = placed(model, dtype, None)
@@ -141,8 +139,8 @@ def sample_posterior(
         steps=steps,
         rtol=rtol,
         times=_times(model, steps, dtype, method),
-        particles=whole(particles, "particles", least=1) if method in _GROUPS else 1,
-        passes=whole(passes, "passes", least=1),
+        particles=whole(particles, "particles", least=1, most=2**24) if method in _GROUPS else 1,
+        passes=whole(passes, "passes", least=1, most=2**24),
         rows=batch_size,
         event=shape[1:],
         dtype=dtype,

@@ -22,6 +22,15 @@ def taken(model: ScoreModel, cond: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in cond.items() if names is None or name in names}
 
 
+def check_words(model: ScoreModel, cond: Mapping[str, Any]) -> None:
+    """Raise on a condition that no model inside takes."""
+    known = model.condition_names() if cond else None
+    unknown = [] if known is None else [name for name in cond if name not in known]
+    if unknown:
+        takes = ", ".join(sorted(known or ())) or "none"
+        raise InvalidInputError(f"got condition {unknown[0]!r}, expected those that the model takes: {takes}")
+
+
 @contextmanager
 def differentiable(x: Tensor) -> Iterator[Tensor]:
     """x to take gradients in: x itself where the caller's graph goes through it, else a copy without history."""

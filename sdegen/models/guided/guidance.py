@@ -13,11 +13,12 @@ from torch import Tensor
 from ...core.arguments import number
 from ...core.conditions import rows_of, tensors_of
 from ...core.errors import InvalidInputError
+from ...core.kinds import checked
 from ...core.shapes import as_time, check_time, expand, flat
 from ...processes import SDE
 from ..base import ScoreModel, Wrapped
 from ..prediction import Prediction
-from .gradients import taken
+from .gradients import check_words, taken
 
 
 class Guided(Wrapped):
@@ -60,6 +61,7 @@ class Guided(Wrapped):
         [16, 16, 16]
     """
 
+    @checked
     def __init__(
         self,
         model: ScoreModel,
@@ -147,6 +149,7 @@ class Guided(Wrapped):
         return self.model if self.against is None else self.against
 
     def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Prediction:
+        check_words(self, cond)
         t = as_time(t)
         check_time(t, x)
         if self.null_alone:

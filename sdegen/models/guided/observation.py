@@ -12,12 +12,16 @@ from torch import Tensor
 
 from ...core.arguments import number, whole
 from ...core.errors import InvalidInputError
+from ...core.kinds import kind_of, take
 from ...core.shapes import flat
 from ...core.show import Shown
 from .gradients import pulled_back
 
 Map = Callable[[Tensor], Tensor]
 _MOST = 2048  # numbers of y whose A A^T is made and decomposed
+
+
+_TENSOR = kind_of(Tensor)
 
 
 class Observation(Shown, ABC):
@@ -130,7 +134,7 @@ class Observation(Shown, ABC):
     def values(self, y: Tensor, like: Tensor) -> Tensor:
         """y as (B, m), in the dtype of a batch of events."""
         expected = self._shape_of(tuple(like.shape[1:]))
-        y = flat(y)
+        y = flat(_rows(y, like))
         if y.shape[1:] != (math.prod(expected),):
             raise InvalidInputError(f"got y of {y.shape[1]} numbers a sample, expected shape (B, {_comma(expected)})")
         return y.to(like)
@@ -150,7 +154,9 @@ class _Mask(Observation):
     def __init__(self, mask: Any, std: Any) -> None:
         super().__init__(std)
         try:
-            tensor = torch.as_tensor(mask, device="cpu")
+            tensor = take(torch.as_tensor(mask), "mask", _TENSOR).cpu()
+        except InvalidInputError:
+            raise
         except (TypeError, ValueError, RuntimeError) as error:
             raise InvalidInputError(f"mask is {type(mask).__name__}: pass a tensor of bools, event-shaped") from error
         seen = tensor != 0
@@ -176,7 +182,7 @@ class _Mask(Observation):
         return x0 if self.std else flat(x0).index_copy(1, self.index.to(x0.device), y.to(x0)).reshape(x0.shape)
 
     def values(self, y: Tensor, like: Tensor) -> Tensor:
-        whole = tuple(y.shape[1:]) == self.event
+        whole = tuple(_rows(y, like).shape[1:]) == self.event
         return super().values(self.measure(y) if whole else y, like)
 
     def _shape_of(self, event: tuple[int, ...]) -> tuple[int, ...]:
@@ -192,8 +198,10 @@ class _Matrix(Observation):
     def __init__(self, A: Any, std: Any) -> None:
         super().__init__(std)
         try:
-            self.a = torch.as_tensor(A, dtype=torch.float64).detach()
-        except (TypeError, ValueError, RuntimeError) as error:
+            self.a = take(torch.as_tensor(A, dtype=torch.float64), "A", _TENSOR).detach()
+        except InvalidInputError:
+            raise
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise InvalidInputError(f"A is {type(A).__name__}: pass (m, d) numbers, or (f, adjoint)") from error
         if self.a.ndim != 2 or not self.a.numel() or not bool(torch.isfinite(self.a).all()):
             raise InvalidInputError(f"got A of shape {tuple(self.a.shape)}, expected (m, d), finite numbers")
@@ -301,6 +309,14 @@ class _Function(Observation):
     def _shape_of(self, event: tuple[int, ...]) -> tuple[int, ...]:
         with torch.no_grad():
             return tuple(self.f(torch.zeros(1, *event)).shape[1:])
+
+
+def _rows(y: Any, like: Tensor) -> Tensor:
+    """y, once it is known to be a tensor with a row for each sample."""
+    y = take(y, "y", _TENSOR)
+    if not y.ndim or len(y) != len(like):
+        raise InvalidInputError(f"got y of shape {tuple(y.shape)}, expected a row for each of {len(like)} samples")
+    return y
 
 
 def _comma(shape: Sequence[int]) -> str:

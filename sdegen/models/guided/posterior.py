@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...core.errors import InvalidInputError
+from ...core.errors import InvalidInputError, warn
+from ...core.kinds import checked
 from ...core.shapes import as_time, check_time, expand
 from ..base import ScoreModel, Wrapped
 from ..prediction import Prediction
@@ -73,6 +73,7 @@ class Posterior(Wrapped):
         True
     """
 
+    @checked
     def __init__(self, model: ScoreModel, observation: Observation, *, likelihood: str = "moments") -> None:
         super().__init__(model, covariance=None)
         if not isinstance(observation, Observation):
@@ -84,10 +85,9 @@ class Posterior(Wrapped):
         if likelihood == "point" and observation.std == 0:
             raise InvalidInputError('got likelihood="point" with std=0, expected std above 0, or use "moments"')
         if likelihood == "point":
-            warnings.warn(
+            warn(
                 'likelihood="point" takes E[x0 | x] for x0: samples are biased, also of Gaussian data, and the flow '
-                'is stiff where std is small; "moments" is exact for Gaussian data',
-                stacklevel=2,
+                'is stiff where std is small; "moments" is exact for Gaussian data'
             )
         if model.event_shape is not None:
             observation.check_event(model.event_shape)
@@ -124,6 +124,7 @@ class Posterior(Wrapped):
             InvalidInputError: det S is not known ("project", "point", or "moments" of more than 32 numbers).
         """
         t = as_time(t)
+        check_time(t, x)
         y = self.observation.values(y, x)
         found = self._update(x, t, y, cond)
         log_det = found.log_det

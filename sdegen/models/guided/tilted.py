@@ -11,10 +11,11 @@ from torch import Tensor
 
 from ...core.arguments import number
 from ...core.errors import InvalidInputError
+from ...core.kinds import checked
 from ...core.shapes import as_time, check_time
 from ..base import ScoreModel, Wrapped
 from ..prediction import Prediction
-from .gradients import check_signal, differentiable, pulled_back, taken, with_score
+from .gradients import check_signal, check_words, differentiable, pulled_back, taken, with_score
 
 
 class Tilted(Wrapped):
@@ -50,6 +51,7 @@ class Tilted(Wrapped):
         True
     """
 
+    @checked
     def __init__(
         self, model: ScoreModel, log_potential: Callable[..., Tensor], *, scale: float = 1.0, at: str = "x0"
     ) -> None:
@@ -70,6 +72,7 @@ class Tilted(Wrapped):
         return {**super()._facts(), "log_potential": self.log_potential, "scale": self.scale, "at": self.at}
 
     def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Prediction:
+        check_words(self, cond)
         t = as_time(t)
         check_time(t, x)
         level = self.sde.at(t)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ...core.arguments import number, whole
 from ...core.errors import InvalidInputError
+from ...core.kinds import checked
 from ...core.shapes import event_mean, expand, scaled
 from ...noise.white import Noise
 from ...terms import Term
@@ -96,6 +97,7 @@ class Multistep(Solver):
 
     needs_model = True
 
+    @checked
     def __init__(
         self,
         name: str = "multistep",

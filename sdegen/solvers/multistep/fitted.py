@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import operator
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...core.errors import InvalidInputError
+from ...core.errors import InvalidInputError, warn
 from ...models.base import ScoreModel
 from ...models.coordinates import Coordinates
 from ...models.identity import changed, weights_of, wrappers_of
@@ -169,7 +168,7 @@ class Fitted(Solver):
             found = _met(term)
             words = self.to.differs(found)
             if words and self.to.but_for_guidance(found):
-                warnings.warn(f"{self!r}: {words}, where it is less exact", stacklevel=5)
+                warn(f"{self!r}: {words}, where it is less exact")
                 return
         if words:
             raise InvalidInputError(f"{self!r} is not for this: {words}; fit it anew, or pass solver='auto'")

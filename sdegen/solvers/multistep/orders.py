@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from bisect import bisect_left
+
+from ...core.errors import warn
 
 # The most steps that have 2 past values, 3, 4 ..., of the predictor; beyond the last, one more.
 _SMOOTH = (8, 16, 26, 60)
@@ -34,8 +35,7 @@ def warn_of_order(name: str, values: int, steps: int) -> None:
     """
     advised = advised_orders(steps)[0]
     if steps > 1 and values > advised + 1:
-        warnings.warn(
+        warn(
             f"{name!r} with {values} past values on {steps} steps: so few steps allow about {advised}, more are "
-            "likely to be worse; lower order=, or take more steps",
-            stacklevel=2,
+            "likely to be worse; lower order=, or take more steps"
         )

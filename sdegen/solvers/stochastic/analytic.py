@@ -19,8 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...core.arguments import whole
 from ...core.conditions import merged, rows_of
 from ...core.errors import InvalidInputError
+from ...core.kinds import checked
 from ...core.shapes import check_state, event_mean
 from ...models.base import ScoreModel
 from ...noise.purposes import Purpose
@@ -49,6 +51,7 @@ class NoiseLevel:
 
 
 @torch.no_grad()
+@checked
 def measure_noise(
     model: ScoreModel, data: Tensor, *, levels: int = 33, seed: int | None = None, batch_size: int = 1024, **cond: Any
 ) -> NoiseLevel:
@@ -74,7 +77,9 @@ def measure_noise(
     check_state(data, name="data", event_shape=model.event_shape)
     if not len(data) or levels < 2:
         raise InvalidInputError(f"got {len(data)} samples and levels={levels}, expected at least 1 sample and 2 levels")
+    whole(batch_size, "batch_size", least=1)
     sde, noise, cond = model.sde, Noise(check_seed(seed)), merged(cond)
+    model.check_conditions(cond, len(data))
     ends = sde.half_log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64, device="cpu")).clamp_min(-10.0)
     l = torch.linspace(float(ends[0]), float(ends[1]), levels, dtype=torch.float64, device="cpu")
     ts = sde.time(l).clamp(sde.t_min, sde.t_max)

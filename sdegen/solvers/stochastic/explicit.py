@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import warnings
 
 from torch import Tensor
 
-from ...core.errors import InvalidInputError
+from ...core.errors import InvalidInputError, warn
 from ...terms import Term
 from ..base import Solver, State
 from ..grids import has_signal, spaced_level
@@ -72,9 +71,8 @@ def warn_of_long_steps(name: str, term: Term, grid: Tensor, longest: float) -> N
     l = spaced_level(term.sde, grid[[0, -1]])
     span, limit, n = float(l[1] - l[0]), longest * 2 / (1 + term.eta**2), len(grid) - 1
     if span > limit * n:
-        warnings.warn(
+        warn(
             f"{name!r} with {n} steps over {span:.3g} units of log(alpha/sigma): explicit schemes blow up where steps "
             f"are longer than about {limit:.2g}; take at least {math.ceil(span / limit)} steps, or use 'ancestral', "
-            "'dpm++2m-sde' or 'd-adams2-sde', which are stable at any length",
-            stacklevel=2,
+            "'dpm++2m-sde' or 'd-adams2-sde', which are stable at any length"
         )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...core.arguments import number
 from ...core.errors import InvalidInputError
+from ...core.kinds import checked
 from ...core.shapes import expand
 from ...noise.white import Noise
 from ...terms import Term
@@ -54,6 +55,7 @@ class KarrasSDE(ExplicitScheme):
     grid = "karras"
     source = "Karras et al. 2022 (arXiv 2206.00364) alg. 2"
 
+    @checked
     def __init__(
         self, *, churn: float = 40.0, s_min: float = 0.0, s_max: float = math.inf, s_noise: float = 1.0
     ) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...core.arguments import number, whole
 from ...core.errors import InvalidInputError
+from ...core.kinds import checked
 from ...core.shapes import event_sum, expand
 from ...noise.purposes import Purpose
 from ...noise.white import Noise
@@ -46,6 +47,7 @@ class PredictorCorrector(ExplicitScheme):
     needs_signal = ""
     source = "arXiv 2011.13456 alg. 2-5"
 
+    @checked
     def __init__(self, *, snr: float = 0.16, corrections: int = 1, rule: str = "level") -> None:
         if number(snr, "snr", "a number above 0") <= 0:
             raise InvalidInputError(f"got snr={snr}, expected a number above 0")
@@ -98,6 +100,7 @@ class Langevin(ExplicitScheme):
     longest = 0.4  # it settles at a level before the next one: many levels
     source = "arXiv 1907.05600 alg. 1"
 
+    @checked
     def __init__(self, *, epsilon: float | None = None, corrections: int = 5) -> None:
         if epsilon is not None and number(epsilon, "epsilon", "a number above 0, or None") <= 0:
             raise InvalidInputError(f"got epsilon={epsilon}, expected a number above 0, or None")

@@ -285,7 +285,7 @@ def test_wrong_input_is_refused_before_the_first_call():
         (dict(scale=lambda lam: lam * math.nan, null=NULL), "got scale="),
         (dict(scale=lambda lam: "two", null=NULL), "gave no numbers"),
         (dict(scale=2.0, null={"lable": -1}), "expected conditions that the model takes"),
-        (dict(scale=2.0, null=-1), "expected conditions by name"),
+        (dict(scale=2.0, null=-1), "expected a dict with names for keys"),
         (dict(scale=2.0, null=NULL, interval=(5.0, 0.3)), "got interval="),
         (dict(scale=2.0, null=NULL, interval=0.3), "got interval="),
         (dict(scale=2.0, null=NULL, interval=(math.nan, 1.0)), "got interval="),

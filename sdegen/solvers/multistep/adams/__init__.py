@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ....core.arguments import number, whole
 from ....core.errors import InvalidInputError
+from ....core.kinds import checked
 from ....distributions.gaussian import Gaussian
 from ....terms import Term
 from ...base import GridOrTolerance
@@ -62,6 +63,7 @@ class Adams(GridOrTolerance, AdamsMethod):
     Source: Shampine & Gordon 1975, chapter 5; Krogh 1974. The thresholds: docs/decisions.md.
     """
 
+    @checked
     def __init__(
         self,
         *,
