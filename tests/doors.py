@@ -19,7 +19,7 @@ HOOKS = {
     *("along", "apply", "at", "at_ratio", "check", "check_conditions", "check_event", "coefficients", "combine"),
     *("condition_names", "denoise", "denoised", "drift_of", "enter", "evaluations", "finish", "in_data_units", "judge"),
     *("adjoint", "linearised", "measured", "moved", "noisy", "offset", "predict", "select", "shifted", "spanned"),
-    *("start", "step", "stepper", "to", "total", "values", "warm", "but", "or_raise", "options", "decorate"),
+    *("settled", "start", "step", "stepper", "to", "total", "values", "warm", "but", "or_raise", "options", "decorate"),
 }
 
 
@@ -178,6 +178,11 @@ OWN: dict[str, dict[str, Callable[[], Any]]] = {
     "Guided": {"null": lambda: {"label": -1}},
     "Posterior.update": {"y": lambda: _normal(3, 2)},
     "Posterior.forward": {"y": lambda: _normal(3, 2)},
+    "Guided.plus_plus": {"weight": lambda: 0.5, "times": lambda: [0.9, 0.5, 0.0]},
+    "Switched": {"level": lambda: 0.5, "below": lambda: {"label": "style"}},
+    "slerp": {"z0": lambda: _normal(3, 2), "z1": lambda: _normal(3, 2) + 1, "w": lambda: 0.5},
+    "translate": {"a": _exact, "b": _exact, "steps": lambda: 3},
+    "edit": {"steps": lambda: 3},
     "fit_solver": {"model": _exact, "samples": lambda: 8, "progress": lambda: False},
     "sample_posterior": {
         "model": _exact,

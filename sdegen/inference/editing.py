@@ -13,6 +13,7 @@ from torch import Tensor
 from ..core.arguments import number
 from ..core.conditions import gathered, merged
 from ..core.errors import InvalidInputError
+from ..core.kinds import kind_of, take
 from ..core.shapes import check_state, flat
 from ..loop.solution import Solution
 from ..models.base import ScoreModel
@@ -21,6 +22,8 @@ from ..noise.white import Noise, check_seed
 from ..solvers import Solver
 from .checks import check_model, sample_numbers
 from .sampling import encode, sample
+
+_CONDITIONS = kind_of(Mapping[str, Any] | None)
 
 
 def edit(
@@ -155,7 +158,8 @@ def translate(
             f"b knows a's process from {along.sde.t_min:g} to {along.sde.t_max:g} only, expected {a.sde.t_min:g} to "
             f"{a.sde.t_max:g}: pass a as a.on(narrower_process)"
         )
-    up_cond, down_cond = dict(cond_a or {}), dict(cond_b or {})
+    check_state(x, event_shape=a.event_shape)
+    up_cond, down_cond = (dict(take(c, n, _CONDITIONS) or {}) for n, c in (("cond_a", cond_a), ("cond_b", cond_b)))
     along.check_conditions(down_cond, len(x))
     how: dict[str, Any] = {
         "solver": solver,

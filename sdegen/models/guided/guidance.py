@@ -100,6 +100,7 @@ class Guided(Wrapped):
                 self._strength(t)
 
     @staticmethod
+    @checked
     def plus_plus(weight: float, sde: SDE, times: Sequence[float] | Tensor) -> Callable[[Tensor], Tensor]:
         """The scale that makes guidance CFG++ on a grid of "ddim": weight/(1 - r'/r) from sigma/alpha = r to r'.
 
