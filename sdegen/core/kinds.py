@@ -125,6 +125,8 @@ def _any_of(kinds: Sequence[Kind]) -> Kind:
     in_order = sorted(kinds, key=lambda kind: kind.expected not in _AS_THEY_ARE)  # a tensor of one number stays one
 
     def first(value: Any) -> Any:
+        if isinstance(value, Tensor) and _TENSOR in kinds:  # no list, even where it is refused as a tensor
+            return _TENSOR.take(value)
         why = ""
         for kind in in_order:
             try:

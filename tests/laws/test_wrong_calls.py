@@ -112,7 +112,7 @@ CALLS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     ),
     "a path of numbers": (lambda: sg.PathSDE(1.0, 2.0), ("alpha", "function")),
     # mixtures and models
-    "means in one row": (mix([1.0, 2.0], std=1.0), ("[1.0, 2.0]", "a list of numbers")),
+    "means in one row": (mix([1.0, 2.0], std=1.0), ("(2,)", "(K, d)")),
     "ragged means": (mix([[1.0], [1.0, 2.0]], std=1.0), ("means", "numbers")),
     "means of nan": (mix([[NAN]], std=1.0), ("means", "NaN")),
     "two kinds of width": (mix([[1.0]], std=1.0, covariances=[[1.0]]), ("exactly one", "std=", "covariances=")),
@@ -128,7 +128,7 @@ CALLS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "no data": (lambda: sg.EmpiricalModel(torch.zeros(0, 2), VP), ("empty", "at least one")),
     "data with nan": (lambda: sg.EmpiricalModel(X * NAN, VP), ("NaN", "4 samples", "clean")),
     "integer data": (lambda: sg.EmpiricalModel(X.long(), VP), ("int64", "data / (L - 1)")),
-    "a network that is a number": (lambda: sg.Denoiser(3, VP), ("net=3", "net(x, t, **cond)")),
+    "a network that is a number": (lambda: sg.Denoiser(3, VP), ("net=3", "torch.nn.Module")),
     "no spread": (lambda: sg.Denoiser(NET, VP, data_std=0.0), ("data_std = 0", "not all 0")),
     "negative spread": (lambda: sg.Denoiser(NET, VP, data_std=-1.0), ("data_std = -1", "not negative")),
     "a mean of nan": (lambda: sg.Denoiser(NET, VP, data_mean=NAN), ("data_mean=nan", "a number")),

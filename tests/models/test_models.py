@@ -236,7 +236,7 @@ def test_eval_mode_for_the_check_only():
     [
         (lambda: Denoiser(Small(), VPSDE(), parametrization="eps"), "parametrization: got 'eps', expected one of"),
         (lambda: Denoiser(Small(), VPSDE), "expected a process such as VPSDE"),
-        (lambda: Denoiser(3, VPSDE()), "got net=3, expected a torch.nn.Module called as net"),
+        (lambda: Denoiser(3, VPSDE()), "got net=3, expected a torch.nn.Module"),
         (
             lambda: Denoiser(Small(), VPSDE(), data_std=0.0),
             "data_std = 0.0: expected finite numbers, not negative, not all 0",

@@ -290,7 +290,7 @@ def test_wrong_input_is_refused_before_the_first_call():
         (dict(scale=2.0, null=NULL, interval=0.3), "got interval="),
         (dict(scale=2.0, null=NULL, interval=(math.nan, 1.0)), "got interval="),
         (dict(scale=2.0, null=NULL, rescale=1.5), "got rescale="),
-        (dict(scale=2.0, against=net), "against is Counting"),
+        (dict(scale=2.0, against=net), "got against=Counting"),
         (dict(scale=2.0, against=sg.MixtureModel(sg.GaussianMixture([[0.0]], std=1.0), sg.VPSDE())), "events of shape"),
     ]:
         with pytest.raises(sg.InvalidInputError, match=said):
