@@ -255,6 +255,7 @@ OWN: dict[str, dict[str, Callable[[], Any]]] = {
     "data.load_images": {"source": lambda: torch.zeros(6, 8, 8, dtype=torch.uint8)},
     "data.Images.split": {"part": lambda: "train", "held_out_every": lambda: 3},
     "data.images.digits": {"split": lambda: "train"},
+    "data.Shares": {"batches": lambda: [_normal(3, 2)]},
     "data.toys.sample": {"name": lambda: "ring"},
     "data.toys.mixture": {"name": lambda: "ring"},
     "testing.affine_law": {
