@@ -548,7 +548,7 @@ WRONG = {
     "downward": (lambda m, x: log_prob(m, x, t_span=(1.0, 0.5)), "fall"),
     "beyond": (lambda m, x: log_prob(m, x, t_span=(1e-3, 2.0)), "outside"),
     "index": (lambda m, x: log_prob(m, x, index=[1]), "index names 1 samples"),
-    "seed": (lambda m, x: log_prob(m, x, seed=0.5), "got seed=0.5, expected an integer"),
+    "seed": (lambda m, x: log_prob(m, x, seed=0.5), "seed is 0.5"),
     "batch size": (lambda m, x: log_prob(m, x, batch_size=0), "batch_size=0"),
     "on_failure": (lambda m, x: log_prob(m, x, on_failure="skip"), "on_failure='skip'"),
     "condition": (lambda m, x: log_prob(m, x, label=x), "condition 'label' is unknown"),
