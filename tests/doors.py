@@ -255,6 +255,8 @@ OWN: dict[str, dict[str, Callable[[], Any]]] = {
     "data.load_images": {"source": lambda: torch.zeros(6, 8, 8, dtype=torch.uint8)},
     "data.Images.split": {"part": lambda: "train", "held_out_every": lambda: 3},
     "data.images.digits": {"split": lambda: "train"},
+    "data.Lookup": {"values": lambda: _normal(3, 2), "which": lambda: torch.tensor([0, 2, 1])},
+    "data.Conditioned.batch": {"numbers": lambda: torch.tensor([0, 1])},
     "data.Shares": {"batches": lambda: [_normal(3, 2)]},
     "data.toys.sample": {"name": lambda: "ring"},
     "data.toys.mixture": {"name": lambda: "ring"},
@@ -285,7 +287,7 @@ RESULTS: dict[str, Callable[[], Any]] = {
 }
 
 # Words that these do not know are conditions, and refused once the model is asked.
-WORDS_OF_USERS = {"ReverseSDE", "ProbabilityFlow", "testing.model_laws"}
+WORDS_OF_USERS = {"data.Conditioned", "ReverseSDE", "ProbabilityFlow", "testing.model_laws"}
 
 # Doors that are asked a few times only, or not at all, with the reason.
 LEFT_OUT = {

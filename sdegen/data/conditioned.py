@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..core.conditions import check_rows, rows_of
 from ..core.errors import InvalidInputError
+from ..core.kinds import checked
 from ..core.show import Shown
 from .batched import Batched
 
@@ -96,6 +97,7 @@ class Conditioned(Batched, Shown):
     def __len__(self) -> int:
         return len(self.data)
 
+    @checked
     def batch(self, numbers: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """Some samples.
 
