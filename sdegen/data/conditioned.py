@@ -107,6 +107,8 @@ class Conditioned(Batched, Shown):
         Returns:
             x0 (B, *event), and its conditions by name.
         """
+        if numbers.ndim != 1 or numbers.is_floating_point() or numbers.dtype == torch.bool:
+            raise InvalidInputError(f"numbers: got {_kind(numbers)}, expected (B,) integers")
         if isinstance(self.data, Tensor):
             x0, theirs = self.data[numbers.to(self.data.device)], {}
         else:

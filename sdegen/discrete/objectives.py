@@ -6,7 +6,7 @@ from numbers import Real
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.errors import InvalidInputError
 from ..core.kinds import checked
@@ -22,7 +22,7 @@ Seed = int | Noise | None
 
 @checked
 def ddpm_loss(
-    model: ScoreModel,
+    model: ScoreModel | nn.Module,
     x0: Tensor,
     *,
     t: int | float | Tensor | None = None,
@@ -58,7 +58,7 @@ def ddpm_loss(
 
 @checked
 def ncsn_loss(
-    model: ScoreModel,
+    model: ScoreModel | nn.Module,
     x0: Tensor,
     *,
     t: int | float | Tensor | None = None,
@@ -83,7 +83,7 @@ def noise_of(seed: int | Noise) -> Noise:
     return seed if isinstance(seed, Noise) else Noise(seed)
 
 
-def node_times(model: ScoreModel, x0: Tensor, t: float | Tensor | None, seed: Seed) -> Tensor:
+def node_times(model: Any, x0: Tensor, t: float | Tensor | None, seed: Seed) -> Tensor:
     """(B,) times of nodes: those given, as numbers or times, or uniform ones."""
     n = len(nodes(model))
     check_state(x0, name="x0", finite=False)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.conditions import merged
 from ..core.errors import InvalidInputError
@@ -59,7 +59,7 @@ _LAW_OF_WEIGHT = {"edm": "log-normal", "likelihood": "importance"}
 
 @checked
 def dsm_loss(
-    model: ScoreModel,
+    model: ScoreModel | nn.Module,
     x0: Tensor,
     *,
     t: Times | None = None,
@@ -123,7 +123,7 @@ def dsm_loss(
 
 @checked
 def implicit_loss(
-    model: ScoreModel,
+    model: ScoreModel | nn.Module,
     x0: Tensor,
     *,
     t: Times | None = None,
@@ -164,7 +164,7 @@ def implicit_loss(
 
 @checked
 def sliced_loss(
-    model: ScoreModel,
+    model: ScoreModel | nn.Module,
     x0: Tensor,
     *,
     t: Times | None = None,
@@ -220,7 +220,7 @@ class _Draw(NamedTuple):
 
 
 def _draw(
-    model: ScoreModel,
+    model: Any,
     x0: Tensor,
     t: Times | None,
     noise: Tensor | None,
@@ -341,7 +341,7 @@ def _noise(seed: int | Noise) -> Noise:
 # ---- the score and its gradients
 
 
-def _score(model: ScoreModel, at: _Draw, cond: dict[str, Any]) -> tuple[Tensor, Tensor]:
+def _score(model: Any, at: _Draw, cond: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """x_t, which asks for gradients, and the score there, (B, d)."""
     x = at.x.detach().requires_grad_()
     return x, flat(model(x, at.t, **cond).score)

@@ -127,7 +127,7 @@ X = torch.zeros(6, 2)
 WRONG = [
     ("no loss", dict(), r"got a Towers, expected one such as Denoiser.*loss=f"),
     ("a loss of scores", dict(loss=functools.partial(dsm_loss, weight="edm")), "got a Towers"),
-    ("no module", dict(model=lambda x: x, loss=entropy), "any torch.nn.Module"),
+    ("no module", dict(model=lambda x: x, loss=entropy), "expected a torch.nn.Module"),
     ("statistics", dict(loss=entropy, statistics="measure", label=labels(6)), "keeps none of its data"),
     ("NaN", dict(loss=entropy, data=X / 0, label=labels(6)), "NaN"),
     ("rows", dict(loss=entropy, label=labels(5)), "for 6 samples"),

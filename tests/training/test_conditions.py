@@ -114,7 +114,7 @@ def test_a_loss_may_ask_for_a_condition_by_name():
 
 CLEAR = [
     ({"cond": {"label": torch.arange(N)}, "label": 1}, "given twice"),
-    ({"cond": {3: 1}}, "names of conditions"),
+    ({"cond": {3: 1}}, "a dict with names for keys"),
     ({"weight": "edm"}, "option of the loss"),
     ({"noise": torch.zeros(N, 1)}, "option of the loss"),
     ({"t": 0.5}, "option of the loss"),
