@@ -177,7 +177,7 @@ def test_json_is_all_that_is_printed_and_quiet_prints_nothing(saved, tmp_path, c
         told = said(capsys, name, *words, "--json").out
         assert json.loads(told), name
         assert said(capsys, name, *words, "--quiet").out == "", name
-    assert set(calls) | {"evaluate", "demo"} == set(cli.COMMANDS)
+    assert set(calls) | {"evaluate", "inpaint", "demo"} == set(cli.COMMANDS)
 
 
 def test_every_command_has_help_with_an_example(capsys):

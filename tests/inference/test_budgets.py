@@ -82,7 +82,7 @@ def test_wrong_pilots():
         sg.grid(sg.Denoiser(torch.nn.Identity(), sg.VPSDE(), parametrization="noise"), 5, kind="pilot")
     with pytest.raises(sg.InvalidInputError, match="falling"):
         sg.grid(model, 5, kind="pilot", t_span=(model.sde.t_min, 1.0))
-    with pytest.raises(sg.InvalidInputError, match="at least 1"):
+    with pytest.raises(sg.InvalidInputError, match="n=0, expected a whole number from 1"):
         sg.grid(model, 0, kind="pilot")
     with pytest.raises(sg.InvalidInputError, match="'pilot'"):
         sg.grid(model, 5, kind="pilots")

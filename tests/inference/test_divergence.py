@@ -141,7 +141,7 @@ def test_auto_is_exact_up_to_64_dimensions():
 
 @pytest.mark.parametrize(
     "kind, probes, said",
-    [("skilling", 1, "expected one of 'auto', 'exact'"), ("exact", 0, "at least 1"), ("exact", 1.5, "at least 1"),
+    [("skilling", 1, "expected 'auto', 'exact'"), ("exact", 0, "number from 1 to"), ("exact", 1.5, "number from 1 to"),
      ("hutch++", 2, "at least 3")],
 )  # fmt: skip
 def test_wrong_choices_say_what_was_wanted(kind, probes, said):
