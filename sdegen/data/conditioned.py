@@ -106,6 +106,9 @@ class Conditioned(Batched, Shown):
 
         Returns:
             x0 (B, *event), and its conditions by name.
+
+        Raises:
+            InvalidInputError: numbers that are no whole numbers.
         """
         if numbers.ndim != 1 or numbers.is_floating_point() or numbers.dtype == torch.bool:
             raise InvalidInputError(f"numbers: got {_kind(numbers)}, expected (B,) integers")

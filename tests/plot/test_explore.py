@@ -219,7 +219,7 @@ def test_the_noise_of_the_page_is_the_seeds():
     [
         (lambda path: sg.plot.explore(sg.GaussianMixture([[0.0]], std=1.0), path), r"shape \(1,\), expected points"),
         (lambda path: sg.plot.explore(sg.EmpiricalModel(torch.randn(5, 2), sg.VPSDE()), path), "got EmpiricalModel"),
-        (lambda path: sg.plot.explore(3, path), "got int, expected a GaussianMixture"),
+        (lambda path: sg.plot.explore(3, path), "got what=3, expected"),
         (lambda path: sg.plot.explore(network(sg.VPSDE()), path, sde=sg.VPSDE()), "got sde= beside a model"),
         (lambda path: sg.plot.explore(SLANTED, path / "no" / "folder.html"), "there is no folder"),
         (

@@ -173,7 +173,7 @@ def test_a_history_is_drawn_by_step_and_by_level():
     np.testing.assert_allclose(left.lines[0].get_ydata(), run.loss.numpy())
     assert math.isclose(np.mean(left.lines[1].get_ydata()), float(run.loss.mean()), rel_tol=0.02)
     np.testing.assert_allclose(right.patches[0].get_data().values, run.loss_by_level.loss.numpy())
-    for wrong, words in ((run.loss, "expected the History"), (None, "expected the History")):
+    for wrong, words in ((run.loss, "expected a History"), (None, "expected a History")):
         with pytest.raises(sg.InvalidInputError, match=words):
             plot.history(wrong)
 
