@@ -255,6 +255,7 @@ OWN: dict[str, dict[str, Callable[[], Any]]] = {
     "data.load_images": {"source": lambda: torch.zeros(6, 8, 8, dtype=torch.uint8)},
     "data.Images.split": {"part": lambda: "train", "held_out_every": lambda: 3},
     "data.images.digits": {"split": lambda: "train"},
+    "data.mask": {"kind": lambda: "wide", "shape": lambda: (8, 8)},
     "data.Lookup": {"values": lambda: _normal(3, 2), "which": lambda: torch.tensor([0, 2, 1])},
     "data.Conditioned.batch": {"numbers": lambda: torch.tensor([0, 1])},
     "data.Shares": {"batches": lambda: [_normal(3, 2)]},

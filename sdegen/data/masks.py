@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
+from ..core.kinds import checked
 
 
+@checked
 def mask(kind: str, shape: Sequence[int]) -> Tensor:
     """Which pixels of an image are seen.
 
