@@ -30,7 +30,7 @@ from torch import Tensor
 import sdegen as sg
 
 F64 = torch.float64
-CHECKPOINT = Path(__file__).parent.parent / "examples" / "assets" / "fashion"
+CHECKPOINT = Path("fashion")  # comes with the package
 PEERS = [
     (name, kind)
     for name in ("unipc2", "unipc3", "dpm++2m", "dpm++3m")

@@ -7,7 +7,7 @@ tightly, root mean square over samples and numbers, in standard deviations of th
 with the denoised sample, as `sample` does; the others end with N steps to t_min or with N - 1 and the denoising,
 whichever is better, and the peer is the best of the sixteen, chosen for each number of evaluations after they were run.
 
-The networks: the U-Net of Fashion-MNIST in `examples/assets/fashion` (VP), and three that are trained here once: an MLP
+The networks: the U-Net of Fashion-MNIST of the package (VP), and three that are trained here once: an MLP
 of handwritten digits as 64 numbers (VP), an MLP of a ring of eight modes in the plane (EDM), and a U-Net of handwritten
 digits as 8 x 8 images (VE).
 

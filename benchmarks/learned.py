@@ -1,6 +1,6 @@
 """Solvers of the flow on a learned score: error against evaluations, tolerances and budgets, beside the peers.
 
-The model is the small U-Net of Fashion-MNIST in `examples/assets/fashion` (VP, float32), its classes in turn. All
+The model is the small U-Net of Fashion-MNIST of the package (VP, float32), its classes in turn. All
 solvers start from the same noise, see the same network and end at t_min, no final denoising. The error is that of the
 end-point against the same flow solved to a tight tolerance, root mean square over samples and pixels, in units of the
 data's standard deviation; evaluations are the mean over samples.
@@ -36,7 +36,7 @@ from torch import Tensor
 
 import sdegen as sg
 
-CHECKPOINT = Path(__file__).parent.parent / "examples" / "assets" / "fashion"
+CHECKPOINT = Path("fashion")  # comes with the package
 BUDGETS = (5, 8, 10, 15, 20, 30, 50)
 TOLERANCES = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
 ERRORS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3)

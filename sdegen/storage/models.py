@@ -158,7 +158,8 @@ def load(
 def _place_of(path: str | os.PathLike) -> Path:
     """The folder that is meant; of models that come with the package the name alone."""
     place = as_path(path)
-    return _PRETRAINED / path if path in PRETRAINED and not place.exists() else place  # type: ignore[operator]
+    name = os.fspath(path)
+    return _PRETRAINED / name if name in PRETRAINED and not place.exists() else place
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
