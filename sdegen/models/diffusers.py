@@ -8,6 +8,7 @@ to no model and are left behind. diffusers is imported when it is first needed.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -122,9 +123,10 @@ def _check_unet(unet: Any) -> Any:
     config = getattr(unwrapped(unet), "config", None)
     if not isinstance(unet, nn.Module) or config is None or "in_channels" not in config:
         raise InvalidInputError(f"unet is {type(unet).__name__}: expected a diffusers UNet2DModel")
-    if "cross_attention_dim" in config:
+    takes = inspect.signature(unwrapped(unet).forward).parameters
+    if "cross_attention_dim" in config or {"hidden_states", "encoder_hidden_states"} & takes.keys():
         raise InvalidInputError(
-            f"{type(unet).__name__} takes token conditions: wrap it in a module net(x, t, **cond) and use "
+            f"{type(unet).__name__} takes conditions (token conditions ...): wrap it in a module net(x, t, **cond) and use "
             "Denoiser(net, sde, parametrization=...)"
         )
     c_in, c_out = config["in_channels"], config["out_channels"]

@@ -464,3 +464,20 @@ def test_wrapped_networks_need_no_adapter():
     karras = sg.Denoiser(Predictor(), sg.EDMSDE(), parametrization="x0")
     close(karras(x, 3.0).x0, torch.sin(x + 3), 1e-12)
     assert math.isclose(float(karras.sde.t_max), 80)
+
+
+@pytest.mark.parametrize("name", ["DiTTransformer2DModel", "SD3Transformer2DModel", "UNet2DConditionModel"])
+def test_networks_with_conditions_of_their_own_are_refused_at_the_door(diffusers, name):
+    """None is taken for an unconditional one, whose first call would die inside of it."""
+    small = {
+        "DiTTransformer2DModel": {"num_layers": 1, "num_attention_heads": 1, "attention_head_dim": 8, "sample_size": 8},
+        "SD3Transformer2DModel": {
+            "num_layers": 1, "num_attention_heads": 1, "attention_head_dim": 8, "sample_size": 8, "caption_projection_dim": 8,
+            "joint_attention_dim": 8, "pooled_projection_dim": 8,
+        },
+        "UNet2DConditionModel": {"block_out_channels": (8, 8), "norm_num_groups": 4, "cross_attention_dim": 8,
+            "down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2, "attention_head_dim": 2},
+    }  # fmt: skip
+    net = getattr(diffusers, name)(**small[name])
+    with pytest.raises(sg.InvalidInputError, match=f"{name} takes conditions"):
+        sg.from_diffusers(net, diffusers.DDPMScheduler())
