@@ -126,8 +126,8 @@ def _check_unet(unet: Any) -> Any:
     takes = inspect.signature(unwrapped(unet).forward).parameters
     if "cross_attention_dim" in config or {"hidden_states", "encoder_hidden_states"} & takes.keys():
         raise InvalidInputError(
-            f"{type(unet).__name__} takes conditions (token conditions ...): wrap it in a module net(x, t, **cond) and use "
-            "Denoiser(net, sde, parametrization=...)"
+            f"{type(unet).__name__} takes conditions (token conditions ...): wrap it in a module net(x, t, **cond) and "
+            "use Denoiser(net, sde, parametrization=...)"
         )
     c_in, c_out = config["in_channels"], config["out_channels"]
     if c_out not in (c_in, 2 * c_in):
