@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import torch
+
 from ..core.errors import InvalidInputError
 from ..core.files import write_whole
 from .folder import writing
 from .history import LossByLevel
 
 _METRICS, _LEVELS = "metrics.csv", "loss_by_level.csv"
+_BANDS = 5  # of noise levels, in TensorBoard
 
 
 class Logs:
@@ -59,8 +62,26 @@ class Logs:
                     for name, value in row.items():
                         if name != "step":
                             self._board.add_scalar(name, value, row["step"])
-                for name, value in by_level.items():
+                for name, value in _bands(levels).items():
                     self._board.add_scalar(f"loss_by_half_log_snr/{name}", value, rows[-1]["step"])
+
+    def show(self, drawing: Any, step: int) -> None:
+        """Give TensorBoard a figure, or the one of Axes, and close it; anything else is let go."""
+        if self._board is None or not hasattr(drawing, "get_figure"):
+            return
+        with writing(self.folder):
+            self._board.add_figure("picture", drawing.get_figure(root=True), step)
+
+
+def _bands(levels: LossByLevel) -> dict[str, float]:
+    """The mean loss in few bands of noise levels, from noise to data; those that had samples."""
+    found = {}
+    sums = (levels.loss * levels.count).nan_to_num(0.0)
+    for k, part in enumerate(torch.arange(len(sums)).chunk(_BANDS), 1):
+        low, high = float(levels.edges[part[0]]), float(levels.edges[part[-1] + 1])
+        if count := float(levels.count[part].sum()):
+            found[f"{k}_from_{low:.1f}_to_{high:.1f}"] = float(sums[part].sum()) / count
+    return found
 
 
 def _append(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:

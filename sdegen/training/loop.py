@@ -128,7 +128,7 @@ def fit(
         seed: None: one from torch's global generator, told in the history.
         progress: a bar on stderr; None: if that is a terminal.
         callback: called as callback(step, model, history), step counting from 1, with the averaged weights in the model
-            and in eval mode. What it draws does not touch the run.
+            and in eval mode. What it draws does not touch the run; a figure that it returns, TensorBoard shows.
         schedule: of the learning rate: "cosine" (to 0 at the last step) or "constant".
         warmup: steps; None: a tenth of all, at most 500.
         clip: the largest norm of the gradient; None: any.

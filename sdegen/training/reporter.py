@@ -59,7 +59,9 @@ class Reporter:
             for row in rows:
                 self.options.logger.log({name: value for name, value in row.items() if name != "step"}, row["step"])
         if self.options.shows(trainer.step):
-            trainer.show()
+            shown = trainer.show()
+            if folder is not None:
+                self.logs.show(shown, trainer.step)
         if self.keeps and self.options.keeps_averages(trainer.step):
             averages = trainer.snapshot()
             if folder is not None:

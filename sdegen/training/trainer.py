@@ -37,7 +37,7 @@ from .options import PRECISIONS, Options
 from .states import packed, unpacked
 
 _WAIT_STEPS, _WAIT_SECONDS = 64, 0.5  # how many steps, and how long, are left unevaluated
-_LOG_STEPS = 50  # between rows of the metrics
+_LOG_STEPS = 50  # between rows of the metrics, after those of the first steps
 
 
 class Trainer:
@@ -157,19 +157,18 @@ class Trainer:
     def history(self) -> History:
         return self.recorder.history(self.seed)
 
-    def show(self) -> None:
-        """Call the callback with the averaged model."""
+    def show(self) -> Any:
+        """Call the callback with the averaged model; what it returns."""
         with self.average.in_place(), own_draws(self.device), quiet(self.model):
-            self.options.callback(self.step, self.model, self.history())  # type: ignore[misc]
+            shown = self.options.callback(self.step, self.model, self.history())  # type: ignore[misc]
             self.engine.forget()
+        return shown
 
     def rows(self, seconds: float) -> list[dict[str, Any]]:
-        """The metrics since the last rows: one for every so many steps, and one for the last."""
+        """The metrics since the last rows: for steps 1, 2, 4, ... 32, every fiftieth and the last."""
         (then, before), self._paced = self._paced, (self.step, seconds)
         pace = (self.step - then) * self.options.batch_size / max(seconds - before, 1e-9)
-        ends = list(range(self._logged + _LOG_STEPS, self.step + 1, _LOG_STEPS))
-        if self.step == self.options.steps and self.step % _LOG_STEPS:
-            ends.append(self.step)
+        ends = [n for n in range(self._logged + 1, self.step + 1) if _has_row(n) or n == self.options.steps]
         starts = [self._logged, *ends]
         self._logged = starts[-1]
         return [
@@ -275,8 +274,13 @@ class Trainer:
         self.engine.forget()
         self.step = progress["step"]
         self.rates = array("d", [math.nan] * self.step)
-        self._logged = self.step // _LOG_STEPS * _LOG_STEPS
+        self._logged = next((n for n in range(self.step, 0, -1) if _has_row(n)), 0)
         self._paced = (self.step, 0.0)
+
+
+def _has_row(n: int) -> bool:
+    """Whether the metrics have a row after n steps."""
+    return n % _LOG_STEPS == 0 or (n < _LOG_STEPS and n.bit_count() == 1)
 
 
 def _fill_memory(parameters: Iterable[Tensor]) -> None:

@@ -289,29 +289,56 @@ def rows_of(file: Path) -> list[dict[str, str]]:
 def test_metrics_tell_pace_and_loss_by_level_and_go_on(tmp_path):
     fit(small(), points(), steps=120, out=tmp_path, seed=0, batch_size=16)
     rows, levels = rows_of(tmp_path / "metrics.csv"), rows_of(tmp_path / "loss_by_level.csv")
-    assert [int(row["step"]) for row in rows] == [50, 100, 120] and all(
-        float(r["samples_per_second"]) > 0 for r in rows
-    )
+    first = [1, 2, 4, 8, 16, 32, 50, 100]
+    assert [int(row["step"]) for row in rows] == [*first, 120]
+    assert all(float(r["samples_per_second"]) > 0 for r in rows)
     assert len(levels[-1]) == 25 and int(levels[-1]["step"]) == 120
     with open(tmp_path / "metrics.csv", "a") as stream:
         stream.write("11")  # of "119, ...", cut short by a crash
     history = fit(small(), points(), steps=220, out=tmp_path, batch_size=16)
-    assert [int(row["step"]) for row in rows_of(tmp_path / "metrics.csv")] == [50, 100, 120, 150, 200, 220]
+    assert [int(row["step"]) for row in rows_of(tmp_path / "metrics.csv")] == [*first, 120, 150, 200, 220]
     last = rows_of(tmp_path / "loss_by_level.csv")[-1]
     found = torch.tensor([float(last[name]) for name in list(last)[1:]], dtype=torch.float64)
     torch.testing.assert_close(found, history.loss_by_level.loss, equal_nan=True)
 
 
-def test_tensorboard_gets_the_same_numbers(tmp_path):
+def events_of(folder: Path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    history = fit(small(), points(), steps=100, out=tmp_path, seed=0, tensorboard=True)
-    events = EventAccumulator(str(tmp_path))
+    events = EventAccumulator(str(folder), {"images": 0, "scalars": 0})
     events.Reload()
+    return events
+
+
+def test_tensorboard_gets_the_same_numbers(tmp_path):
+    history = fit(small(), points(), steps=100, out=tmp_path, seed=0, tensorboard=True)
+    events = events_of(tmp_path)
     loss = {e.step: e.value for e in events.Scalars("loss")}
-    assert loss.keys() == {50, 100} and math.isclose(loss[100], float(history.loss[50:].mean()), rel_tol=1e-6)
-    assert len([t for t in events.Tags()["scalars"] if t.startswith("loss_by")]) == 24
+    assert list(loss) == [1, 2, 4, 8, 16, 32, 50, 100]
+    assert math.isclose(loss[100], float(history.loss[50:].mean()), rel_tol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 60])
+def test_tensorboard_has_few_curves_and_pictures_of_the_shortest_run(steps, tmp_path):
+    """A scalar for every number of a row, five bands of noise levels whose mean is that of all, and no NaN."""
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    shown = iter([Figure(), Figure().subplots(), 3, None] * steps)
+    words = dict(steps=steps, batch_size=512, out=tmp_path, seed=0, tensorboard=True, callback=lambda *_: next(shown))
+    levels = fit(small(), points(), callback_every=1, **words).loss_by_level
+    events = events_of(tmp_path)
+    bands = [tag for tag in events.Tags()["scalars"] if tag.startswith("loss_by")]
+    counts = [part.sum() for part in levels.count.chunk(5)]
+    assert 3 <= len(bands) <= 5 and len(bands) == sum(count > 0 for count in counts)
+    assert len(events.Tags()["scalars"]) <= 15
+    assert all(math.isfinite(e.value) for tag in events.Tags()["scalars"] for e in events.Scalars(tag))
+    values = torch.tensor([events.Scalars(tag)[-1].value for tag in bands], dtype=torch.float64)
+    counts = torch.stack([count for count in counts if count > 0])
+    whole = (levels.loss * levels.count).nansum() / levels.count.sum()
+    torch.testing.assert_close((values * counts).sum() / counts.sum(), whole, rtol=1e-5, atol=0.0)
+    assert {e.step for e in events.Images("picture")} == {n for n in range(1, steps + 1) if n % 4 in (1, 2)}
 
 
 def test_the_first_previews_come_after_the_first_steps():

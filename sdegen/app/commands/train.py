@@ -118,15 +118,17 @@ class Previews:
         self.args, self.n_classes, self.n = args, n_classes, 10 if args.smoke else 30
         self.started, self.spent, self.cost = time.monotonic(), 0.0, 0.0
 
-    def __call__(self, step: int, model: ScoreModel, history: History) -> None:
+    def __call__(self, step: int, model: ScoreModel, history: History) -> Any:
         if not (step == self.args.steps or self.args.preview_every or self.affordable(model)):
-            return
+            return None
         began = time.monotonic()
         (self.args.out / "previews").mkdir(exist_ok=True)
         file = self.args.out / "previews" / f"step-{step:08d}.png"
-        plot.save(plot.image_grid(self.draw(model, self.evaluations), nrow=10), file)
+        grid = plot.image_grid(self.draw(model, self.evaluations), nrow=10)
+        plot.save(grid, file)
         self.cost = time.monotonic() - began
         self.spent += self.cost
+        return grid
 
     def draw(self, model: ScoreModel, steps: int) -> Solution:
         device = next(model.parameters()).device
