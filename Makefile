@@ -44,7 +44,7 @@ docs: $(VENV)/.stamp-docs
 	$(BIN)/python docs/_site/check.py docs/_build/html
 
 clean:
-	rm -rf build dist demo_output docs/_build docs/gallery docs/reference docs/_static/explorer.html docs/measured/results-*.md *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf build dist demo_output docs/_build docs/gallery docs/reference docs/_static/explorer.html docs/measured/results-* *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 # The stamps are touched last, so an interrupted set-up is done again.

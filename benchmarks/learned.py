@@ -10,7 +10,7 @@ library's own code, where it is installed, on times of four kinds: uniform in t 
 Karras' and lambda are options of theirs, the fourth is the one that "auto" takes here. torchdiffeq's dopri5 runs in the
 process's own time, as a user would have it, and on the circular path on which this package solves.
 
-    python benchmarks/learned.py [--plot docs/images/learned_work_precision.png]
+    python benchmarks/learned.py                 # about 10 minutes
     python benchmarks/learned.py --choices --n 8   # Adams' orders and grids alone
     python benchmarks/learned.py --frechet         # distances to held-out images instead, which must be on this machine
     python benchmarks/learned.py --quick           # a minute
@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from report import table, write
+from report import figure, table, write
 from solvers import reach
 from torch import Tensor
 
@@ -303,7 +303,7 @@ def choices_report(rows: Sequence[Row], auto: dict[int, float], budgets: Sequenc
     return table(["adams' error, best order (values of predictor/corrector)", *(str(n) for n in budgets)], lines)
 
 
-def draw(controlled: Sequence[Row], fixed: Sequence[Row], path: Path) -> None:
+def draw(controlled: Sequence[Row], fixed: Sequence[Row]) -> None:
     """The named lines, each scheduler on the grid that it takes by itself and on its best."""
     lines = lines_of(fixed)
     chosen = [*controlled, *lines["auto"]]
@@ -314,15 +314,9 @@ def draw(controlled: Sequence[Row], fixed: Sequence[Row], path: Path) -> None:
         names = tuple(schedulers())
         rows = best(row for row in fixed if row.solver.startswith(names)).values()
         chosen += [Row("best of the schedulers and grids", r.setting, r.nfe, r.error) for r in rows]
-    legend = {
-        "adams": "sdegen adams, rtol",
-        "auto": "sdegen auto, steps",
-        "the same, circular path": "dopri5, circular path",
-    }
-    chosen = [Row(legend.get(r.solver, r.solver), "", r.nfe, r.error) for r in chosen]
-    axes = sg.plot.work_precision(chosen, orders=(1, 2, 3))
-    axes.set(ylabel="error, in standard deviations of the data")
-    sg.plot.save(axes, path)
+    legend = {"adams": "adams, rtol", "auto": "auto, steps", "the same, circular path": "dopri5, circular path"}
+    points = {legend.get(name, name): [(row.nfe, row.error) for row in rows] for name, rows in lines_of(chosen).items()}
+    figure("Error against evaluations", points, "error, in standard deviations of the data")
 
 
 def main() -> None:
@@ -333,7 +327,6 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few samples, budgets and tolerances: a minute")
     parser.add_argument("--choices", action="store_true", help="only what `auto` could have chosen")
     parser.add_argument("--frechet", action="store_true", help="instead of errors, Frechet distances of 1000 samples")
-    parser.add_argument("--plot", type=Path, help="where the picture goes")
     options = parser.parse_args()
     torch.set_num_threads(1)
     budgets, tolerances, n = BUDGETS, TOLERANCES, options.n
@@ -358,8 +351,7 @@ def main() -> None:
         peers = [row for row in fixed if row.solver.startswith(tuple(schedulers()) or ("none",))]
         print(needed_report([*controlled, *fixed], peers))
         print(errors_report(fixed, budgets), flush=True)
-        if options.plot:
-            draw(controlled, fixed, options.plot)
+        draw(controlled, fixed)
     if not peers:
         print("diffusers is not installed: its schedulers are left out")
     print(f"{time.process_time() - begun:.0f} s of CPU time")

@@ -132,6 +132,7 @@ def probes() -> None:
 
 
 def round_trips() -> None:
+    """The median sample and the worst of 32: one that starts where modes part is carried far by any error."""
     ks, rows = range(3, 9), []
     for problem in problems(instances=1, batch=2):
         model, x, cells = problem.model, data(problem.model, 32, seed=4), []
@@ -139,9 +140,11 @@ def round_trips() -> None:
             tol = 10.0**-k
             latent = sg.encode(model, x, rtol=tol).x
             back = sg.sample(model, x.shape, x_init=latent, t_span=(model.sde.t_max, model.sde.t_min), rtol=tol).x
-            cells.append(float((back - x).norm() / x.norm()) / tol)
-        rows.append([problem.name, *(f"{c:.2f}" for c in cells)])
-    print(table(["data to latent and back: relative error over the tolerance", *(f"{10.0**-k:.0e}" for k in ks)], rows))
+            apart = (back - x).norm(dim=1) / x.norm(dim=1).square().mean().sqrt() / tol
+            cells.append(f"{float(apart.median()):.2f} ({float(apart.max()):.2g})")
+        rows.append([problem.name, *cells])
+    title = "data to latent and back: relative error over the tolerance, median sample (worst)"
+    print(table([title, *(f"{10.0**-k:.0e}" for k in ks)], rows))
 
 
 def main() -> None:

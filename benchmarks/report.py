@@ -1,4 +1,4 @@
-"""What a benchmark prints and keeps: its tables, as text, and in results/NAME.json, from which the site is made."""
+"""What a benchmark prints and keeps: its tables and lines, in results/NAME.json, from which the site is made."""
 
 from __future__ import annotations
 
@@ -7,19 +7,26 @@ import json
 import platform
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import sdegen as sg
 
 RESULTS = Path(__file__).parent / "results"
 _MADE: list[dict] = []  # the tables of this process, in order
+_DRAWN: list[dict] = []  # its figures
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table whose first heading is its title, as Markdown; it is kept for `write`."""
     _MADE.append({"title": head[0], "columns": ["", *head[1:]], "rows": [list(row) for row in rows]})
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows]) + "\n"
+
+
+def figure(title: str, lines: Mapping[str, Iterable[tuple[float, float]]], error: str) -> None:
+    """Keep lines of (evaluations, error) by name, which the site draws; `error` names the vertical axis."""
+    kept = {name: [[float(f"{v:.5g}") for v in point] for point in line] for name, line in lines.items()}
+    _DRAWN.append({"title": title, "error": error, "lines": kept})
 
 
 def write(name: str, title: str, about: str) -> Path:
@@ -33,6 +40,7 @@ def write(name: str, title: str, about: str) -> Path:
         "version": sg.__version__,
         "machine": _machine(),
         "tables": _MADE,
+        "figures": _DRAWN,
     }
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(report, indent=1) + "\n")

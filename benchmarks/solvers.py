@@ -4,7 +4,9 @@ Random Gaussian mixtures with exact scores in 2, 16 and 64 dimensions, along VP 
 state at t_min, no final denoising. The error is that of the end-point against the same flow solved to 1e-11, root mean
 square over samples and coordinates, in units of the data's standard deviation; evaluations are the mean over samples.
 
-    python benchmarks/solvers.py [--quick] [--plot docs/images/work_precision.png]
+    python benchmarks/solvers.py                   # 18 problems, about 35 minutes
+    python benchmarks/solvers.py --instances 1     # six of them
+    python benchmarks/solvers.py --quick           # two in two dimensions, about a minute
 
 torchode and azula take part where they are installed. One thread.
 """
@@ -18,12 +20,11 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import peers
 import torch
 from problems import Problem, problems
-from report import table, write
+from report import figure, table, write
 from torch import Tensor
 
 import sdegen as sg
@@ -280,44 +281,31 @@ def budgets_report(ms: list[Measured]) -> str:
     return table(head, rows) + "\n" + table(["error", *head[1:]], absolute)
 
 
-def draw(ms: list[Measured], path: Path) -> None:
-    import matplotlib.pyplot as plt
-
-    with sg.plot.style():
-        fig, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)
-        for ax, m in zip(axes, (ms[0], ms[-1]), strict=True):
-            lines = {
-                "sdegen adams, rtol": [(p.nfe, p.error) for p in m.controlled[OURS]],
-                "the same, Gaussian start": [(p.nfe, p.error) for p in m.controlled[LEAPING]],
-                "sdegen auto, steps": list(m.budgets["auto"].items()),
-                "best published sampler and grid": [
-                    (n, m.best(n)[0]) for n in LADDER if any(n in e for e in m.grids.values())
-                ],
-                "scipy RK45": [(p.nfe, p.error) for p in m.controlled["scipy RK45"]],
-                "k-diffusion DPM-23": [(p.nfe, p.error) for p in m.controlled["k-diffusion DPM-23"]],
-            }
-            rows = [
-                {"solver": name, "nfe": nfe, "error": e}
-                for name, line in lines.items()
-                for nfe, e in line
-                if e > 1e-8 and nfe < 1000
-            ]
-            sg.plot.work_precision(rows, ax=ax, orders=())
-            ax.set(title=m.problem.name.rsplit(" ", 1)[0], ylim=(1e-8, 2))
-            ax.get_legend().remove()
-        axes[1].set(ylabel="")
-        axes[0].set(ylabel="error, in standard deviations of the data")
-        fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-        fig.savefig(path, dpi=150)
+def draw(ms: list[Measured]) -> None:
+    """Lines of the first problem and of the last."""
+    for m in dict.fromkeys((0, len(ms) - 1)):
+        one = ms[m]
+        lines = {
+            "adams, rtol": [(p.nfe, p.error) for p in one.controlled[OURS]],
+            "the same, Gaussian start": [(p.nfe, p.error) for p in one.controlled[LEAPING]],
+            "auto, steps": [*one.budgets["auto"].items()],
+            "best published sampler and grid": [
+                (n, one.best(n)[0]) for n in LADDER if any(n in e for e in one.grids.values())
+            ],
+            "scipy RK45": [(p.nfe, p.error) for p in one.controlled["scipy RK45"]],
+            "k-diffusion DPM-23": [(p.nfe, p.error) for p in one.controlled["k-diffusion DPM-23"]],
+        }
+        seen = {name: [(n, e) for n, e in line if e > 1e-8 and n < 1000] for name, line in lines.items()}
+        figure(one.problem.name.rsplit(" ", 1)[0], seen, "error, in standard deviations of the data")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two problems in two dimensions, in about a minute")
-    parser.add_argument("--plot", type=Path, help="where the picture goes")
+    parser.add_argument("--instances", type=int, default=3, help="problems of each dimension and process")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    chosen = problems(1, dims=(2,), batch=64) if options.quick else problems(3)
+    chosen = problems(1, dims=(2,), batch=64) if options.quick else problems(options.instances)
     ms, begun = [], time.perf_counter()
     with torch.no_grad():
         for problem in chosen:
@@ -330,9 +318,8 @@ def main() -> None:
     print(f"not installed: {', '.join(absent) or 'none'}; {time.perf_counter() - begun:.0f} s")
     name, which = ("solvers-quick", "two problems, 2-D") if options.quick else ("solvers", f"{len(ms)} problems")
     about = "Medians over the problems, in brackets the worst; evaluations are means over samples."
+    draw(ms)
     write(name, f"Solvers on exact scores: {which}", about)
-    if options.plot:
-        draw(ms, options.plot)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ sys.path.insert(0, str(HERE / "_site"))
 
 import docstrings  # noqa: E402
 import films  # noqa: E402
+import measured  # noqa: E402
 import reference  # noqa: E402
 import results  # noqa: E402
 
@@ -16,7 +17,7 @@ import sdegen  # noqa: E402
 
 os.environ["COLUMNS"] = "96"  # how wide argparse writes its help
 reference.write(HERE / "reference")
-results.write(HERE / "measured", HERE.parent / "benchmarks" / "results")
+results.write(HERE / "measured")
 sdegen.plot.explore(sdegen.data.toys.ring(8), HERE / "_static" / "explorer.html")
 
 project, author = "sdegen", "The sdegen authors"
@@ -107,3 +108,4 @@ copybutton_prompt_is_regexp = True
 def setup(app):
     docstrings.connect(app)
     films.connect(app)
+    measured.connect(app)

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import json
 import re
 import sys
 import zlib
@@ -83,13 +84,48 @@ def test_formulas_in_docstrings_are_no_markup(tools):
     assert blocks(["Example:", "    >>> f(*x)"]) == ["Example:", "    >>> f(*x)"]
 
 
+REPORT = {
+    "title": "T", "about": "A", "command": "python x.py", "date": "2026-01-02", "version": "1", "machine": "m",
+    "tables": [{"title": "errors", "columns": ["n", "error"], "rows": [["adams", 0.00123], [20, None]]}],
+    "figures": [{"title": "F", "error": "error", "lines": {"adams": [[5, 0.1], [10, 0.01]]}}],
+}  # fmt: skip
+
+
 def test_a_report_is_shown_as_it_was_written(tools):
-    report = {
-        "title": "T", "about": "A", "command": "python x.py", "date": "2026-01-02", "version": "1", "machine": "m",
-        "tables": [{"title": "errors", "columns": ["n", "error"], "rows": [["adams", 0.00123], [20, None]]}],
-    }  # fmt: skip
-    page = tools("results").page(report)
-    assert "| adams | 0.0012 |" in page and "| 20 |  |" in page and "`python x.py`, 2026-01-02, sdegen 1, m." in page
+    results = tools("results")
+    assert results.rows(REPORT["tables"][0]) == ["| n | error |", "|---|---|", "| adams | 0.0012 |", "| 20 |  |"]
+    assert results.made(REPORT) == "`python x.py`, 2026-01-02, sdegen 1, m."
+
+
+def test_results_that_no_page_shows_get_a_page_and_figures_are_drawn(tools, tmp_path, monkeypatch):
+    results, pages = tools("results"), tmp_path / "pages"
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    pages.mkdir()
+    for name in ("told", "alone"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(REPORT))
+    (pages / "own.md").write_text("# Own\n\n```{measured} told\n:made:\n```\n")
+    (pages / "results-gone.md").write_text("# Of a file that is there no more")
+    results.write(pages)
+    assert {p.name for p in pages.iterdir()} == {
+        "own.md",
+        "results-alone.md",
+        "results-alone-0.png",
+        "results-told-0.png",
+    }
+    assert "```{measured} alone" in (pages / "results-alone.md").read_text()
+
+
+def test_pages_of_measurements_hold_no_number_that_was_typed():
+    """Tables there are what the results say, or about what solvers are; pages show results that exist."""
+    pages = sorted((SITE.parent / "measured").glob("*.md"))
+    shown = {name for page in pages for name in re.findall(r"```\{measured\} (\S+)", page.read_text())}
+    assert len(shown) > 3
+    for name in shown:
+        assert (SITE.parents[1] / "benchmarks" / "results" / f"{name}.json").exists(), name
+    for page in pages:
+        if "```{measured}" in page.read_text() and not page.name.startswith("results-"):
+            rows = [line for line in page.read_text().splitlines() if line.startswith("|")]
+            assert not any(re.search(r"\d\.\d+ *\(|\de-\d|\|\s*\d+\.\d+ *\|", row) for row in rows), page.name
 
 
 def test_the_citation_is_of_this_version():
