@@ -304,7 +304,7 @@ class Counted(Term):
     def __init__(self, term: Term, batch: int) -> None:
         self.whole = self.term = term
         self.calls = 0
-        self._batch = batch
+        self._batch = self._size = batch
         self._made: int | Tensor = 0  # for each sample in the batch, (B,) once they differ
         self._once = term.asks_once
         for name in ("t_min", "t_max", "upward", "downward", "stochastic", "event_shape", "model", "sde", "eta"):
@@ -359,6 +359,27 @@ class Counted(Term):
 
     def warm(self, ts: Tensor) -> None:
         self.term.warm(ts)
+
+    def part(self, rows: Tensor) -> Counted:
+        """The term of some samples of the whole, which counts for itself."""
+        return Counted(self.whole if len(rows) == self._size else self.whole.select(rows), len(rows))
+
+    def join(self, part: Counted, rows: Tensor, chosen: Tensor | None = None) -> None:
+        """Go on with more samples in the batch.
+
+        Args:
+            part: in which the new ones began.
+            rows: of the whole, of all that are in the batch now.
+            chosen: which of the part's they are, None: all.
+        """
+        if chosen is None and len(rows) == part._batch:
+            self._made = part._made
+        else:
+            made = part.counts(torch.zeros(part._batch, dtype=torch.int64, device=rows.device))
+            made = made if chosen is None else made[chosen]
+            self._made = torch.cat([self.counts(rows[: len(rows) - len(made)]), made])
+        self._batch = len(rows)
+        self.term = self.whole if len(rows) == self._size else self.whole.select(rows)
 
     def restrict(self, keep: Tensor) -> None:
         """Go on with some of the samples only."""

@@ -66,7 +66,8 @@ def sample(
         t_span: (from, to); default (t_max, 0). `to = t_min` gives the state there as it is.
         max_steps: most steps per sample, rejected ones included.
         on_failure: "raise", or "mark": return all samples with a status each.
-        batch_size: solve so many at a time; the result does not depend on it.
+        batch_size: solve so many at a time; the result does not depend on it. Under error control samples that wait
+            take the places of those that are done.
         progress: a progress bar on stderr; None: where stderr is a terminal.
         eta: the noise level, 0 the flow, 1 the reverse SDE (see ReverseSDE; for "ddim" the DDIM paper's). None: the
             solver's own.
@@ -121,22 +122,30 @@ def sample(
 
     parts = []
     with quiet(model), bar(progress) as report:
-        for rows, tell in chunks(shape[0], batch_size, report):
+        places = batch_size if plan.refills and not return_log_prob else None
+        for rows, tell in chunks(shape[0], None if places else batch_size, report):
             own, noise = rows_of(given, rows), Noise(seed, index=numbers[rows])
             if x_init is None:
-                z = noise.normal((len(rows), *shape[1:]), Purpose.PRIOR, dtype=dtype, device=device)
-                x = model.data.prior.noisy(z, float(model.sde.alpha(plan.start)), float(model.sde.sigma(plan.start)))
+                several = [numbers[some] for some in rows.split(batch_size or max(len(rows), 1))]
+                drawn = [_prior(model, plan.start, Noise(seed, index=k), shape[1:], dtype, device) for k in several]
+                x = torch.cat(drawn)
             else:
                 x = x_init[rows.to(x_init.device)].to(dtype)
             if return_log_prob:
                 column = DensityColumn(plan, ProbabilityFlow(model, cond=own), x, noise)
                 parts.append(column.read(run(column.inside, column.term, column.x, noise=noise, report=tell)))
             else:
-                parts.append(run(plan, _equation(model, level, own), x, noise=noise, report=tell))
+                parts.append(run(plan, _equation(model, level, own), x, noise=noise, report=tell, places=places))
     solution = joined(parts).or_raise(on_failure)
     if plan.denoise:
         solution = _settled(solution, model, given)
     return solution if x_init is not None else replace(solution, seed=seed)
+
+
+def _prior(model: ScoreModel, t: float, noise: Noise, event: Sequence[int], dtype: Any, device: Any) -> Tensor:
+    """Where samples begin at t."""
+    z = noise.normal((len(noise.index), *event), Purpose.PRIOR, dtype=dtype, device=device)  # type: ignore[arg-type]
+    return model.data.prior.noisy(z, float(model.sde.alpha(t)), float(model.sde.sigma(t)))
 
 
 def _settled(solution: Solution, model: ScoreModel, cond: dict[str, Any]) -> Solution:
@@ -206,7 +215,8 @@ def encode(
     plan = how.plan(ProbabilityFlow(model), x.dtype, span=(model.sde.t_min, model.sde.t_max))
     parts = []
     with quiet(model), bar(progress) as report:
-        for rows, tell in chunks(x.shape[0], batch_size, report):
+        places = batch_size if plan.refills else None
+        for rows, tell in chunks(x.shape[0], None if places else batch_size, report):
             term, start = ProbabilityFlow(model, cond=rows_of(cond, rows)), x[rows.to(x.device)]
-            parts.append(run(plan, term, start, noise=Noise(0, index=rows), report=tell))
+            parts.append(run(plan, term, start, noise=Noise(0, index=rows), report=tell, places=places))
     return joined(parts).or_raise(on_failure)

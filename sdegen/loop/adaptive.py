@@ -1,10 +1,11 @@
-"""Error control: every sample with its own time and step; it leaves the batch when it has arrived or failed."""
+"""Error control: every sample with its own time and step. It leaves the batch when it has arrived or failed, and one of
+those that wait takes its place."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,51 +27,80 @@ from .solution import ARRIVED, MAX_STEPS, NON_FINITE, UNDERFLOW
 _BESIDE = 1e-8  # in log(alpha/sigma): how near a break steps end and begin
 
 
+@dataclass(slots=True, eq=False)
+class Begun:
+    """Samples that wait for a place in the batch, with their first evaluation behind them.
+
+    Attributes:
+        rows: which of the whole they are.
+        term: which counted it, of all that began with them.
+        chosen: which of those they are, None: all.
+        noise: theirs.
+        x, t, state: where they begin.
+    """
+
+    rows: Tensor
+    term: Counted
+    chosen: Tensor | None
+    noise: Noise
+    x: Tensor
+    t: Tensor
+    state: Any
+
+    def cut(self, solver: Solver, where: slice) -> Begun:
+        """Some of them, by their positions."""
+        keep = torch.arange(len(self.rows), device=self.rows.device)[where]
+        chosen = keep if self.chosen is None else self.chosen[keep]
+        rows, noise, state = self.rows[keep], self.noise.select(keep), solver.select(self.state, keep, self.x)
+        return Begun(rows, self.term, chosen, noise, self.x[keep], self.t[keep], state)
+
+
 class Adaptive:
-    """One batch under error control.
+    """Samples under error control, as many at once as a batch has places.
+
+    Those that wait make their first evaluation as many at a time as there are places, so that they can take free ones
+    at once: hardly a call has empty places before none waits.
 
     Args:
         plan: with a tolerance.
         term: the equation.
         x: (B, *event), the state at the plan's first time.
         noise: of these samples; a refused step is refined, never drawn anew.
+        places: of the batch, None: one for each sample. More samples than that need a solver that `refills`.
     """
 
-    def __init__(self, plan: Plan, term: Counted, x: Tensor, noise: Noise) -> None:
-        self.plan, self.term, self.x = plan, term, x
-        self.noise = RefinablePath.of(noise) if plan.noisy else noise
+    def __init__(self, plan: Plan, term: Counted, x: Tensor, noise: Noise, places: int | None = None) -> None:
+        self.plan, self.term, self.starts = plan, term, x
+        self.drawn = RefinablePath.of(noise) if plan.noisy else noise
         b, device = x.shape[0], x.device
-        self.rows = torch.arange(b, device=device)  # which samples are still in the batch
+        self.places = min(places or b, b)
+        self.next, self.begun = 0, None  # the first sample that has not begun, and those that have and wait
+        self.rows = torch.arange(0, device=device)  # which samples are in the batch
         self.length = abs(plan.end - plan.start)
         self.sign = 1.0 if plan.end > plan.start else -1.0
-        self.t = torch.full((b,), plan.start, dtype=torch.float64, device=device)
         advice = advise(plan.solver, term, tolerance=plan.tolerance)
-        self.h, self.cap = torch.full_like(self.t, self.length * advice.first), self.length * advice.largest
-        self.tried = 0  # steps, by all samples in the batch
-        self.rejected = torch.zeros(b, dtype=torch.int64, device=device)
+        self.first, self.cap = self.length * advice.first, self.length * advice.largest
+        self.steps = 0  # made by the batch
         # results, one row a sample
         self.out = x.clone()
         self.status = torch.full((b,), MAX_STEPS, dtype=torch.int64, device=device)
-        self.stopped_at = self.t.clone()
-        self.nfe, self.taken, self.refused = (torch.zeros_like(self.rejected) for _ in range(3))
-        self.path = OwnPath(plan.save, self.t, x)
+        self.stopped_at = torch.full((b,), plan.start, dtype=torch.float64, device=device)
+        self.nfe, self.taken, self.refused = (torch.zeros_like(self.status) for _ in range(3))
+        self.path = OwnPath(plan.save, self.stopped_at.clone(), x)
         self.tolerance = _measured(plan.tolerance, term, x)  # type: ignore[arg-type]
         self.variance = effective_variance(term, x) if self.sign < 0 else None
-        self.breaks = Breaks.between(term, plan, b)
+        self.breaks = Breaks.between(term, plan)
 
     def run(self, report: Callable[[float], None]) -> Reached:
         plan = self.plan
         if plan.start == plan.end:
             self.status.fill_(ARRIVED)  # from t_min to 0: only the final denoising is left
         else:
-            entry = plan.solver.enter(self.term, self.x, self.t, self.tolerance, self.noise)
-            self.x, self.t, state = entry.x, entry.t, entry.state
-            for _ in range(plan.max_steps):
-                state = self._advance(state)
-                report(1 - len(self.rows) / len(self.out))
-                if not len(self.rows):
-                    break
-            self._leave(torch.ones(len(self.rows), dtype=torch.bool, device=self.rows.device), state, MAX_STEPS)
+            state = self._filled(None)
+            while len(self.rows):
+                state = self._filled(self._advance(state))
+                waiting = len(self.out) - self.next + (len(self.begun.rows) if self.begun else 0)
+                report(1 - (waiting + len(self.rows)) / len(self.out))
         return Reached(
             x=self.out,
             path=self.path,
@@ -80,6 +110,49 @@ class Adaptive:
             accepted=self.taken.cpu(),
             rejected=self.refused.cpu(),
         )
+
+    # ---- who is in the batch
+
+    def _filled(self, state: Any) -> Any:
+        """Give the free places to samples that wait; the state of the batch then."""
+        while (free := self.places - len(self.rows)) and (self.begun or self.next < len(self.out)):
+            waiting, coming, self.begun = self.begun or self._begin(), None, None
+            if len(waiting.rows) > free:
+                coming, self.begun = (waiting.cut(self.plan.solver, part) for part in (slice(free), slice(free, None)))
+            state = self._joined(state, coming or waiting)
+        return state
+
+    def _begin(self) -> Begun:
+        """The next samples, as many as there are places, where they enter error control."""
+        rows = torch.arange(self.next, min(self.next + self.places, len(self.out)), device=self.rows.device)
+        alone, t = len(rows) == len(self.out), self.stopped_at[rows]
+        x, noise = (self.starts, self.drawn) if alone else (self.starts[rows], self.drawn.select(rows))
+        term = self.term.part(rows)
+        entry = self.plan.solver.enter(term, x, t, self.tolerance, noise)
+        self.next += len(rows)
+        self.term.calls += term.calls
+        return Begun(rows, term, None, noise, entry.x, entry.t, entry.state)
+
+    def _joined(self, state: Any, new: Begun) -> Any:
+        """Put samples into the batch; its state then."""
+        h, none = torch.full_like(new.t, self.first), torch.zeros_like(new.rows)
+        since = none + self.steps
+        if not len(self.rows):
+            self.rows, self.x, self.t, self.noise, state = new.rows, new.x, new.t, new.noise, new.state
+            self.h, self.since, self.rejected = h, since, none
+        else:
+            state = self.plan.solver.join(state, new.state, self.x, new.x)
+            self.rows, self.x = torch.cat([self.rows, new.rows]), torch.cat([self.x, new.x])
+            old, path = self.noise, isinstance(self.noise, RefinablePath)  # what a path has drawn is kept
+            self.noise = old.join(new.noise) if path else self.drawn.select(self.rows)  # type: ignore
+            self.t, self.h = torch.cat([self.t, new.t]), torch.cat([self.h, h])
+            self.since, self.rejected = torch.cat([self.since, since]), torch.cat([self.rejected, none])
+        self.term.join(new.term, self.rows, new.chosen)
+        if self.breaks is not None:
+            self.breaks.join(none)
+        return state
+
+    # ---- steps
 
     def _advance(self, state: Any) -> Any:
         """One step of every sample in the batch."""
@@ -101,17 +174,19 @@ class Adaptive:
         self.path.add(self.rows, accept, self.t, t_next, self.x, step)
         refused = (~accept).nonzero().flatten()
         self.x, self.t = reverted(step.x, self.x, refused), reverted(t_next, self.t, refused)
-        self.h, self.tried = h * factor, self.tried + 1
+        self.h, self.steps = h * factor, self.steps + 1
         done = accept & last
         if self.breaks is not None and bool(done.any()):
             done, after = self._crossed(done, after)
         if len(refused):
             self.rejected = self.rejected + ~accept
             done = done | ~accept & (self.h < resolution(self.t, self.length))
-        if bool(done.any()):
-            code = torch.where(accept, ARRIVED, UNDERFLOW)
-            after = self._leave(done, after, code if good is None else torch.where(good, code, NON_FINITE))
-        return after
+        gone = done if self.steps < plan.max_steps else done | (self.steps - self.since >= plan.max_steps)
+        if not bool(gone.any()):
+            return after
+        code = torch.where(accept, ARRIVED, UNDERFLOW)
+        code = code if good is None else torch.where(good, code, NON_FINITE)
+        return self._leave(gone, after, torch.where(done, code, MAX_STEPS))
 
     def _crossed(self, landed: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Take the samples that landed at a break to its other side and begin anew there; who landed at the end."""
@@ -130,17 +205,17 @@ class Adaptive:
             return self.tolerance
         return replace(self.tolerance, share=share_of(self.term.sde, self.variance, t) * self.tolerance.share)
 
-    def _leave(self, who: Tensor, state: Any, code: Any) -> Any:
+    def _leave(self, who: Tensor, state: Any, code: Tensor) -> Any:
         """Write down the samples that are done and go on with the others."""
         rows = self.rows[who]
         self.out[rows], self.stopped_at[rows] = self.x[who], self.t[who]
-        self.status[rows] = code[who] if isinstance(code, Tensor) else code
+        self.status[rows] = code[who]
         self.nfe[rows] = self.term.counts(self.rows)[who]
-        self.taken[rows], self.refused[rows] = self.tried - self.rejected[who], self.rejected[who]
+        self.taken[rows], self.refused[rows] = (self.steps - self.since - self.rejected)[who], self.rejected[who]
         keep = (~who).nonzero().flatten()
         state = self.plan.solver.select(state, keep, self.x)
         self.rows, self.x, self.t, self.h = self.rows[keep], self.x[keep], self.t[keep], self.h[keep]
-        self.rejected = self.rejected[keep]
+        self.rejected, self.since = self.rejected[keep], self.since[keep]
         self.noise = self.noise.select(keep)
         self.term.restrict(keep)
         if self.breaks is not None:
@@ -154,16 +229,15 @@ class Breaks:
     Args:
         before, after: (n,) float64, times on either side of each break, as they are met.
         end: the last time.
-        batch: how many samples.
     """
 
-    def __init__(self, before: Tensor, after: Tensor, end: float, batch: int) -> None:
+    def __init__(self, before: Tensor, after: Tensor, end: float) -> None:
         self.after = after
         self.goals = torch.cat([before, before.new_tensor([end])])
-        self.met = torch.zeros(batch, dtype=torch.int64, device=before.device)
+        self.met = torch.zeros(0, dtype=torch.int64, device=before.device)
 
     @classmethod
-    def between(cls, term: Counted, plan: Plan, batch: int) -> Breaks | None:
+    def between(cls, term: Counted, plan: Plan) -> Breaks | None:
         """Those inside of a plan's span; None: there are none, or noise, which jumps everywhere."""
         levels = [] if plan.noisy else sorted(term.breaks(), reverse=plan.end < plan.start)
         if not levels:
@@ -173,7 +247,7 @@ class Breaks:
         low, high = sorted((plan.start, plan.end))
         inside = (sides.amin(0) > low) & (sides.amax(0) < high)
         before, after = sides[:, inside] if plan.end < plan.start else sides[:, inside].flip(0)
-        return cls(before, after, plan.end, batch) if len(before) else None
+        return cls(before, after, plan.end) if len(before) else None
 
     def goal(self, t: Tensor) -> Tensor:
         """Up to where each sample's next step may go, (B,)."""
@@ -192,6 +266,10 @@ class Breaks:
 
     def restrict(self, keep: Tensor) -> None:
         self.met = self.met[keep]
+
+    def join(self, met: Tensor) -> None:
+        """More samples, by how many breaks each has met."""
+        self.met = torch.cat([self.met.to(met.device), met])
 
 
 def _measured(tolerance: Tolerance, term: Counted, x: Tensor) -> Tolerance:

@@ -45,22 +45,23 @@ def finite(*values: Tensor) -> Tensor:
     return torch.isfinite(torch.stack([flat(v.detach()).sum(1) for v in values])).all(0)
 
 
-def finished(plan: Plan, term: Counted, reached: Reached, seed: int | None) -> Solution:
+def finished(plan: Plan, term: Counted, reached: Reached, seed: int | None, places: int | None = None) -> Solution:
     """The final denoising, if the plan has one, and the Solution."""
     if plan.denoise:
-        _denoise(plan, term, reached)
+        _denoise(plan, term, reached, places or len(reached.x))
     ts, xs = reached.path.saved(0.0 if plan.denoise else plan.end, reached.x)
     return _solution(plan, term, reached, ts, xs, seed)
 
 
-def _denoise(plan: Plan, term: Counted, reached: Reached) -> None:
-    """x0 of the samples that arrived, in one call."""
+def _denoise(plan: Plan, term: Counted, reached: Reached, places: int) -> None:
+    """x0 of the samples that arrived, in calls of so many."""
     x, arrived = reached.x, (reached.status == ARRIVED).nonzero().flatten()
     before, rows = x, arrived.to(x.device)
-    if len(arrived) == len(x):
+    if len(arrived) == len(x) <= places:
         x = term.denoised(x, plan.times[-1])
     elif len(arrived):
-        x = x.index_copy(0, rows, term.denoised(x[rows], plan.times[-1], rows))
+        parts = [term.denoised(x[some], plan.times[-1], some) for some in rows.split(places)]
+        x = x.index_copy(0, rows, torch.cat(parts))
     good = finite(x).cpu()[arrived]
     reached.nfe[arrived] += term.evaluations(plan.times[-1])
     reached.accepted[arrived[good]] += 1

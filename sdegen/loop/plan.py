@@ -54,6 +54,11 @@ class Plan:
         """The last time before the final denoising, if there is one."""
         return float(self.times[-1])
 
+    @property
+    def refills(self) -> bool:
+        """Whether samples that wait take the places of those that are done."""
+        return self.tolerance is not None and self.solver.refills
+
     def inside(self) -> Plan:
         """The same request in the coordinates of `view`."""
         view = self.view

@@ -85,7 +85,15 @@ def solve(
     return run(plan, term, x, noise=drawn, report=report).or_raise(on_failure)
 
 
-def run(plan: Plan, term: Term, x: Tensor, *, noise: Noise, report: Callable[[float], None] | None = None) -> Solution:
+def run(
+    plan: Plan,
+    term: Term,
+    x: Tensor,
+    *,
+    noise: Noise,
+    report: Callable[[float], None] | None = None,
+    places: int | None = None,
+) -> Solution:
     """Carry out a plan from x at its first time, whatever becomes of the samples: their status says it.
 
     Args:
@@ -94,6 +102,7 @@ def run(plan: Plan, term: Term, x: Tensor, *, noise: Noise, report: Callable[[fl
         x: (B, *event), as the model's own process has it.
         noise: of these samples.
         report: called with the fraction done.
+        places: how many samples the network is given at once, where the plan `refills`; None: all.
     """
     if noise.index is not None and len(noise.index) != x.shape[0]:
         raise InvalidInputError(
@@ -112,10 +121,10 @@ def run(plan: Plan, term: Term, x: Tensor, *, noise: Noise, report: Callable[[fl
         if isinstance(plan.solver, OutsideSolver):
             reached = Outside(inside, counted, x, noise, plan.solver).run()
         elif plan.tolerance is not None:
-            reached = Adaptive(inside, counted, x, noise).run(report)
+            reached = Adaptive(inside, counted, x, noise, places).run(report)
         else:
             reached = fixed(inside, counted, x, noise, report)
-        solution = finished(inside, counted, reached, seed)
+        solution = finished(inside, counted, reached, seed, places)
     report(1.0)
     return plan.back(solution)
 

@@ -305,6 +305,16 @@ class RefinablePath(Noise):
             chosen._ends, chosen._pieces, chosen._drawn = self._ends[keep], self._pieces[keep], self._drawn[keep]
         return chosen
 
+    def join(self, other: RefinablePath) -> RefinablePath:
+        """The paths of these samples and then of the other's, which have not begun; both with numbers of their own."""
+        joined = RefinablePath(self.seed, index=torch.cat([self.index, other.index]))  # type: ignore[list-item]
+        if self._ends is not None and self._drawn is not None:
+            m = len(other.index)  # type: ignore[arg-type]
+            joined._ends = torch.cat([self._ends, self._ends.new_full((m, self._ends.shape[1]), math.inf)])
+            joined._pieces = torch.cat([self._pieces, self._pieces.new_zeros(m, *self._pieces.shape[1:])])
+            joined._drawn = torch.cat([self._drawn, self._drawn.new_zeros(m)])
+        return joined
+
     def increment(self, t: Tensor, t_next: Tensor, x: Tensor, *, purpose: int = Purpose.STEP) -> Tensor:
         """W(t_next) - W(t), like x; t is where the sample stands. Other purposes draw as `Noise` does."""
         if purpose != Purpose.STEP:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
@@ -82,6 +84,7 @@ class Solver(ABC):
         error_order: the order in the step size of that estimate, for the step-size controller.
         needs_model: whether it works on the model's prediction rather than on the drift.
         leaps: whether its first step is the closed form for Gaussian data, without an evaluation.
+        refills: whether samples may join a batch that is under way (`join`).
         least_times: how few times a list in `steps=` may hold: 1 for a solver whose work is done at a time.
         coordinates: those it works best in: "own" (the model's process, as it is), "best" (the circular path of the
             data's scale) or "lambda" (a process whose time is log(alpha/sigma)); the verbs change to them.
@@ -100,6 +103,7 @@ class Solver(ABC):
     error_order: int = 1
     needs_model: bool = False
     leaps: bool = False
+    refills: bool = False
     least_times: int = 2
     coordinates: str = "own"
     grid: str = "lambda"
@@ -184,6 +188,10 @@ class Solver(ABC):
         """The state of the samples at the positions `keep`, under error control; x is the batch's."""
         return selected(state, keep)
 
+    def join(self, state: State, other: State, x: Tensor, y: Tensor) -> State:
+        """The states of two batches, x and y, as that of one, under error control."""
+        return together(state, other, len(x), len(y))
+
     def __repr__(self) -> str:
         options = ", ".join(f"{k}={v}" for k, v in self.options().items())
         return f"{self.name}({options})" if options else self.name
@@ -202,6 +210,7 @@ class GridOrTolerance(Solver):
 
     def __init__(self, on_grid: Solver, by_tolerance: Solver) -> None:
         self.on_grid, self.by_tolerance = on_grid, by_tolerance
+        self.refills = by_tolerance.refills
 
     def stepper(self, *, controlled: bool) -> Solver:
         return self.by_tolerance if controlled else self.on_grid
@@ -223,6 +232,9 @@ class GridOrTolerance(Solver):
 
     def select(self, state: State, keep: Tensor, x: Tensor) -> State:
         return self.by_tolerance.select(state, keep, x)
+
+    def join(self, state: State, other: State, x: Tensor, y: Tensor) -> State:
+        return self.by_tolerance.join(state, other, x, y)
 
 
 class _Part(Term):
@@ -264,12 +276,37 @@ def selected(state: State, keep: Tensor) -> State:
     return _each(lambda new, _: new[keep], state, None)
 
 
+def together(one: State, other: State, n: int, m: int) -> State:
+    """A state of n samples and one of m as one of n + m; numbers that one of them does not have yet are NaN."""
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        like = one if isinstance(one, Tensor) else other
+        parts = [
+            like.new_full((k, *like.shape[1:]), math.nan) if part is None else part
+            for part, k in ((one, n), (other, m))
+        ]
+        return torch.cat(parts)
+    some = other if one is None else one
+    if isinstance(some, dict):
+        return {name: together((one or {}).get(name), (other or {}).get(name), n, m) for name in some}
+    if is_dataclass(some) and not isinstance(some, type):
+        pairs = {
+            field.name: (getattr(one, field.name, None), getattr(other, field.name, None)) for field in fields(some)
+        }
+        return replace(some, **{name: together(*pair, n, m) for name, pair in pairs.items()})
+    return some
+
+
 def merge(accept: Tensor, new: State, old: State) -> State:
-    """Carry `new` where a step was accepted and `old` elsewhere (what `old` does not have is taken from `new`)."""
+    """Carry `new` where a step was accepted and `old` elsewhere (what `old` does not have, or NaN, is taken from
+    `new`)."""
     refused = (~accept).nonzero().flatten()
     if not len(refused):
         return new
-    return _each(lambda v, w: v if w is None else reverted(v, w, refused), new, old)
+
+    def kept(v: Tensor, w: Tensor | None) -> Tensor:
+        return v if w is None else reverted(v, torch.where(w.isnan(), v, w), refused)
+
+    return _each(kept, new, old)
 
 
 def _each(f: Callable[[Tensor, Tensor | None], Tensor], new: State, old: State) -> State:

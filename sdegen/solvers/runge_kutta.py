@@ -32,7 +32,7 @@ class RungeKutta(Solver):
         fsal: whether the last row of a equals b.
     """
 
-    coordinates, grid = "best", "theta"
+    coordinates, grid, refills = "best", "theta", True
 
     def __init__(
         self,

@@ -109,7 +109,7 @@ class Controller:
         growth = log_r * (-1 / order)
         if before is not None:
             smoothed = torch.add(growth * self.proportional, before.clamp_min(1e-10).log(), alpha=self.integral / order)
-            growth = torch.where(accept, smoothed, growth)
+            growth = torch.where(accept & ~before.isnan(), smoothed, growth)  # NaN: of a first step
         factor = (self.safety * growth.exp()).clamp(self.least, self.most)
         return accept, factor.nan_to_num(self.least)
 

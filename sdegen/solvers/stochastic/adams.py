@@ -113,6 +113,8 @@ class Line(ControlState):
 class StochasticAdamsTolerance(StochasticAdamsMethod):
     """Stochastic Adams by a tolerance; see `StochasticAdams`."""
 
+    refills = True
+
     def __init__(self, aim: float, accept: float, sigma_data: float | None) -> None:
         self.aim, self.accept, self.sigma_data = aim, accept, sigma_data
 
@@ -169,7 +171,8 @@ class StochasticAdamsTolerance(StochasticAdamsMethod):
         error = rms(step.error.detach()).to(torch.float64) * unit * step.state.narrow  # type: ignore[union-attr]
         ratio = (error / (tolerance.atol + tolerance.rtol * size)).clamp_min(1e-10)
         accept = ratio <= self.accept
-        smooth = ratio if state.ratio is None else (ratio * state.ratio).sqrt()
+        before = ratio if state.ratio is None else torch.where(state.ratio.isnan(), ratio, state.ratio)
+        smooth = (ratio * before).sqrt()
         gain = (self.aim / torch.where(accept, smooth, ratio)) ** (1 / 1.5)
         factor = torch.where(accept, gain.clamp(_SHRINK, _GROW), gain.clamp(_SHRINK_REFUSED, _GROW_REFUSED))
         after = replace(step.state, ratio=torch.where(torch.isfinite(ratio), ratio, 1.0))

@@ -28,7 +28,7 @@ class SRA1(ExplicitScheme):
     """
 
     name, order, kind, evaluations = "sra1", 1.5, "any", 2
-    adaptive, error_order = True, 2
+    adaptive, error_order, refills = True, 2, True
     longest, needs_signal = 0.75, "both"
     source = "Roessler 2010, table 6.3"
 

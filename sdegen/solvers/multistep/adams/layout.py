@@ -62,6 +62,11 @@ class Layout:
     def cut(self, table: Tensor, first: int, count: int) -> Tensor:
         return table.narrow(self.axis, first, count)
 
+    def widened(self, table: Tensor, width: int) -> Tensor:
+        """The table with entries of zeros behind, as many as it lacks."""
+        zero = torch.zeros_like(self.cut(table, 0, 1))
+        return torch.cat([table, *[zero] * (width - table.shape[self.axis])], self.axis)
+
     def filled(self, table: Tensor, width: int) -> Tensor:
         """The first `width` entries; one more than there are is zero."""
         if table.shape[self.axis] < width:

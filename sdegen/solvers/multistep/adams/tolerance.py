@@ -31,7 +31,7 @@ from torch import Tensor
 from ....distributions.gaussian import Gaussian
 from ....noise.white import Noise
 from ....terms import Term
-from ...base import Entry, Step
+from ...base import Entry, Step, together
 from ...tolerance import Tolerance
 from ..gaussian_start import Leapt, newton_table
 from .layout import Layout, packed
@@ -88,6 +88,8 @@ class AdamsTolerance(AdamsMethod):
         accept: the largest accepted E, for smooth models and for others.
         leaps, law: the Gaussian start, see `AdamsMethod`.
     """
+
+    refills = True
 
     def __init__(
         self, max_order: int, aim: float, accept: tuple[float, float], *, leaps: bool, law: Gaussian | None
@@ -164,7 +166,8 @@ class AdamsTolerance(AdamsMethod):
         # as long as every step brings an order that has no estimate yet, take it
         best = torch.where(accept, best + (lower == reach), lower).clamp_max(self.max_order)
         gain = torch.where(best < k, most, gain)
-        memory = 0.0 if state.headroom is None else 0.2 * (room - state.headroom) / above
+        # NaN: of samples that have joined and have no last step
+        memory = 0.0 if state.headroom is None else (0.2 * (room - state.headroom) / above).nan_to_num(0.0)
         low, high = math.log(_SHRINK), math.log(_GROW)
         factor = torch.where(accept, (gain + memory).clamp(low, high), gain.clamp(low, math.log(0.8))).exp()
         after = self._after(attempt, accept, best, x, state)
@@ -197,6 +200,29 @@ class AdamsTolerance(AdamsMethod):
             valid=state.valid.index_fill(0, rows, 1.0),
         )
         return table, None if state.lowest is None else (state.lowest[rows] / 2).exp().nan_to_num(1.0)
+
+    def join(self, state: AdamsTable, other: AdamsTable, x: Tensor, y: Tensor) -> AdamsTable:
+        wide = max((state, other), key=lambda table: len(table.spacings))
+        one, two = (self._widened(table, Layout(x), wide.spacings.mean(1)) for table in (state, other))
+        layout, n, m = Layout(x), len(x), len(y)
+        return AdamsTable(
+            torch.cat([one.differences, two.differences], layout.batch_axis),
+            torch.cat([one.spacings, two.spacings], 1),
+            torch.cat([one.order, two.order]),
+            torch.cat([one.valid, two.valid]),
+            state.accept,
+            together(one.headroom, two.headroom, n, m),
+            together(one.lowest, two.lowest, n, m),
+        )
+
+    def _widened(self, state: AdamsTable, layout: Layout, spacings: Tensor) -> AdamsTable:
+        """With as many entries as there are spacings: those filled up are beyond `valid`, never used, but psi must not
+        be 0."""
+        more = spacings[len(state.spacings) :]
+        if not len(more):
+            return state
+        psi = torch.cat([state.spacings, more[:, None].expand(-1, len(state.order))])
+        return replace(state, differences=layout.widened(state.differences, len(spacings)), spacings=psi)
 
     def select(self, state: AdamsTable, keep: Tensor, x: Tensor) -> AdamsTable:
         room, lowest = state.headroom, state.lowest

@@ -1,0 +1,142 @@
+"""More samples than places: those that wait take the places of those that are done, and nothing else changes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import sdegen as sg
+
+F64 = torch.float64
+MIXTURE = sg.GaussianMixture([[-1.0, 0.3], [1.0, -0.4], [0.2, 1.5]], std=[0.1, 0.3, 0.2])
+N, PLACES = 90, 8
+
+
+class Watched(sg.Wrapped):
+    """Notes how many samples each call was asked about."""
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.sizes = []
+
+    def forward(self, x, t, **cond):
+        self.sizes.append(len(x))
+        return self.model(x, t, **cond)
+
+
+def model_of(sde=None) -> Watched:
+    return Watched(sg.MixtureModel(MIXTURE, sde or sg.VPSDE(), labels=[0, 1, 1]))
+
+
+WAYS = {
+    "adams": {"rtol": 1e-3},
+    "adams, its steps": {"rtol": 1e-3, "save": "all"},
+    "adams, at times": {"rtol": 1e-3, "save": [0.7, 0.3, 0.05]},
+    "adams, to t_min": {"rtol": 1e-2, "t_span": (1.0, 1e-3)},
+    "adams, labels": {"rtol": 1e-3, "label": torch.arange(N) % 3 - 1},
+    "bosh3": {"solver": "bosh3", "rtol": 1e-2},
+    "dopri5": {"solver": "dopri5", "rtol": 1e-3},
+    "reverse SDE": {"eta": 1.0, "rtol": 0.1},
+    "reverse SDE, labels": {"eta": 1.0, "rtol": 0.1, "label": torch.arange(N) % 2},
+    "gaussian start": {"solver": sg.make_solver("adams", start="gaussian"), "rtol": 1e-3},
+    "sra1": {"solver": "sra1", "rtol": 0.2},
+    "few steps at most": {"rtol": 1e-3, "max_steps": 17, "on_failure": "mark"},
+}
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_no_sample_knows_how_many_places_there_were(name):
+    how = {"seed": 5, "dtype": F64, "progress": False, **WAYS[name]}
+    whole, some = (sg.sample(model_of(), N, batch_size=size, **how) for size in (None, PLACES))
+    torch.testing.assert_close(some.x, whole.x, rtol=0, atol=1e-10)
+    torch.testing.assert_close(some.xs, whole.xs, rtol=0, atol=1e-10)
+    torch.testing.assert_close(some.ts, whole.ts, rtol=0, atol=1e-10)
+    for what in ("nfe", "accepted", "rejected", "status"):
+        assert torch.equal(getattr(some, what), getattr(whole, what)), what
+    assert name != "few steps at most" or 0 < int((whole.status == 0).sum()) < N
+
+
+def test_encoding_too():
+    x = MIXTURE.sample(N, seed=0, dtype=F64)
+    whole, some = (sg.encode(model_of(), x, rtol=1e-3, batch_size=size) for size in (None, PLACES))
+    torch.testing.assert_close(some.x, whole.x, rtol=0, atol=1e-10)
+    assert torch.equal(some.nfe, whole.nfe)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"rtol": 1e-3},
+        {"rtol": 1e-5},
+        {"eta": 1.0, "rtol": 0.05},
+        {"solver": "dopri5", "rtol": 1e-3},
+        {"solver": "sra1", "rtol": 0.2},
+        {"solver": sg.make_solver("adams", start="gaussian"), "rtol": 1e-3},
+    ],
+    ids=str,
+)
+def test_calls_follow_counts(how):
+    """No call is larger than the places, all are counted, and hardly a place is empty until none waits."""
+    model = model_of()
+    found = sg.sample(model, 400, batch_size=20, seed=0, dtype=F64, progress=False, **how)
+    assert max(model.sizes) <= 20
+    assert sum(model.sizes) == int(found.nfe.sum())
+    assert len(model.sizes) == found.calls
+    assert 20 * found.calls < 1.1 * sum(model.sizes)
+
+
+def test_what_fails_makes_room():
+    """Samples that are not finite leave, and those after them come out as ever."""
+
+    class Failing(sg.Wrapped):
+        def forward(self, x, t, **cond):
+            found = self.model(x, t, **cond)
+            bad = torch.where(x[:, :1] > 1.2, torch.nan, 0.0)
+            return sg.Prediction.from_x0(x, found.x0 + bad, self.sde, t)
+
+    model = Failing(sg.MixtureModel(MIXTURE, sg.VPSDE()))
+    how = {"rtol": 1e-2, "seed": 1, "dtype": F64, "progress": False, "on_failure": "mark"}
+    whole, some = (sg.sample(model, N, batch_size=size, **how) for size in (None, PLACES))
+    assert torch.equal(whole.status, some.status) and 0 < int((whole.status == 0).sum()) < N
+    good = whole.status == 0
+    torch.testing.assert_close(some.x[good], whole.x[good], rtol=0, atol=1e-10)
+
+
+def test_evaluations_of_models_made_of_models_are_counted_as_ever():
+    def guided():
+        return sg.Guided(
+            sg.MixtureModel(MIXTURE, sg.VPSDE(), labels=[0, 1, 1]), 2.0, null={"label": -1}, interval=(0.3, 5.0)
+        )
+
+    how = {"rtol": 1e-2, "seed": 1, "dtype": F64, "progress": False, "label": torch.arange(N) % 2}
+    whole, some = (sg.sample(guided(), N, batch_size=size, **how) for size in (None, PLACES))
+    torch.testing.assert_close(some.x, whole.x, rtol=0, atol=1e-10)
+    assert torch.equal(some.nfe, whole.nfe)
+
+
+def test_steps_end_at_breaks_of_samples_that_come_later():
+    """Guidance over an interval of noise levels makes the drift jump: every sample steps up to it."""
+    guided = sg.Guided(
+        sg.MixtureModel(MIXTURE, sg.VPSDE(), labels=[0, 1, 1]), 3.0, null={"label": -1}, interval=(0.3, 5)
+    )
+    how = {"rtol": 1e-4, "seed": 1, "dtype": F64, "progress": False, "label": torch.arange(N) % 2, "save": "all"}
+    whole, some = (sg.sample(guided, N, batch_size=size, **how) for size in (None, PLACES))
+    torch.testing.assert_close(some.ts, whole.ts, rtol=0, atol=1e-9)
+    torch.testing.assert_close(some.x, whole.x, rtol=0, atol=1e-9)
+
+
+def test_a_solver_of_ones_own_takes_part_after_part():
+    class Midpoint(sg.Solver):
+        name, order, adaptive, evaluations = "own midpoint", 2, True, 2
+
+        def step(self, term, x, t, t_next, state, noise):
+            h = (t_next - t).to(x.dtype).reshape(-1, 1)
+            slope = term.drift(x, t)
+            moved = x + h * term.drift(x + h / 2 * slope, t + (t_next - t) / 2)
+            return sg.Step(moved, error=moved - x - h * slope)
+
+    model = model_of()
+    how = {"solver": Midpoint(), "rtol": 0.1, "seed": 1, "dtype": F64, "progress": False}
+    whole, some = (sg.sample(model, 20, batch_size=size, **how) for size in (None, PLACES))
+    assert max(model.sizes[whole.calls :]) <= PLACES
+    torch.testing.assert_close(some.x, whole.x, rtol=0, atol=1e-10)
