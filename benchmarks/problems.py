@@ -13,8 +13,8 @@ import sdegen as sg
 
 @dataclass(frozen=True)
 class Problem:
-    """A model with an exact score that knows its data's mean and standard deviation, as a fitted one does, and samples
-    of its law at t_max."""
+    """A model with an exact score that knows its data's mean, standard deviation and turning level, as a fitted one
+    does, and samples of its law at t_max."""
 
     name: str
     model: sg.MixtureModel
@@ -57,7 +57,8 @@ def problems(instances: int = 3, dims: tuple[int, ...] = (2, 16, 64), batch: int
         for name, sde in (("VP", sg.VPSDE()), ("Karras", sg.EDMSDE())):
             for i in range(instances):
                 model = sg.MixtureModel(random_mixture(dim, i + (100 if name == "Karras" else 0)), sde)
-                model.data_covariance = None
+                turn = model.data.turning
+                model.data_covariance, model.data_turn = None, turn
                 x = sde.prior((batch or BATCH[dim], dim), seed=i, dtype=torch.float64)
                 made.append(Problem(f"{dim}-D {name} {i}", model, x))
     return made

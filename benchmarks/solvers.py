@@ -93,7 +93,7 @@ def unknowing(model: sg.MixtureModel) -> sg.MixtureModel:
     """The same belief, its data's mean and spread unknown to the solvers."""
     other = sg.MixtureModel(model.mixture, model.sde)
     other.set_statistics(None, None)
-    other.data_covariance = None
+    other.data_covariance = other.data_turn = None
     return other
 
 

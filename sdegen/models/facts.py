@@ -73,13 +73,13 @@ class DataFacts(Shown):
         return 1.0 if self.std is None else float(self.std.double().square().mean().sqrt())
 
     @cached_property
-    def turning(self) -> float:
-        """The noise level at which half of the data is told: `turn`, that of the covariance, or the data's scale."""
+    def turning(self) -> float | None:
+        """The noise level at which half of the data is told: `turn`, or that of the covariance; None where unknown."""
         if self.turn is not None:
             return float(self.turn)
         if self.covariance is not None:
-            return turning_level(vars(self)["_decomposed"].law.variances) or self.scale
-        return self.scale
+            return turning_level(vars(self)["_decomposed"].law.variances) or None
+        return None
 
     @cached_property
     def reference(self) -> Gaussian:

@@ -92,8 +92,9 @@ def formula_grid(
         "theta"      u = atan(sh/s)^(1/1.6), sh = sigma/alpha, s = sigma_data
         "blend"      u = 3/4 atan(sh/s)^(1/1.3) and 1/4 lambda, each divided by its range: most steps where Gaussian
                      data of scale s would turn, the rest wherever structure of another scale may be
-        "turn"       the same with 0.4 r for s, r = turn the level at which half of the data is told (None: s)
-        "turn-time"  lambda half-way between those of "blend", with 0.8 r for s, and of "sqrt-time"
+        "turn"       the same with 0.4 r for s, r = turn the level at which half of the data is told; "blend" where
+                     that is None
+        "turn-time"  lambda half-way between those of "blend", with 0.8 r for s where r is known, and of "sqrt-time"
         "karras"     u = sh^(1/7)
 
     An end without signal, where alpha is 0 (or below exp(-20) sigma), is spaced as if lambda were -5 there.
@@ -107,17 +108,16 @@ def formula_grid(
     ends = torch.tensor([start, stop], dtype=torch.float64, device="cpu")
     if fraction is None:
         fraction = torch.linspace(0, 1, n + 1, dtype=torch.float64, device="cpu")
-    turn = sigma_data if turn is None else turn
+    share = {"turn": _SMOOTH_TURN, "turn-time": _ROUGH_TURN}.get(kind)
+    middle = sigma_data if share is None or turn is None else share * turn
     if kind == "uniform":
         ts = ends[0] + fraction * (ends[1] - ends[0])
     elif kind == "turn-time":
         level = spaced_level(sde, ends)
-        blend = _spaced("blend", _ROUGH_TURN * turn, level, fraction)
+        blend = _spaced("blend", middle, level, fraction)
         ts = sde.time((blend + _spaced("sqrt-time", 1.0, level, fraction)) / 2)
-    elif kind == "turn":
-        ts = sde.time(_spaced("blend", _SMOOTH_TURN * turn, spaced_level(sde, ends), fraction))
     else:
-        ts = sde.time(_spaced(kind, sigma_data, spaced_level(sde, ends), fraction))
+        ts = sde.time(_spaced("blend" if kind == "turn" else kind, middle, spaced_level(sde, ends), fraction))
     ts[0], ts[-1] = ends[0], ends[1]
     return ts
 

@@ -62,10 +62,10 @@ def network(**known) -> sg.Denoiser:
 
 
 def test_fit_measures_it_and_files_and_dicts_keep_it(tmp_path):
-    """From all of the data, however they are ordered; where nothing is known of the turn it is the scale."""
+    """From all of the data, however they are ordered; where nothing is known of the turn, nothing is presumed."""
     x = torch.cat([normals(3000, 2) * 0.1 + 2, normals(3000, 2, seed=1) * 0.1 - 2]).float()
     model = network()
-    assert model.data_turn is None and model.data.turning == model.sigma_data == 1.0
+    assert model.data_turn is None and model.data.turning is None
     before = list(model.state_dict())
     sg.fit(model, x, steps=2, batch_size=8, seed=0, progress=False)
     assert model.data.turning == pytest.approx(turning_of(x), rel=0.02)
@@ -89,6 +89,18 @@ def test_a_fit_that_keeps_a_known_scale_keeps_its_turn():
     assert float(model.data_turn) == 3.0
     sg.fit(model, x, steps=1, batch_size=8, seed=0, progress=False, statistics="measure")
     assert float(model.data_turn) == pytest.approx(turning_of(x), rel=0.02)
+
+
+@pytest.mark.parametrize("kind", ["turn", "turn-time"])
+def test_an_unknown_turn_is_not_taken_for_one(kind):
+    """Steps are then laid by the scale alone: in 16 dimensions modes part far above 0.4 standard deviations."""
+    law = sg.MixtureModel(sg.GaussianMixture(normals(4, 16) * 1.5, std=0.2), sg.VPSDE())
+    known = sg.grid(law, 12, kind=kind)
+    law.data_covariance = law.data_turn = None
+    unknown = sg.grid(law, 12, kind=kind)
+    assert law.data.turning is None and not torch.equal(known, unknown)
+    if kind == "turn":
+        assert torch.equal(unknown, sg.grid(law, 12, kind="blend"))
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, math.inf, [1.0, 2.0]])
