@@ -250,6 +250,13 @@ OWN: dict[str, dict[str, Callable[[], Any]]] = {
         f"nets.{net}.forward": {"x": lambda: _normal(3, 1, 8, 8), "t": lambda: torch.full((3,), 0.4)}
         for net in ("DiT", "UNet")
     },
+    "nets.Autoencoder": {"channels": lambda: 1, "width": lambda: 4, "codes": lambda: 8},
+    **{f"nets.Autoencoder.{method}": {"x": lambda: _normal(3, 1, 8, 8)} for method in ("encode", "forward")},
+    **{f"nets.Autoencoder.{method}": {"z": lambda: _normal(3, 4, 2, 2)} for method in ("decode", "quantise")},
+    "autoencoder_loss": {
+        "model": lambda: sg.nets.Autoencoder(1, width=4),
+        "x0": lambda: _normal(3, 1, 8, 8),
+    },
     "testing.model_laws": {"event_shape": lambda: (2,)},
     "nets.make_net": {"name": lambda: "digits"},
     "data.load_images": {"source": lambda: torch.zeros(6, 8, 8, dtype=torch.uint8)},

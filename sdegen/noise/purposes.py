@@ -49,5 +49,6 @@ class Purpose(int, Enum):
     RESAMPLE = 63, 1  # which of them are drawn anew: t
     CHOICE = 63, 0  # which of them is the sample
     SEEN = 64, 1  # on what was seen of a sample: t
+    LATENT = 71, 0  # an encoder's draw of a latent
     TEST_STATES = 101, 0
     TEST_NOISE = 102, 0

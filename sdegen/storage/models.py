@@ -35,7 +35,7 @@ from ..models.denoiser import Denoiser
 from ..models.diffusers import as_network, is_unet
 from ..models.learned_variance import LearnedVariance
 from ..models.networks import class_of, plain_names, unwrapped
-from ..nets import MLP, DiT, UNet
+from ..nets import MLP, Autoencoder, DiT, UNet
 from ..nets.conditions import Conditional
 from ..processes import SDE
 from ..solvers import Fitted
@@ -53,7 +53,7 @@ _MODULE = "Module"  # the class, in a file, of one that is no model of scores
 # The only classes that a name in a file can mean.
 _MODELS: dict[str, type[Denoiser]] = {model.__name__: model for model in (Denoiser, LearnedVariance)}
 
-_NETS: dict[str, type[nn.Module]] = {net.__name__: net for net in (MLP, UNet, DiT)}
+_NETS: dict[str, type[nn.Module]] = {net.__name__: net for net in (MLP, UNet, DiT, Autoencoder)}
 
 _SDES: dict[str, type[SDE]] = {
     name: getattr(processes, name)
