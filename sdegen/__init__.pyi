@@ -89,6 +89,7 @@ from .terms import ReverseSDE as ReverseSDE
 from .terms import Term as Term
 from .training import History as History
 from .training import fit as fit
+from .training.autoencoder import autoencoder_loss as autoencoder_loss
 from .training.losses import dsm_loss as dsm_loss
 from .training.losses import implicit_loss as implicit_loss
 from .training.losses import sliced_loss as sliced_loss

@@ -14,6 +14,7 @@ from torch.distributions import Normal, kl_divergence
 
 import sdegen as sg
 from sdegen.nets import Autoencoder
+from sdegen.noise.purposes import Purpose
 
 fit = functools.partial(sg.fit, progress=False, device="cpu", batch_size=16, seed=3)
 
@@ -58,7 +59,7 @@ def test_beta_1_is_the_evidence_bound():
     """E_q log p(x | z) - KL(q | N(0, I)) by torch's distributions, for each draw of the noise."""
     net, x = build().double(), images(5).double()
     mean, std = net.encode(x)
-    noise = sg.Noise(7).normal(mean.shape, sg.noise.purposes.Purpose.LATENT, dtype=x.dtype, device="cpu")
+    noise = sg.Noise(7).normal(mean.shape, Purpose.LATENT, dtype=x.dtype, device="cpu")
     of_pixels = Normal(net.decode(mean + std * noise), torch.exp(net.log_variance / 2)).log_prob(x)
     divergence = kl_divergence(Normal(mean, std), Normal(torch.zeros_like(mean), 1.0))
     bound = of_pixels.flatten(1).sum(1) - divergence.flatten(1).sum(1)
@@ -80,7 +81,7 @@ def test_features_are_added():
     twice = functools.partial(sg.autoencoder_loss, net, x, seed=0)
     added = twice(features=lambda y: 3 * y) - twice(features=None)
     mean, std = net.encode(x)
-    noise = sg.Noise(0).normal(mean.shape, sg.noise.purposes.Purpose.LATENT, dtype=x.dtype, device="cpu")
+    noise = sg.Noise(0).normal(mean.shape, Purpose.LATENT, dtype=x.dtype, device="cpu")
     expected = 9 * ((net.decode(mean + std * noise) - x) ** 2).flatten(1).mean(1)
     torch.testing.assert_close(added, expected, rtol=1e-4, atol=1e-6)
 
