@@ -50,8 +50,7 @@ def measure(title: str, model: sg.Denoiser, train: sg.data.Images, held_out: sg.
     for solver, steps in runs:
         labels = spread(held_out, n).labels if len(held_out) >= n else real.labels
         found = sg.sample(model, n, label=labels, solver=solver, steps=steps, seed=0, batch_size=250, progress=True)
-        name = found.solver.split(",")[0]
-        rows.append(row(name, found.x, labels, float(found.nfe.double().mean())))
+        rows.append(row(solver, found.x, labels, float(found.nfe.double().mean())))
     right = f"{100 * features.accuracy(y, held_out.labels):.1f} %"
     rows.append([f"the {len(y)} held-out images", "", "", "", right, f"{nearest(y, near):.2f}"])
     print(table([f"{title} (times the floor)", *HEAD], rows), flush=True)

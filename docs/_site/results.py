@@ -54,7 +54,12 @@ def lines(report: dict, name: str, tables: str, whole: bool, figures: bool) -> l
     if not found:
         raise ValueError(f"{name}.json has no table {wanted}, but {[t['title'] for t in report['tables']]}")
     for table in found:
-        text += [f"**{table['title']}.** {table.get('about', '')}", "", *rows(table), ""]
+        text += [
+            f"**{table['title'][:1].upper()}{table['title'][1:]}.** {table.get('about', '')}",
+            "",
+            *rows(table),
+            "",
+        ]
     return text
 
 
