@@ -47,6 +47,18 @@ class ConditionOptions:
                 raise InvalidInputError(f"{kind}_dropout={share} without {what}: pass {channels}=")
         check_count("image_channels", self.image_channels, 0)
 
+    @property
+    def names(self) -> set[str]:
+        """The words of `forward` that a network built so has a use for."""
+        built = {
+            "label": self.n_classes,
+            "tokens": self.token_channels,
+            "token_mask": self.token_channels,
+            "vector": self.vector_channels,
+            "image": self.image_channels,
+        }
+        return {name for name, size in built.items() if size}
+
     def in_config(self) -> dict[str, Any]:
         """What a config tells of them: those that are asked for, so that it is that of older checkpoints elsewhere."""
         names = ("token_channels", "token_dropout", "vector_channels", "vector_dropout", "image_channels")

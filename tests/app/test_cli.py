@@ -197,6 +197,7 @@ def test_info_tells_what_a_model_is(saved, capsys, tmp_path):
     capsys.readouterr()
     told = json.loads(said(capsys, "info", run, "--json").out)
     assert told["trained"] == "4 steps" and told["data"]["source"] == "digits" and told["classes"] == 10
+    assert told["conditions"] == ["label"]  # what the network was built for, not all that networks can be told
 
 
 def test_a_solver_is_told_of_and_a_wrong_name_helped(capsys):

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from ...core.show import brief, parameters
+from ...nets.conditions import CONDITIONS, Conditional
 from ...solvers import make_solver
 from ...solvers.advice import advise
 from ...storage import newest
@@ -29,7 +30,7 @@ def run(args: argparse.Namespace) -> Told:
         "network": None if net is None else f"{type(net).__name__} of {parameters(net)} parameters",
         "parametrization": brief(getattr(model, "parametrization", None)),
         "events": None if model.event_shape is None else list(model.event_shape),
-        "conditions": sorted(model.condition_names() or ()) or None,
+        "conditions": _conditions(model) or None,
         "classes": ", ".join(names) if names else n,
         "data": about.get("data"),
         "mean": None if model.data_mean is None else brief(model.data_mean.double().mean()),
@@ -40,7 +41,21 @@ def run(args: argparse.Namespace) -> Told:
     }
     told = {name: value for name, value in told.items() if value is not None}
     width = max(map(len, told))
-    return Told("\n".join(f"{name:{width}s}  {value}" for name, value in told.items()), told)
+    return Told("\n".join(f"{name:{width}s}  {_shown(value)}" for name, value in told.items()), told)
+
+
+def _conditions(model: Any) -> list[str]:
+    """Those that the network was built for."""
+    names, net = model.condition_names() or set(), getattr(model, "net", None)
+    return sorted(names - CONDITIONS | net.conditions.names & names if isinstance(net, Conditional) else names)
+
+
+def _shown(value: Any) -> str:
+    """For people: data by their source, and how they were read where not as they come."""
+    if isinstance(value, dict):
+        how = [f"{name}={v}" for name, v in value.items() if name != "source" and v is not None]
+        return ", ".join([str(value.get("source")), *how])
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _steps(folder: str) -> str | None:
