@@ -56,9 +56,9 @@ def twisted(request: Request, group: Group) -> Solution:
         z = group.noise.normal(
             (n, k, *request.event), Purpose.PARTICLE, t, times[i + 1], dtype=x.dtype, device=x.device
         ).flatten(0, 1)
-        shift = kernel.pull * told.gradient
-        x = kernel.mean(told.x0, told.noise) + shift + kernel.std * z
-        moved = shift.double() / kernel.std
+        shift, std = kernel.pull * told.gradient, kernel.widened(told.noise, request.model.data.scale)
+        x = kernel.mean(told.x0, told.noise) + shift + std * z
+        moved = shift.double() / std
         log_w = log_w - event_sum(moved * (moved / 2 + z)).reshape(n, k)  # log p/q
         before = told.log_likelihood
     x0, log_y = told.settled(request, y, times[-1])

@@ -20,6 +20,7 @@ from ...models.guided.observation import Observation
 from ...models.guided.posterior import Posterior
 from ...models.scale import warn_out_of_scale
 from ...noise.white import Noise, check_seed
+from ...solvers.grids import count_or_times, grid_along
 from ...terms import ProbabilityFlow, ReverseSDE
 from ..checks import check_model, full_shape, placed, sample_numbers
 from ..chunks import check_batch_size, chunks, joined
@@ -177,6 +178,9 @@ def _times(model: ScoreModel, steps: Any, dtype: torch.dtype, method: str) -> Te
     """The grid of ancestral sampling, without its final 0."""
     if steps is None:
         raise InvalidInputError("got steps=None, expected how many steps, or times that fall to 0")
+    count = count_or_times(steps)
+    if method == "twisted" and isinstance(count, int):
+        steps = grid_along(model, count, kind="theta")
     plan = How("ancestral", steps=steps).plan(ReverseSDE(model), dtype, span=(model.sde.t_max, 0.0))
     if not plan.denoise:
         raise InvalidInputError(f"got steps= that end at t = {plan.end:g}, expected times that fall to 0")

@@ -42,7 +42,7 @@ def _by_cholesky(spread: Map, rest: Tensor, noise: float) -> Solved:
     s = (s + s.mT) / 2 + noise * identity
     good = torch.isfinite(s.detach()).all(2).all(1)[:, None]  # a sample that is not finite stays so, and stops no other
     s = torch.where(good[:, :, None], s, identity)
-    least = (1e-14 * s.detach().diagonal(dim1=1, dim2=2).abs().amax(1)).clamp_min(max(noise, 1e-300))
+    least = (1e-12 * s.detach().diagonal(dim1=1, dim2=2).abs().amax(1)).clamp_min(max(noise, 1e-300))
     lowest = torch.linalg.eigvalsh(s.detach())[:, 0]
     lift = torch.where(lowest < least / 2, least - lowest, 0.0)
     root = torch.linalg.cholesky(s + lift[:, None, None] * identity)

@@ -172,6 +172,18 @@ def test_many_numbers_are_solved_to_a_tolerance_each_sample_by_itself():
     torch.testing.assert_close(found[:1], solve_spread(spread, rest[:1], 0.1).value, rtol=1e-11, atol=1e-11)
 
 
+def test_covariances_that_are_nearly_singular_or_not_positive_are_solved():
+    """Those of learned beliefs are; no eigenvalue counts as less than rounding can tell from 0."""
+    frame = torch.linalg.qr(normals(200, 6, 6))[0]
+    signs = torch.where(normals(200, 6, seed=2) > -1, 1.0, -1.0)
+    s = frame @ torch.diag_embed(signs * 10 ** (-16 * torch.rand(200, 6, dtype=F64))) @ frame.mT
+    rest = normals(200, 6, seed=1)
+    solved = solve_spread(lambda v: (s @ v[:, :, None])[:, :, 0], rest, 0.0)
+    assert bool(solved.value.isfinite().all() and solved.log_det.isfinite().all())
+    zero = solve_spread(lambda v: 0 * v, rest, 0.25)
+    torch.testing.assert_close(zero.value, 4 * rest)
+
+
 @pytest.mark.parametrize("mate", [1.0, 1e6, math.nan])
 def test_a_mate_changes_nothing(mate):
     posterior = sg.Posterior(sg.MixtureModel(GAUSSIAN, sg.VPSDE()), OBSERVATIONS["linear"][0])
