@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
+from ..core.modes import PRECISIONS
 
 
 def count(word: str) -> int:
@@ -31,12 +32,15 @@ def add_how(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rtol", type=float, help="error control instead of steps")
     parser.add_argument("--atol", type=float)
     parser.add_argument("--eta", type=float, help="noise: 0 probability flow, 1 reverse SDE")
+    parser.add_argument(
+        "--precision", choices=tuple(PRECISIONS), help="what the network computes in"
+    )
     parser.add_argument("--seed", type=int, default=0)
 
 
 def how(args: argparse.Namespace) -> dict[str, Any]:
     """What `add_how` added, as `sample` takes it."""
-    return {name: getattr(args, name) for name in ("solver", "steps", "rtol", "atol", "eta", "seed")}
+    return {name: getattr(args, name) for name in ("solver", "steps", "rtol", "atol", "eta", "seed", "precision")}
 
 
 def classes_of(model: Any) -> tuple[list[str], int | None]:

@@ -1,14 +1,20 @@
-"""Eval mode for a while, shared by all threads that ask for it."""
+"""For a while: eval mode, shared by all threads that ask for it, and the precision in which networks compute."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import nn
 
+# What networks compute in, under torch.autocast.
+PRECISIONS: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+_PRECISION: ContextVar[torch.dtype | None] = ContextVar("precision", default=None)
 _LOCK = threading.Lock()
 _ASKED: WeakKeyDictionary[nn.Module, list] = WeakKeyDictionary()  # module -> [how many want eval mode, its own mode]
 
@@ -31,3 +37,20 @@ def evaluating(module: nn.Module) -> Iterator[None]:
                 if not asked[0]:
                     each.training = asked[1]
                     del _ASKED[each]
+
+
+@contextmanager
+def computing(dtype: torch.dtype | None) -> Iterator[None]:
+    """Networks that this thread asks through `autocast` compute in this dtype; None: nothing changes."""
+    token = _PRECISION.set(dtype) if dtype is not None else None
+    try:
+        yield
+    finally:
+        if token is not None:
+            _PRECISION.reset(token)
+
+
+def autocast(device: torch.device) -> AbstractContextManager[object]:
+    """What is around a network's call."""
+    dtype = _PRECISION.get()
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..core.arguments import flag
 from ..core.conditions import gathered, merged, rows_of
 from ..core.errors import InvalidInputError
+from ..core.modes import computing
 from ..core.shapes import check_state
 from ..loop.how import How
 from ..loop.modes import bar, quiet
@@ -26,6 +27,7 @@ from ..terms import ProbabilityFlow, ReverseSDE, Term
 from .checks import check_model, full_shape, noise_level, placed, sample_numbers
 from .chunks import check_batch_size, chunks, joined
 from .column import DensityColumn, check_density_along
+from .precision import precision_of, told_apart
 
 
 def sample(
@@ -47,6 +49,7 @@ def sample(
     save: str | Sequence[float] | Tensor = "last",
     x_init: Tensor | None = None,
     dtype: torch.dtype | None = None,
+    precision: str | None = None,
     return_log_prob: bool = False,
     cond: Mapping[str, Any] | None = None,
     **conditions: Any,
@@ -78,6 +81,8 @@ def sample(
             N(alpha mean, alpha^2 C + sigma^2), with what the model knows of the data's mean and covariance C (or their
             variances); N(0, sigma^2) where it knows nothing.
         dtype: of the state; default the network's, at least float32.
+        precision: "bf16" or "fp16": the network computes under torch.autocast; state, times and coefficients stay as
+            they are, and so do seeds and numbers of steps. None: nothing changes.
         return_log_prob: also the log-density of each sample in nats, `.log_prob`: that of its state at the last time
             before the final denoising, t_min (at 0 there is none to speak of), with the divergence that `log_prob`
             takes by default. Solvers of the flow only, from t_max; under error control they take more steps.
@@ -108,6 +113,8 @@ def sample(
     numbers = sample_numbers(index, shape[0])
     dtype, device = placed(model, dtype, x_init)
     check_batch_size(batch_size)
+    computing_in = precision_of(precision, model)
+    rtol, atol = told_apart(computing_in, rtol, atol)
     level = noise_level(eta, solver)
     given = merged(gathered(cond, conditions), sample, model.condition_names())
     model.check_conditions(given, shape[0])
@@ -121,12 +128,12 @@ def sample(
     warn_out_of_scale(model.data, model.sde)
 
     parts = []
-    with quiet(model), bar(progress) as report:
-        places = batch_size if plan.refills and not return_log_prob else None
+    with quiet(model), computing(computing_in), bar(progress) as report:
+        places = int(batch_size) if batch_size and plan.refills and not return_log_prob else None
         for rows, tell in chunks(shape[0], None if places else batch_size, report):
             own, noise = rows_of(given, rows), Noise(seed, index=numbers[rows])
             if x_init is None:
-                several = [numbers[some] for some in rows.split(batch_size or max(len(rows), 1))]
+                several = [numbers[rows[some]] for some, _ in chunks(len(rows), batch_size, tell)]
                 drawn = [_prior(model, plan.start, Noise(seed, index=k), shape[1:], dtype, device) for k in several]
                 x = torch.cat(drawn)
             else:
@@ -176,6 +183,7 @@ def encode(
     batch_size: int | None = None,
     progress: bool | None = None,
     save: str | Sequence[float] | Tensor = "last",
+    precision: str | None = None,
     **cond: Any,
 ) -> Solution:
     """Data to latent along the probability flow, from t_min to t_max; `sample(..., x_init=latent)` comes back.
@@ -204,6 +212,8 @@ def encode(
     check_model(model)
     check_state(x, event_shape=model.event_shape)
     check_batch_size(batch_size)
+    computing_in = precision_of(precision, model)
+    rtol, atol = told_apart(computing_in, rtol, atol)
     cond = merged(cond, encode, model.condition_names())
     model.check_conditions(cond, x.shape[0])
     if not is_auto(solver) and named(solver).kind == "SDE":
@@ -214,8 +224,8 @@ def encode(
     how = How(solver, steps, rtol, atol, t_span, max_steps, on_failure, save)
     plan = how.plan(ProbabilityFlow(model), x.dtype, span=(model.sde.t_min, model.sde.t_max))
     parts = []
-    with quiet(model), bar(progress) as report:
-        places = batch_size if plan.refills else None
+    with quiet(model), computing(computing_in), bar(progress) as report:
+        places = int(batch_size) if batch_size and plan.refills else None
         for rows, tell in chunks(x.shape[0], None if places else batch_size, report):
             term, start = ProbabilityFlow(model, cond=rows_of(cond, rows)), x[rows.to(x.device)]
             parts.append(run(plan, term, start, noise=Noise(0, index=rows), report=tell, places=places))

@@ -48,7 +48,7 @@ def finite(*values: Tensor) -> Tensor:
 def finished(plan: Plan, term: Counted, reached: Reached, seed: int | None, places: int | None = None) -> Solution:
     """The final denoising, if the plan has one, and the Solution."""
     if plan.denoise:
-        _denoise(plan, term, reached, places or len(reached.x))
+        _denoise(plan, term, reached, min(places or len(reached.x), len(reached.x)))
     ts, xs = reached.path.saved(0.0 if plan.denoise else plan.end, reached.x)
     return _solution(plan, term, reached, ts, xs, seed)
 

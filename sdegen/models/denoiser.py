@@ -12,6 +12,7 @@ from ..core.cache import CachedFunction, version_of
 from ..core.conditions import mapped
 from ..core.errors import InvalidInputError
 from ..core.kinds import checked
+from ..core.modes import autocast
 from ..core.shapes import as_time, check_time, expand
 from ..nets.conditions import CONDITIONS, Conditional
 from ..processes import SDE
@@ -100,7 +101,8 @@ class Denoiser(ScoreModel):
         x_in, t_in = self._inputs(x, c_in, c_noise)
         cond = mapped(cond, Tensor.clone)  # the next call gets what this one got, whatever the network does to it
         try:
-            output = self.net(x_in, t_in, **cond)
+            with autocast(x_in.device):
+                output = self.net(x_in, t_in, **cond)
         except RuntimeError as error:
             if t_in.dtype != x_in.dtype:
                 error.add_note(

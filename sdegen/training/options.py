@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core import modes
 from ..core.errors import InvalidInputError
 from ..core.kinds import Kind, Unfit, check_places, kind_of, take, takes
 from .ema import LARGEST_WIDTH
@@ -22,7 +23,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 }
 
 # What networks compute in, under torch.autocast; weights, gradients and the optimiser stay as they are.
-PRECISIONS: dict[str, torch.dtype | None] = {"full": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS: dict[str, torch.dtype | None] = {"full": None, **modes.PRECISIONS}
 
 STRATEGIES = ("ddp", "fsdp")  # of several processes
 
