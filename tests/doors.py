@@ -169,7 +169,7 @@ OWN: dict[str, dict[str, Callable[[], Any]]] = {
     "load": {"path": lambda: "saved"},
     "solve": {"noise": lambda: 0, "steps": lambda: 3},
     "Parametrization": {**{k: (lambda v=v: v) for k, v in _C.items()}, "c_noise": lambda: lambda sde, t: t},
-    "from_diffusers": {"unet": lambda: _unet_of_diffusers()[0], "scheduler": lambda: _unet_of_diffusers()[1]},
+    "from_diffusers": {"network": lambda: _unet_of_diffusers()[0], "scheduler": lambda: _unet_of_diffusers()[1]},
     "to_scheduler": {"model": lambda: _table_model(counted=True)},
     "Observation.function": {"std": lambda: 0.1},
     "Observation.linear": {"std": lambda: 0.1},

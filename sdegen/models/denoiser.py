@@ -17,7 +17,7 @@ from ..core.shapes import as_time, check_time, expand
 from ..nets.conditions import CONDITIONS, Conditional
 from ..processes import SDE
 from .base import ScoreModel, Statistic, words_of
-from .networks import ComputingDtype, unwrapped
+from .networks import ComputingDtype, SaysConditions, unwrapped
 from .parametrization import Parametrization, ones, parametrization
 from .prediction import Prediction
 
@@ -148,12 +148,16 @@ class Denoiser(ScoreModel):
 
     def condition_names(self):
         net = unwrapped(self.net)
+        if isinstance(net, SaysConditions):
+            return net.condition_names()
         explicit, any_more = words_of(getattr(net, "forward", net))
         return None if any_more else explicit
 
     def check_conditions(self, cond, batch):
         super().check_conditions(cond, batch)
         net = unwrapped(self.net)
+        if isinstance(net, SaysConditions):
+            net.check_conditions(batch, self.event_shape, cond)
         if not isinstance(net, Conditional):
             return
         words, _ = words_of(net.forward)  # a subclass may make the image itself

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -98,3 +98,24 @@ class ComputingDtype:
                 return None
         parameter = module._parameters.get(self._path[-1])
         return None if parameter is None else parameter.dtype
+
+
+class SaysConditions(nn.Module):
+    """The base of networks of others that say which conditions they take."""
+
+    def condition_names(self) -> set[str]:
+        """The words that `forward` takes beyond (x, t)."""
+        raise NotImplementedError
+
+    def check_conditions(self, batch: int, event_shape: tuple[int, ...] | None, cond: Mapping[str, Any]) -> None:
+        """Refuse conditions that are lacking or do not fit, before any work.
+
+        Args:
+            batch: B, how many samples.
+            event_shape: of x; None: not known.
+            cond: by name, all of them in `condition_names`.
+
+        Raises:
+            InvalidInputError: naming the condition, what it is and what is expected.
+        """
+        raise NotImplementedError

@@ -32,7 +32,7 @@ from ..core.shards import is_sharded, local, sharded_as
 from ..core.team import local_device, team
 from ..models.base import ScoreModel
 from ..models.denoiser import Denoiser
-from ..models.diffusers import as_network, is_unet
+from ..models.diffusers import as_network, is_network
 from ..models.learned_variance import LearnedVariance
 from ..models.networks import class_of, plain_names, unwrapped
 from ..nets import MLP, Autoencoder, DiT, UNet
@@ -318,7 +318,7 @@ def _rebuilt(state: Any, tensors: Mapping[str, Tensor], net: nn.Module | None, s
         sde = _rebuilt_sde(state["sde"]) if sde is None else sde
         _check_path(sde, state["sde"]["path"])
         make = _MODELS[state.get("class", Denoiser.__name__)]
-        net = _rebuilt_net(state["net"], tensors) if net is None else _filled_in(net, make is LearnedVariance)
+        net = _rebuilt_net(state["net"], tensors) if net is None else _filled_in(net, make is LearnedVariance, state)
         set_weights(net, tensors)
         shape = None if state["event_shape"] is None else tuple(int(n) for n in state["event_shape"][:_MOST_AXES])
         _check_event(net, shape)
@@ -335,9 +335,12 @@ def _rebuilt(state: Any, tensors: Mapping[str, Tensor], net: nn.Module | None, s
         raise IncompatibleCheckpointError(f"no model can be made of the checkpoint's description: {what}") from error
 
 
-def _filled_in(net: nn.Module, learned_variance: bool) -> nn.Module:
-    """The user's network as the model calls it: a diffusers UNet by itself is not one."""
-    return as_network(net, learned_variance=learned_variance) if is_unet(net) else net
+def _filled_in(net: nn.Module, learned_variance: bool, state: Mapping[str, Any]) -> nn.Module:
+    """The user's network as the model calls it: one of diffusers by itself is not."""
+    if not is_network(net):
+        return net
+    channels = state["event_shape"][0] if state["event_shape"] else None
+    return as_network(net, learned_variance=learned_variance, channels=channels)
 
 
 def _check_event(net: nn.Module, shape: tuple[int, ...] | None) -> None:

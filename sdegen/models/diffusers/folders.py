@@ -1,0 +1,145 @@
+"""Folders that diffusers wrote: whole pipelines, networks alone, schedulers. Nothing is downloaded."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ...core.errors import CheckpointError, InvalidInputError, shortened
+from ...core.files import as_path
+from .forms import FORMS
+
+INDEX = "model_index.json"
+_NETWORKS = ("unet", "transformer", "prior")  # what pipelines call them
+_WEIGHTS = (".safetensors", ".bin")
+
+
+def door_of(folder: Path) -> str | None:
+    """Which function reads a folder of diffusers; None: it is none."""
+    if (folder / INDEX).is_file():
+        return "from_pipeline"
+    config = folder / "config.json"
+    return "from_diffusers" if config.is_file() and "_diffusers_version" in config.read_text(errors="replace") else None
+
+
+def pipeline_in(path: str | os.PathLike) -> Any:
+    """The pipeline in a folder.
+
+    Raises:
+        CheckpointError: there is none, or a part of it is missing or cannot be read.
+    """
+    import diffusers
+
+    folder = _folder(path)
+    parts = _parts(folder)
+    for name in parts:
+        _check_part(folder / name)
+    return _loaded(folder, lambda: diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True))
+
+
+def network_in(path: str | os.PathLike) -> tuple[nn.Module, Any]:
+    """The network in a folder, of a pipeline or alone, and the scheduler there or beside it, None where there is none.
+
+    Raises:
+        InvalidInputError: a network that cannot be sampled here.
+        CheckpointError: there is none, or it cannot be read.
+    """
+    folder = _folder(path)
+    if (folder / INDEX).is_file():
+        names = [name for name in _parts(folder) if name in _NETWORKS]
+        if not names:
+            raise CheckpointError(f"{folder} has none of {', '.join(_NETWORKS)}: no network that could be sampled")
+        return network_in(folder / names[0])
+    config = _json(folder / "config.json")
+    name = config.get("_class_name")
+    if name not in FORMS:
+        raise InvalidInputError(f"{folder} has a {shortened(name)}, expected a network among {', '.join(FORMS)}")
+    import diffusers
+
+    _check_part(folder)
+    read = getattr(diffusers, name).from_pretrained
+    net = _loaded(folder, lambda: read(folder, local_files_only=True))
+    beside = folder.parent / "scheduler"
+    return net, scheduler_in(beside) if beside.is_dir() else None
+
+
+def scheduler_in(path: str | os.PathLike) -> Any:
+    """The scheduler in a folder.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+    """
+    import diffusers
+
+    folder = Path(path)
+    if (folder / "scheduler").is_dir():
+        folder = folder / "scheduler"
+    name = _json(folder / "scheduler_config.json").get("_class_name")
+    made = getattr(diffusers, str(name), None)
+    if not str(name).endswith("Scheduler") or made is None:
+        raise CheckpointError(f"{folder} has a {shortened(name)}, expected a scheduler of diffusers")
+    return _loaded(folder, lambda: made.from_pretrained(folder, local_files_only=True))
+
+
+def _folder(path: str | os.PathLike) -> Path:
+    folder = as_path(path)
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"there is no folder {folder}: expected one that save_pretrained of diffusers wrote (nothing is downloaded "
+            "here; `hf download NAME --local-dir FOLDER` fetches one)"
+        )
+    if (folder / "manifest.json").is_file() and door_of(folder) is None:
+        raise CheckpointError(f"{folder} is a checkpoint of sdegen: sg.load({os.fspath(path)!r}) reads it")
+    if door_of(folder) is None:
+        raise CheckpointError(
+            f"{folder} is no pipeline ({INDEX}) and no network (config.json) that save_pretrained of diffusers wrote: "
+            f"it has {', '.join(sorted(p.name for p in folder.iterdir())[:5]) or 'nothing'}"
+        )
+    return folder
+
+
+def _parts(folder: Path) -> list[str]:
+    """The folders that a pipeline says it is made of."""
+    index = _json(folder / INDEX)
+    return [k for k, v in index.items() if isinstance(v, list) and len(v) == 2 and all(isinstance(w, str) for w in v)]
+
+
+def _check_part(part: Path) -> None:
+    """Raise where a part of a pipeline is missing, has no weights, or has what Git LFS leaves in place of them."""
+    again = "fetch the whole folder again (`hf download NAME --local-dir FOLDER`, or `git lfs pull` in a clone)"
+    if not part.is_dir():
+        raise CheckpointError(f"the folder {part} is missing: {again}")
+    if not (part / "config.json").is_file():
+        return  # schedulers, tokenizers: without weights
+    weights = [file for file in part.iterdir() if file.suffix in _WEIGHTS]
+    wanted = {name for file in part.glob("*.index.json") for name in _json(file).get("weight_map", {}).values()}
+    lost = sorted(wanted - {file.name for file in weights})
+    if not weights or lost:
+        raise CheckpointError(f"{part} has no weights ({', '.join(lost[:3]) or '*.safetensors'}): {again}")
+    for file in weights:
+        with open(file, "rb") as stream:
+            if stream.read(40).startswith(b"version https://git-lfs"):
+                raise CheckpointError(f"{file} holds the address of weights, not the weights: {again}")
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read: {shortened(str(error), 200)}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{file} holds a {type(value).__name__}, expected an object")
+    return value
+
+
+def _loaded(folder: Path, read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except Exception as error:  # whatever a stranger's file can lead to
+        what = f"{type(error).__name__}: {shortened(str(error), 300)}"
+        raise CheckpointError(f"{folder} cannot be read by diffusers: {what}") from error
