@@ -83,7 +83,13 @@ def test_every_condition_is_heard_by_its_own_sample(diffusers, name):
         before = model(x, 0.4, **cond).x0
         for word, key in parts:
             value = (cond[word] if key is None else cond[word][key]).clone()
-            value[1] = ~value[1] if value.dtype == torch.bool else value[2] - value[1] + 1 if value.ndim == 1 else -3 * value[1]
+            value[1] = (
+                ~value[1]
+                if value.dtype == torch.bool
+                else value[2] - value[1] + 1
+                if value.ndim == 1
+                else -3 * value[1]
+            )
             if word == "encoder_attention_mask":
                 value[1] = torch.arange(5) < 1
             changed = {**cond, word: value if key is None else {**cond[word], key: value}}
@@ -130,7 +136,12 @@ def test_conditions_of_another_width_or_kind_are_refused_before_the_network_is_c
         parts = value.items() if isinstance(value, dict) else [(None, value)]
         for key, part in parts:
             wrong = [torch.cat([part, part[:1]]), "words", part[..., None] if part.ndim < 4 else part[0]]
-            if part.ndim > 1 and word != "encoder_attention_mask" and NETWORKS[name][0] != "UNet2DConditionModel" or part.ndim == 3:
+            if (
+                part.ndim > 1
+                and word != "encoder_attention_mask"
+                and NETWORKS[name][0] != "UNet2DConditionModel"
+                or part.ndim == 3
+            ):
                 wrong.append(torch.cat([part, part], -1))
             if word == "class_labels":
                 wrong += [part + 1000, part - 7, part.float(), 1000]
@@ -146,7 +157,9 @@ def test_joined_widths_are_told(diffusers):
     model = ours(diffusers, "stable diffusion xl")
     cond = NETWORKS["stable diffusion xl"][3](N)
     cond["added_cond_kwargs"]["time_ids"] = torch.ones(N, 5)
-    with pytest.raises(sg.InvalidInputError, match="text_embeds of width 8 and 5 time_ids, expected .* such as 8 and 6"):
+    with pytest.raises(
+        sg.InvalidInputError, match="text_embeds of width 8 and 5 time_ids, expected .* such as 8 and 6"
+    ):
         sg.sample(model, N, steps=4, **cond)
 
 
@@ -235,3 +248,96 @@ def test_channels_of_a_second_stage_are_told_by_its_scheduler(diffusers):
     model = sg.from_diffusers(net, diffusers.DDPMScheduler(variance_type="learned_range"))
     assert isinstance(model, sg.discrete.LearnedVariance) and model.event_shape == (3, 8, 8)
     assert {"image", "encoder_hidden_states"} <= model.condition_names()
+
+
+# ---- folders
+
+
+def written(diffusers, name: str, folder):
+    net, table = network(diffusers, name), scheduler(diffusers, name)
+    net.save_pretrained(folder / "unet")
+    table.save_pretrained(folder / "scheduler")
+    return net, table
+
+
+@pytest.mark.parametrize("name", ["unet", "stable diffusion xl", "flux", "prior"])
+def test_a_folder_is_the_model_that_was_written(diffusers, name, tmp_path):
+    net, table = written(diffusers, name, tmp_path)
+    given, read = sg.from_diffusers(net, table), sg.from_diffusers(tmp_path / "unet")
+    again = sg.from_diffusers(str(tmp_path / "unet"), str(tmp_path / "scheduler"))
+    _, _, event, conditions = NETWORKS[name]
+    x, cond = normal(N, *event), conditions(N)
+    with torch.no_grad():
+        for model in (read, again):
+            close(model(x, 0.4, **cond).x0, given(x, 0.4, **cond).x0, 0.0)
+
+
+def spoilt(folder, how: str) -> None:
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    if how == "gone":
+        weights.unlink()
+    elif how == "pointer":
+        weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    elif how == "cut":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif how == "shard":
+        (folder / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(
+            '{"weight_map": {"a": "second.safetensors"}}'
+        )
+    elif how == "config":
+        (folder / "unet" / "config.json").write_text('{"_diffusers_version": 1, ')
+    elif how == "vae":
+        (folder / "unet" / "config.json").write_text('{"_diffusers_version": "1", "_class_name": "AutoencoderKL"}')
+    elif how == "scheduler":
+        (folder / "scheduler" / "scheduler_config.json").write_text('{"_class_name": "os"}')
+    elif how == "alone":
+        (folder / "scheduler").rename(folder / "other")
+    elif how == "empty":
+        for file in (folder / "unet").iterdir():
+            file.unlink()
+    elif how == "ours":
+        for file in (folder / "unet").iterdir():
+            file.unlink()
+        (folder / "unet").rmdir()
+        sg.save(sg.Denoiser(sg.nets.MLP(2, hidden=8, layers=1), sg.VPSDE()), folder / "unet")
+    elif how == "nothing":
+        (folder / "unet").rename(folder / "there")
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("gone", "has no weights .*fetch the whole folder again"),
+        ("pointer", "holds the address of weights, not the weights.*git lfs pull"),
+        ("cut", "cannot be read by diffusers"),
+        ("shard", r"has no weights \(second.safetensors\)"),
+        ("config", "config.json cannot be read"),
+        ("vae", "has a 'AutoencoderKL', expected a network among UNet1DModel"),
+        ("scheduler", "has a 'os', expected a scheduler of diffusers"),
+        ("alone", "expected the diffusers scheduler that the network was trained with"),
+        ("empty", "is no pipeline .* it has nothing"),
+        ("ours", "is a checkpoint of sdegen: sg.load"),
+        ("nothing", "there is no folder .*hf download"),
+    ],
+)
+def test_folders_that_cannot_be_read_say_what_to_do(diffusers, how, message, tmp_path):
+    written(diffusers, "unet", tmp_path)
+    spoilt(tmp_path, how)
+    with pytest.raises((sg.CheckpointError, sg.InvalidInputError), match=message):
+        sg.from_diffusers(tmp_path / "unet")
+
+
+def test_a_model_of_diffusers_with_conditions_is_saved(diffusers, tmp_path):
+    for name in ("inpainting", "pixart", "flux"):
+        model = ours(diffusers, name)
+        if name != "flux":  # N t has no name that a file could hold
+            sg.save(model, tmp_path / name)
+            back = sg.load(tmp_path / name, net=network(diffusers, name), device="cpu")
+            _, _, event, conditions = NETWORKS[name]
+            x, cond = normal(N, *event), conditions(N)
+            with torch.no_grad():
+                close(back(x, 0.4, **cond).x0, model(x, 0.4, **cond).x0, 0.0)
+            assert type(back) is type(model)
+        else:
+            with pytest.raises(sg.IncompatibleCheckpointError, match="Parametrization object"):
+                sg.save(model, tmp_path / name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from numbers import Real
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...core.errors import InvalidInputError
 from ...nets.conditions import INTEGERS
 from ..networks import SaysConditions, unwrapped
-from .forms import FORMS, Condition, Form
+from .forms import FORMS, Condition, Config, Form
 
 _NOT_CONDITIONS = ("timestep", "return_dict")
 
@@ -122,8 +122,8 @@ def as_network(net: Any, *, learned_variance: bool, channels: int | None = None)
         channels = out // 2 if out == 2 * taken else out
     if channels > taken or out not in (channels, 2 * channels):
         raise InvalidInputError(
-            f"the {type(inner).__name__} takes {taken} channels and returns {out}: expected as many, twice as many with "
-            "a learned variance, or fewer where part of its input is a condition"
+            f"the {type(inner).__name__} takes {taken} channels and returns {out}: expected as many, twice as many "
+            "with a learned variance, or fewer where part of its input is a condition"
         )
     return Network(net, channels, 2 * channels if learned_variance else channels)
 
@@ -138,14 +138,14 @@ def form_of(net: Any) -> tuple[str, Form]:
     name = _name_of(net)
     if name is None and isinstance(net, nn.Module) and type(net).__module__.startswith("diffusers."):
         raise InvalidInputError(
-            f"got {own}, expected a network that is called in a way known here: {', '.join(FORMS)}. A network of "
-            "another class is wrapped in a module net(x, t, **cond), and Denoiser(net, sde, parametrization=...) is told "
-            "what it predicts"
+            f"got {own}, expected a network that is called in a way known here: {', '.join(FORMS)}. One of another "
+            "class is wrapped in a module net(x, t, **cond), and Denoiser(net, sde, parametrization=...) is told what "
+            "it predicts"
         )
     if name is None:
         raise InvalidInputError(f"got {own}, expected a network of diffusers, such as UNet2DModel, or its folder")
-    form = FORMS[name]
-    if why := form.refusal(net.config):
+    form, config = FORMS[name], cast(Config, net.config)
+    if why := form.refusal(config):
         raise InvalidInputError(f"this {own} cannot be sampled: {why}")
     _check_signature(net, form)
     return name, form
@@ -221,21 +221,21 @@ def _check(name: str, value: Any, asked: Condition, batch: int) -> None:
         if not fits or any(n not in (None, own) for n, own in zip(asked.shape, value.shape[1:], strict=True)):
             raise InvalidInputError(f"{name}: got shape {tuple(value.shape)}, expected {_told(asked)} with B = {batch}")
     if asked.below is not None:
-        _check_labels(name, value, asked)
+        _check_labels(name, value, asked.below)
 
 
-def _check_labels(name: str, value: Any, asked: Condition) -> None:
+def _check_labels(name: str, value: Any, below: int) -> None:
     """The range is not asked for on a GPU: it would wait."""
     if isinstance(value, Tensor):
         if value.dtype not in INTEGERS:
-            raise InvalidInputError(f"{name}: got {value.dtype}, expected {_told(asked)}")
+            raise InvalidInputError(f"{name}: got {value.dtype}, expected whole numbers from 0 to {below - 1}")
         if value.device.type != "cpu" or not len(value):
             return
         low, high = int(value.min()), int(value.max())
     else:
         low = high = value
-    if not (low == int(low) and 0 <= low and high < asked.below):
-        raise InvalidInputError(f"{name}: got {low} to {high}, expected {_told(asked)}")
+    if not (low == int(low) and low >= 0 and high < below):
+        raise InvalidInputError(f"{name}: got {low} to {high}, expected whole numbers from 0 to {below - 1}")
 
 
 def _check_added(config: Mapping[str, Any], added: Mapping[str, Any]) -> None:

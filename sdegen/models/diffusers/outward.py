@@ -15,6 +15,7 @@ from ..learned_variance import LearnedVariance
 from ..parametrization import parametrization
 from .schedulers import PREDICTIONS
 
+
 @checked
 def to_scheduler(model: ScoreModel) -> Any:
     """A diffusers scheduler for a model's network: the same process, prediction and network time.
