@@ -57,7 +57,9 @@ class CachedFunction:
             if t.ndim:
                 answer = self._at_tensor.of(t)
                 return self._of_tensor(t) if answer is None else answer
-            if carries_derivatives(t):
+            if t.requires_grad or (
+                (maybe_current_level() is not None or forward_ad._current_level >= 0) and carries_derivatives(t)
+            ):
                 return self._function(t)
             t = float(t)
         known = self._at_number.get(t)
@@ -137,13 +139,20 @@ def version_of(value: Tensor | None) -> int:
     return 0 if value is None or value.is_inference() else value._version
 
 
+def versions_of(values: Sequence[Tensor | None]) -> list[int]:
+    """The same of several."""
+    versions = []
+    for value in values:
+        versions.append(0 if value is None or value.is_inference() else value._version)
+    return versions
+
+
 def must_not_cache(value: Any) -> bool:
     """Whether a value belongs to the computation it was made in: it carries derivatives, or is of inference mode."""
     return isinstance(value, Tensor) and (
         value.requires_grad
         or value.is_inference()
-        or (maybe_current_level() is not None and is_functorch_wrapped_tensor(value))
-        or (forward_ad._current_level >= 0 and forward_ad.unpack_dual(value).tangent is not None)
+        or ((maybe_current_level() is not None or forward_ad._current_level >= 0) and carries_derivatives(value))
     )
 
 

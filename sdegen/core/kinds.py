@@ -54,22 +54,27 @@ def checked(function: F) -> F:
     """
     kinds: dict[str, Kind] = {}
     parameters = list(inspect.signature(function).parameters.values())
-    named = {p.name: p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-    places = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    places = [p.name for p in named if p.kind is not p.KEYWORD_ONLY]
+    defaults = {p.name: p.default for p in named if p.annotation is not p.empty}  # these have a kind
 
-    def taken(name: str, value: Any) -> Any:
-        p = named.get(name)
-        if p is None or value is p.default or p.annotation is p.empty:
-            return value
-        kind = kinds.get(name)
-        if kind is None:
-            kind = kinds[name] = kind_of(typing.get_type_hints(function).get(name, Any), name)
-        return take(value, name, kind)
+    def kind_for(name: str) -> Kind:
+        kinds[name] = kind_of(typing.get_type_hints(function).get(name, Any), name)
+        return kinds[name]
 
     @functools.wraps(function)
     def door(*args: Any, **words: Any) -> Any:
-        given = [taken(name, value) for name, value in zip(places, args)]
-        return function(*given, *args[len(given) :], **{name: taken(name, value) for name, value in words.items()})
+        given, name, value = list(args), "", None
+        try:  # one frame for all arguments: every public call comes through here
+            for i, (name, value) in enumerate(zip(places, args)):
+                if name in defaults and value is not defaults[name]:
+                    given[i] = (kinds.get(name) or kind_for(name)).take(value)
+            for name, value in words.items():
+                if name in defaults and value is not defaults[name]:
+                    words[name] = (kinds.get(name) or kind_for(name)).take(value)
+        except Unfit as error:
+            raise _refused(value, name, kinds[name], error) from None
+        return function(*given, **words)
 
     return door  # type: ignore[return-value]
 
@@ -83,8 +88,12 @@ def take(value: Any, name: str, kind: Kind) -> Any:
     try:
         return kind.take(value)
     except Unfit as error:
-        why = f" ({error})" if str(error) else ""
-        raise InvalidInputError(f"got {name}={told(value)}{why}, expected {kind.expected}") from None
+        raise _refused(value, name, kind, error) from None
+
+
+def _refused(value: Any, name: str, kind: Kind, error: Unfit) -> InvalidInputError:
+    why = f" ({error})" if str(error) else ""
+    return InvalidInputError(f"got {name}={told(value)}{why}, expected {kind.expected}")
 
 
 def told(value: Any) -> str:

@@ -74,12 +74,12 @@ def plus(x: Tensor, c: Any, v: Tensor) -> Tensor:
     return torch.addcmul(x, c, v) if isinstance(c, Tensor) else torch.add(x, v, alpha=c)
 
 
-_ZERO = torch.zeros((), device="cpu")
+ZERO = torch.zeros((), device="cpu")
 
 
 def scaled(c: Any, v: Tensor) -> Tensor:
     """c v, c as in `plus`. (0 + c v takes a number without making a tensor of it first: less time than c * v.)"""
-    return c * v if isinstance(c, Tensor) else torch.add(_ZERO, v, alpha=c)
+    return c * v if isinstance(c, Tensor) else torch.add(ZERO, v, alpha=c)
 
 
 def per_sample(t: Tensor, x: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ def chunks(
     for k, start in enumerate(starts):
         yield (
             torch.arange(start, min(start + size, batch), device="cpu"),
-            lambda fraction, k=k: report((k + fraction) / len(starts)),
+            report if len(starts) == 1 else lambda fraction, k=k: report((k + fraction) / len(starts)),
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.cache import CachedFunction, version_of
+from ..core.cache import CachedFunction, versions_of
 from ..core.conditions import check_rows
 from ..core.errors import InvalidInputError
 from ..core.kinds import checked
@@ -83,9 +83,8 @@ class ScoreModel(Shown, nn.Module):
     @property
     def data(self) -> DataFacts:
         """What is known of the data."""
-        buffers = vars(self)["_buffers"]
-        held = tuple(buffers[name] for name in _BUFFER.values())
-        state = (tuple(map(id, held)), tuple(map(version_of, held)), self.event_shape, self.smooth)
+        held = tuple(map(self._buffers.__getitem__, _BUFFER.values()))
+        state = (*map(id, held), *versions_of(held), self.event_shape, self.smooth)
         if self._data is None or self._data[0] != state:
             mean, std, c, turn = (None if v is None or bool(torch.isnan(v).any()) else v for v in held)
             facts = DataFacts(mean, std, c, self.event_shape, self.smooth, turn)
@@ -376,11 +375,8 @@ class OnPath(Wrapped):
     def warm(self, ts):
         ScoreModel.warm(self, ts)
         self._map.warm(ts)
-        self.model.warm(
-            torch.tensor(
-                [self._map(t)[0] for t in ts.detach().to("cpu", torch.float64)], dtype=torch.float64, device="cpu"
-            )
-        )
+        there = [self._map(t)[0] for t in ts.detach().tolist()]
+        self.model.warm(torch.tensor(there, dtype=torch.float64, device="cpu"))
 
     def _evaluate_map(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The model's time of equal sigma/alpha, kept inside its range against rounding, the factor on x, and alpha."""
@@ -430,5 +426,9 @@ def words_of(function: Any) -> tuple[set[str], bool]:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
         return set(), True
-    named = {p.name for p in parameters[2:] if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-    return named, any(p.kind is p.VAR_KEYWORD for p in parameters)
+    named, any_more = set(), False
+    for place, p in enumerate(parameters):
+        any_more = any_more or p.kind is p.VAR_KEYWORD
+        if place >= 2 and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+            named.add(p.name)
+    return named, any_more

@@ -71,8 +71,11 @@ class Coordinates:
         """Times in these coordinates as times of the own process."""
         if self.same:
             return ts
+        clean = ts == 0
+        if bool(clean.all()):
+            return ts
         inner = self.own.time(self.model.sde.half_log_snr(ts.clamp_min(self.model.sde.t_min)))
-        return torch.where(ts == 0, ts, inner.clamp(self.own.t_min, self.own.t_max))
+        return torch.where(clean, ts, inner.clamp(self.own.t_min, self.own.t_max))
 
     def state_there(self, x: Tensor, t: Tensor) -> Tensor:
         """A state at a scalar time t of the own process, in these coordinates."""
@@ -86,9 +89,12 @@ class Coordinates:
         """A state at time t (scalar or per sample) of these coordinates, as the own process has it."""
         if self.same:
             return x
+        clean = t == 0
+        if bool(clean.all()):  # the data themselves
+            return x if self.centre is None else x + self.centre.to(x)
         back = self.back(t)
-        ratio = torch.where(t == 0, 1.0, rescaling(self.model.sde, t, self.own, back))
-        shift = torch.where(t == 0, 1.0, self.own.alpha(back))
+        ratio = torch.where(clean, 1.0, rescaling(self.model.sde, t, self.own, back))
+        shift = torch.where(clean, 1.0, self.own.alpha(back))
         x = x * expand(ratio, x)
         return x if self.centre is None else x + expand(shift, x) * self.centre.to(x)
 

@@ -99,7 +99,7 @@ class Denoiser(ScoreModel):
         check_time(t, x)
         c_skip, c_out, c_in, c_noise, n_skip, n_out = self._of_present_data()(t)
         x_in, t_in = self._inputs(x, c_in, c_noise)
-        cond = mapped(cond, Tensor.clone)  # the next call gets what this one got, whatever the network does to it
+        cond = cond and mapped(cond, Tensor.clone)  # whatever the network does to it, the next call gets what this got
         try:
             with autocast(x_in.device):
                 output = self.net(x_in, t_in, **cond)
@@ -123,8 +123,7 @@ class Denoiser(ScoreModel):
 
     def _inputs(self, x: Tensor, c_in: Any, c_noise: Any) -> tuple[Tensor, Tensor]:
         """c_in x and c_noise, (B,), in the dtypes that suit the network, in memory that is not the caller's."""
-        dtype = self._computes_in.of(self.net, x.dtype)
-        time_dtype = self._computes_in.time or (torch.float32 if dtype.itemsize < 4 else dtype)
+        dtype, time_dtype = self._computes_in.of(self.net, x.dtype)
         if isinstance(c_noise, Tensor):
             t_in = c_noise.to(device=x.device, dtype=time_dtype).expand(x.shape[0]).clone()
         else:

@@ -72,32 +72,28 @@ class ComputingDtype:
         self._of_class: torch.dtype | None = getattr(type(inner), "time_dtype", None)
         self._without = not isinstance(net, nn.Module) or next(net.parameters(), None) is None
 
-    @property
-    def time(self) -> torch.dtype | None:
-        """The dtype in which the network wants to be told times, by its `time_dtype`; None: it says nothing."""
-        return self._said.get("time_dtype", self._of_class)
-
-    def of(self, net: Any, otherwise: torch.dtype) -> torch.dtype:
-        """Of this network; `otherwise` where it has no such parameter."""
-        if self._without:
-            return otherwise
-        found = self._looked_up(net)
-        if found not in _COMPUTES:
+    def of(self, net: Any, otherwise: torch.dtype) -> tuple[torch.dtype, torch.dtype]:
+        """Of this network, `otherwise` where it has no such parameter; and the dtype in which it is told times: its
+        `time_dtype`, or at least float32."""
+        found = None if self._without or self._path is None else _dtype_at(net, self._path)
+        if found not in _COMPUTES and not self._without:
             named = net.named_parameters()
             name, found = next(((n, p.dtype) for n, p in named if p.dtype in _COMPUTES), ("", None))
             self._path = tuple(name.split(".")) if name else None
-        return otherwise if found is None else found
+        dtype = otherwise if found is None else found
+        said = self._said.get("time_dtype", self._of_class)
+        return dtype, said or (torch.float32 if dtype.itemsize < 4 else dtype)
 
-    def _looked_up(self, net: nn.Module) -> torch.dtype | None:
-        if self._path is None:
+
+def _dtype_at(net: nn.Module, path: tuple[str, ...]) -> torch.dtype | None:
+    """The dtype of the parameter of this name, None where there is none."""
+    module: nn.Module | None = net
+    for name in path[:-1]:
+        module = module._modules.get(name)
+        if module is None:
             return None
-        module: Any = net
-        for name in self._path[:-1]:
-            module = module._modules.get(name)
-            if module is None:
-                return None
-        parameter = module._parameters.get(self._path[-1])
-        return None if parameter is None else parameter.dtype
+    parameter = module._parameters.get(path[-1])
+    return None if parameter is None else parameter.dtype
 
 
 class SaysConditions(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..core.errors import InvalidInputError
 from ..core.kinds import told
-from ..core.shapes import as_time, check_time, expand, scaled
+from ..core.shapes import ZERO, as_time, check_time, expand, scaled
 from ..core.show import Shown
 from ..processes import SDE
 
@@ -137,7 +137,7 @@ def _mixed(p: Coefficient, u: Tensor, q: Coefficient, w: Tensor) -> Tensor:
         return u if p == 1.0 else scaled(p, u)
     if p == 0.0:
         return w if q == 1.0 else scaled(q, w)
-    return torch.add(scaled(p, u), w, alpha=q)
+    return torch.add(torch.add(ZERO, u, alpha=p), w, alpha=q)  # `scaled` without its call: this is every step's
 
 
 def some_noise(sigma: Coefficient) -> Coefficient:

@@ -113,12 +113,14 @@ class Conditional(nn.Module):
             self.embedding.label.check(label, batch)
         if asked.token_channels is None and (tokens is not None or token_mask is not None):
             raise InvalidInputError("this network was built without tokens: build it with token_channels=")
-        _check_tokens(tokens, token_mask, batch, asked.token_channels)
+        if tokens is not None or token_mask is not None:
+            _check_tokens(tokens, token_mask, batch, asked.token_channels)
         if vector is not None and asked.vector_channels is None:
             raise InvalidInputError("this network was built without a vector: build it with vector_channels=")
         if vector is not None:
             _check_floating("vector", vector, (batch, asked.vector_channels))
-        _check_image(image, batch, event_shape, asked.image_channels)
+        if image is not None or asked.image_channels:
+            _check_image(image, batch, event_shape, asked.image_channels)
 
     def _with_no_token(
         self, batch: int, tokens: Tensor | None, mask: Tensor | None

@@ -38,7 +38,7 @@ class FourierFeatures(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """(B,) -> (B, 2K + 1)."""
-        u = torch.asinh(_at_least_float32(t))[:, None]
+        u = torch.asinh(t if t.dtype.itemsize >= 4 else t.float())[:, None]
         phase = u * self.w
         return torch.cat([u, phase.sin(), phase.cos()], 1)
 
@@ -60,7 +60,7 @@ class SinusoidalFeatures(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """(B,) -> (B, 2K)."""
-        phase = _at_least_float32(t)[:, None] * self.w
+        phase = (t if t.dtype.itemsize >= 4 else t.float())[:, None] * self.w
         return torch.cat([phase.sin(), phase.cos()], 1)
 
 
@@ -124,7 +124,3 @@ def check_time(x: Tensor, t: Tensor) -> None:
         raise InvalidInputError(
             f"t has shape {tuple(t.shape)}: expected ({x.shape[0]},), one time per sample; use t.expand({x.shape[0]})"
         )
-
-
-def _at_least_float32(t: Tensor) -> Tensor:
-    return t.to(torch.promote_types(t.dtype, torch.float32))

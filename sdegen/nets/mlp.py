@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..core.errors import InvalidInputError
 from ..core.kinds import checked
+from ..core.shapes import flat
 from .attention import CrossAttention, zero
 from .conditions import Conditional, ConditionOptions, check_count, image_size
 from .embeddings import Embedding, check_input, check_time
@@ -139,23 +140,20 @@ class MLP(Conditional):
             len(x), x.shape[1:], label=label, tokens=tokens, token_mask=token_mask, vector=vector, image=image
         )
         e = self.embedding(t, label, vector)
-        told = self._with_no_token(len(x), tokens, token_mask)
+        reads = self.conditions.token_channels is not None
+        told = self._with_no_token(len(x), tokens, token_mask) if reads else (None, None)
         modulate, *modulations = self.modulations
-        h = _modulated(self.inp(_flat(x, image)), modulate(e))
-        h = self._read(0, h, *told)
+        seen = flat(x) if image is None else torch.cat([flat(x), flat(image).to(x.dtype)], 1)
+        h = _modulated(self.inp(seen), modulate(e))
+        h = self._with_tokens(0, h, *told) if reads else h
         for k, (layer, modulate) in enumerate(zip(self.hidden, modulations, strict=True), 1):
-            h = self._read(k, h + layer(F.silu(_modulated(h, modulate(e)))), *told)
+            h = h + layer(F.silu(_modulated(h, modulate(e))))
+            h = self._with_tokens(k, h, *told) if reads else h
         return self.out(F.silu(h)).reshape(x.shape).to(x.dtype)
 
-    def _read(self, k: int, h: Tensor, tokens: Tensor | None, mask: Tensor | None) -> Tensor:
+    def _with_tokens(self, k: int, h: Tensor, tokens: Tensor | None, mask: Tensor | None) -> Tensor:
         """h after layer k has read the tokens."""
-        return h if tokens is None else h + self.crosses[k](h[:, None], tokens, mask)[:, 0]
-
-
-def _flat(x: Tensor, image: Tensor | None) -> Tensor:
-    """(B, d) of x, and of the image after it."""
-    x = x.reshape(len(x), math.prod(x.shape[1:]))
-    return x if image is None else torch.cat([x, image.reshape(len(x), math.prod(image.shape[1:])).to(x.dtype)], 1)
+        return h + self.crosses[k](h[:, None], tokens, mask)[:, 0]
 
 
 def _modulated(h: Tensor, ab: Tensor) -> Tensor:
