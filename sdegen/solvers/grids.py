@@ -21,7 +21,8 @@ _LOWEST = -5.0  # what stands for that, about where linear VP ends
 
 _MOST_STEPS = 10**8
 GRIDS = ("uniform", "sqrt-time", "lambda", "theta", "blend", "turn", "turn-time", "karras")
-_SMOOTH_TURN, _ROUGH_TURN = 0.4, 0.8  # where the grids by the turning level have their middle; measured
+_SMOOTH_TURN, _FEW_TURN, _ROUGH_TURN = 0.4, 0.5, 0.8  # where grids by the turning level have their middle; measured
+_FEW = 8  # steps up to which it is _FEW_TURN
 
 
 def count_or_times(steps: Any, least: int = 2) -> int | Tensor | None:
@@ -92,8 +93,8 @@ def formula_grid(
         "theta"      u = atan(sh/s)^(1/1.6), sh = sigma/alpha, s = sigma_data
         "blend"      u = 3/4 atan(sh/s)^(1/1.3) and 1/4 lambda, each divided by its range: most steps where Gaussian
                      data of scale s would turn, the rest wherever structure of another scale may be
-        "turn"       the same with 0.4 r for s, r = turn the level at which half of the data is told; "blend" where
-                     that is None
+        "turn"       the same with 0.4 r for s (0.5 r up to eight steps), r = turn the level at which half of the data
+                     is told; "blend" where that is None
         "turn-time"  lambda half-way between those of "blend", with 0.8 r for s where r is known, and of "sqrt-time"
         "karras"     u = sh^(1/7)
 
@@ -108,7 +109,7 @@ def formula_grid(
     ends = torch.tensor([start, stop], dtype=torch.float64, device="cpu")
     if fraction is None:
         fraction = torch.linspace(0, 1, n + 1, dtype=torch.float64, device="cpu")
-    share = {"turn": _SMOOTH_TURN, "turn-time": _ROUGH_TURN}.get(kind)
+    share = {"turn": _FEW_TURN if n <= _FEW else _SMOOTH_TURN, "turn-time": _ROUGH_TURN}.get(kind)
     middle = sigma_data if share is None or turn is None else share * turn
     if kind == "uniform":
         ts = ends[0] + fraction * (ends[1] - ends[0])

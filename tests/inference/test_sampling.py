@@ -316,6 +316,9 @@ def test_grids_are_their_formulas():
 
     formulas["blend"] = lambda t: blend(t, s)
     formulas["turn"] = lambda t: blend(t, 0.4 * turn)
+    few = sg.grid(MODEL, 8, kind="turn", t_span=(start, stop))  # closer to the turn on few steps
+    u = blend(few, 0.5 * turn)
+    torch.testing.assert_close(u, torch.linspace(0, 1, 9, dtype=F64), rtol=1e-10, atol=1e-10)
     for kind, u in formulas.items():
         ts = sg.grid(MODEL, n, kind=kind, t_span=(start, stop))
         ends = u(both)
