@@ -27,6 +27,13 @@ SCRIPTS = {
         ["--smoke", "--out", "edited"],
         [f"edited/{name}.png" for name in ("edits", "translated", "between", "mixed")],
     ),
+    "cascade.py": (["--smoke", "--out", "cascade"], ["cascade/cascade.png"]),
+    "style_mixing.py": (
+        ["--smoke", "--out", "mixed"],
+        [f"mixed/{name}.png" for name in ("mixed", "curve", "variation")],
+    ),
+    "image_to_image.py": (["--smoke", "--out", "tasks"], ["tasks/answers.png"]),
+    "translate.py": (["--smoke", "--out", "translated"], ["translated/translated.png"]),
 }
 
 

@@ -1,0 +1,54 @@
+"""What the examples that print a table find, in results/NAME.json.
+
+python benchmarks/examples.py                                                 # all, each with its own defaults
+python benchmarks/examples.py cascade --data fashion-mnist --sizes 7 14 28    # one, with options of the script
+"""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from report import table, write
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+TITLES = {
+    "cascade": "A cascade and its levels",
+    "image_to_image": "Pictures from pictures, three ways",
+    "style_mixing": "Two conditions, changed at a noise level",
+    "translate": "Pictures of one kind as another, without pairs",
+}
+
+
+def cell(value: object) -> str:
+    return "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def run(name: str, options: list[str]) -> None:
+    """One example, and its table."""
+    sys.path.insert(0, str(EXAMPLES))
+    example = importlib.import_module(name)
+    with tempfile.TemporaryDirectory() as out:
+        rows = example.main([*options, *([] if "--out" in options else ["--out", out])])
+    heads = [key for key in rows[0] if key]
+    table([TITLES[name], *heads], [[cell(row.get(key)) for key in ("", *heads)] for row in rows])
+    write(f"example-{name.replace('_', '-')}", TITLES[name], example.__doc__.split("\n\n")[0])
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    name, options = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else (None, [])
+    if name is not None and name not in TITLES:
+        sys.exit(f"got {name}, expected one of {', '.join(TITLES)}")
+    if name is not None:
+        return run(name, options)
+    for one in TITLES:
+        subprocess.run([sys.executable, __file__, one], check=True)
+
+
+if __name__ == "__main__":
+    main()

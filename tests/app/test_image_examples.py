@@ -1,0 +1,72 @@
+"""The laws of the examples that make pictures of pictures, where the answer is known."""
+
+from __future__ import annotations
+
+import importlib
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import sdegen as sg
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """A script of examples/ as a module, by its name."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    return importlib.import_module
+
+
+class Stage(sg.ScoreModel):
+    """The exact stage of Gaussian pictures x ~ N(0, C): it is told u = alpha(s) low + sigma(s) noise, and s."""
+
+    def __init__(self, covariance: Tensor, enlarged: Tensor, sde: sg.SDE, side: int) -> None:
+        super().__init__(sde, data_mean=0.0, data_std=1.0, event_shape=(1, side, side))
+        self.c, self.enlarged, self.side = covariance, enlarged, side
+
+    def condition_names(self) -> set[str]:
+        return {"image", "vector", "label"}
+
+    def forward(self, x: Tensor, t: Any, *, image: Tensor, vector: Tensor, label: Tensor) -> sg.Prediction:
+        at, s = self.sde.at(torch.as_tensor(t)), self.sde.at(self.sde.time(2 * vector[0, 0]))
+        eye = torch.eye(len(self.c), dtype=x.dtype)
+        both = torch.cat([at.alpha * eye, s.alpha * self.enlarged])  # of x and u, seen with noise of its own each
+        noise = torch.cat([torch.full((len(eye),), float(v) ** 2, dtype=x.dtype) for v in (at.sigma, s.sigma)])
+        seen = torch.cat([x, image], 1).flatten(1)
+        gain = self.c @ both.mT @ torch.linalg.inv(both @ self.c @ both.mT + noise.diag())
+        return sg.Prediction.from_x0(x, (seen @ gain.mT).reshape(x.shape), self.sde, t)
+
+
+def gaussian_stage(cascade: Any, side: int = 6) -> Stage:
+    distance = torch.cdist(*[torch.cartesian_prod(*[torch.arange(float(side))] * 2).double()] * 2)
+    basis = torch.eye(side**2, dtype=torch.float64).reshape(-1, 1, side, side)
+    enlarged = cascade.larger(cascade.smaller(basis, side // 2), side).flatten(1).mT
+    return Stage(torch.exp(-distance / 2), enlarged, sg.VPSDE(), side)
+
+
+def test_a_stage_of_a_cascade_believes_the_small_picture_at_level_0_and_not_at_all_at_1(example):
+    cascade = example("cascade")
+    stage, args = gaussian_stage(cascade), Namespace(seed=0, sampling_steps=40)
+    root = torch.linalg.cholesky(stage.c)
+    x = (torch.randn(16, len(root), generator=torch.Generator().manual_seed(0)).double() @ root.mT).reshape(-1, 1, 6, 6)
+    low, label = cascade.smaller(x, 3), torch.zeros(16, dtype=torch.long)
+    enlarged = lambda low, s: cascade.enlarge(stage, low, 6, s, label, args)
+    found = [cascade.agreement(enlarged(low, s), low) for s in (0.0, 0.1, 1.0)]
+    assert found[0] >= 30 > found[1] > found[2], found
+    one, other = enlarged(low, 1.0), enlarged(low.flip(0), 1.0)
+    assert float((one - other).square().mean().sqrt()) < 0.02
+    one, other = enlarged(low, 0.0), enlarged(low.flip(0), 0.0)
+    assert float((one - other).square().mean().sqrt()) > 0.5
+
+
+@pytest.mark.slow
+def test_a_learned_stage_agrees_with_the_digit_that_it_is_told(example, tmp_path):
+    rows = example("cascade").main(["--out", str(tmp_path), "--n", "200"])
+    found = {row[""]: row["agreement, dB"] for row in rows}
+    assert found["cascade, s = 0"] >= 30 and found["cascade, s = 1"] < 18
