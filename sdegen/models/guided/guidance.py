@@ -37,7 +37,7 @@ class Guided(Wrapped):
         scale: a number, or a function of the half log-SNR log(alpha/sigma), a tensor of the times' shape.
         null: what D_a hears instead of some conditions (classifier-free guidance, negative prompts): numbers, which
             stand for a whole tensor of the condition that is given, such as {"label": -1}; tensors of one sample,
-            without a batch axis; or any other value.
+            without a batch axis, or dicts of them; or any other value.
         against: the model D_a, such as a weaker one (autoguidance); None: `model`. It is asked along the same process.
         interval: (low, high), noise levels sigma/alpha: guidance acts where low < sigma/alpha <= high, and elsewhere
             the belief is the model's own, for one evaluation. (low, math.inf) has no upper end.
@@ -287,9 +287,10 @@ def _checked_null(null: Mapping[str, Any], other: ScoreModel) -> dict[str, Any]:
     for name, value in null.items():
         if names is not None and name not in names:
             raise InvalidInputError(f"got null={dict(null)}, expected conditions that the model takes: {sorted(names)}")
-        if not isinstance(value, Tensor) and any(True for _ in tensors_of(value, name)):
+        if not isinstance(value, Tensor | Mapping) and any(True for _ in tensors_of(value, name)):
             raise InvalidInputError(
-                f"got tensors inside null[{name!r}], expected one tensor, a number or another value"
+                f"got tensors inside null[{name!r}], expected one tensor, a dict of them, a number or another "
+                "value"
             )
     return dict(null)
 
@@ -307,6 +308,9 @@ def _checked_interval(interval: Sequence[float]) -> tuple[float, float]:
 
 def _for_batch(value: Any, given: Any, batch: int) -> Any:
     """A condition of `null` for all samples."""
+    if isinstance(value, Mapping):
+        inner = given if isinstance(given, Mapping) else {}
+        return {name: _for_batch(each, inner.get(name), batch) for name, each in value.items()}
     if isinstance(value, Tensor):
         value = value if not isinstance(given, Tensor) else value.to(given.device)
         return value.expand(batch, *value.shape)

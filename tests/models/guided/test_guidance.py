@@ -260,6 +260,23 @@ def test_what_is_known_of_the_data():
     assert exact.data.covariance is not None and sg.Guided(exact, 2.0, against=exact).data.covariance is None
 
 
+def test_null_may_be_a_dict_of_tensors_of_one_sample():
+    """Conditions that are dicts, as those of Stable Diffusion XL, are replaced as a whole."""
+
+    class Net(torch.nn.Module):
+        def forward(self, x, t, told):
+            return x * told["by"][:, :1] + told["shift"][:, None]
+
+    model = sg.Denoiser(Net(), sg.VPSDE(), parametrization="x0", data_std=1.0)
+    null = {"told": {"by": torch.tensor([0.5, 0.5]), "shift": torch.tensor(2.0)}}
+    told = {"by": torch.tensor([[1.0, 1.0], [2.0, 2.0]]), "shift": torch.zeros(2)}
+    x = torch.tensor([[1.0], [3.0]])
+    found = sg.Guided(model, 3.0, null=null)(x, 0.5, told=told).x0
+    free, own = x * 0.5 + 2.0, x * told["by"][:, :1]
+    torch.testing.assert_close(found, free + 3 * (own - free))
+    sg.sample(sg.Guided(model, 3.0, null=null), (2, 1), rtol=1e-2, seed=0, told=told)
+
+
 def test_null_may_be_a_tensor_of_one_sample():
     class Net(nn.Module):
         event_shape = (2,)
