@@ -33,6 +33,7 @@ from ..core.team import local_device, team
 from ..models.base import ScoreModel
 from ..models.denoiser import Denoiser
 from ..models.diffusers import as_network, is_network
+from ..models.diffusers.folders import door_of
 from ..models.learned_variance import LearnedVariance
 from ..models.networks import class_of, plain_names, unwrapped
 from ..nets import MLP, Autoencoder, DiT, UNet
@@ -289,6 +290,9 @@ def _read_model(path: Path, max_bytes: int) -> tuple[dict[str, dict[str, Tensor]
             path = previous(path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}: {cure(error)}") from error
+    if not (path / MANIFEST).exists() and (door := door_of(path)):
+        what = "a pipeline" if door == "from_pipeline" else "a network"
+        raise CheckpointError(f"{path} is {what} of diffusers: sg.{door}({os.fspath(path)!r}) reads it")
     if steps(path) and not (path / MANIFEST).exists() and (found := newest(path, ["model"], max_bytes=max_bytes)):
         return found
     return read(path, ["model"], also=["solvers"], max_bytes=max_bytes)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+
 import pytest
 import torch
 from tiny import FLOWS, NETWORKS, network, normal, scheduler
@@ -341,3 +344,29 @@ def test_a_model_of_diffusers_with_conditions_is_saved(diffusers, tmp_path):
         else:
             with pytest.raises(sg.IncompatibleCheckpointError, match="Parametrization object"):
                 sg.save(model, tmp_path / name)
+
+
+def test_load_says_which_door_reads_a_folder_of_diffusers(diffusers, tmp_path):
+    written(diffusers, "unet", tmp_path)
+    with pytest.raises(sg.CheckpointError, match="is a network of diffusers: sg.from_diffusers"):
+        sg.load(tmp_path / "unet")
+    (tmp_path / "model_index.json").write_text('{"_class_name": "DDPMPipeline"}')
+    with pytest.raises(sg.CheckpointError, match="is a pipeline of diffusers: sg.from_pipeline"):
+        sg.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("lacking", "cure"), [("diffusers", r"sdegen\[interop\]"), ("transformers", r"sdegen\[text\]")]
+)
+def test_what_is_not_installed_is_told_with_its_cure(lacking, cure, monkeypatch):
+    from sdegen.models.diffusers import folders
+
+    find = importlib.util.find_spec
+    monkeypatch.setitem(sys.modules, "diffusers", None if lacking == "diffusers" else diffusers_or_skip())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == lacking else find(name))
+    with pytest.raises(ImportError, match=cure):
+        folders.library(text=True)
+
+
+def diffusers_or_skip():
+    return pytest.importorskip("diffusers")

@@ -17,6 +17,7 @@ OPTIONAL = {
     "scikit-learn": "the digits of the demo: pip install 'sdegen[data]'",
     "pillow": "GIFs and folders of images: pip install 'sdegen[data]'",
     "diffusers": "from_diffusers: pip install 'sdegen[interop]'",
+    "transformers": "prompts of pipelines: pip install 'sdegen[interop,text]'",
     "tensorboard": "TensorBoard logs: pip install 'sdegen[train]'",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections.abc import Callable
@@ -15,8 +16,24 @@ from ...core.files import as_path
 from .forms import FORMS
 
 INDEX = "model_index.json"
-_NETWORKS = ("unet", "transformer", "prior")  # what pipelines call them
+NETWORKS = ("unet", "transformer", "prior")  # what pipelines call them
+_NOT_NEEDED = ("safety_checker", "feature_extractor", "image_encoder")  # to sample
 _WEIGHTS = (".safetensors", ".bin")
+
+
+def library(*, text: bool = False) -> Any:
+    """The module diffusers; with `text`, transformers are there too.
+
+    Raises:
+        ImportError: one that is not installed, with the cure.
+    """
+    try:
+        import diffusers
+    except ImportError as error:
+        raise ImportError(f'diffusers is not installed ({error}): pip install "sdegen[interop]"') from error
+    if text and importlib.util.find_spec("transformers") is None:
+        raise ImportError('text encoders are transformers, which is not installed: pip install "sdegen[text]"')
+    return diffusers
 
 
 def door_of(folder: Path) -> str | None:
@@ -33,13 +50,16 @@ def pipeline_in(path: str | os.PathLike) -> Any:
     Raises:
         CheckpointError: there is none, or a part of it is missing or cannot be read.
     """
-    import diffusers
-
     folder = _folder(path)
-    parts = _parts(folder)
-    for name in parts:
-        _check_part(folder / name)
-    return _loaded(folder, lambda: diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True))
+    if not (folder / INDEX).is_file():
+        raise CheckpointError(f"{folder} is no pipeline ({INDEX}) but a network alone: sg.from_diffusers reads it")
+    without = {name: None for name in _parts(folder) if name in _NOT_NEEDED and not (folder / name).is_dir()}
+    for name in _parts(folder):
+        if name not in without:
+            _check_part(folder / name)
+    of_text = '"transformers"' in (folder / INDEX).read_text()
+    read = library(text=of_text).DiffusionPipeline.from_pretrained
+    return _loaded(folder, lambda: read(folder, local_files_only=True, **without))
 
 
 def network_in(path: str | os.PathLike) -> tuple[nn.Module, Any]:
@@ -51,18 +71,16 @@ def network_in(path: str | os.PathLike) -> tuple[nn.Module, Any]:
     """
     folder = _folder(path)
     if (folder / INDEX).is_file():
-        names = [name for name in _parts(folder) if name in _NETWORKS]
+        names = [name for name in _parts(folder) if name in NETWORKS]
         if not names:
-            raise CheckpointError(f"{folder} has none of {', '.join(_NETWORKS)}: no network that could be sampled")
+            raise CheckpointError(f"{folder} has none of {', '.join(NETWORKS)}: no network that could be sampled")
         return network_in(folder / names[0])
     config = _json(folder / "config.json")
     name = config.get("_class_name")
     if name not in FORMS:
         raise InvalidInputError(f"{folder} has a {shortened(name)}, expected a network among {', '.join(FORMS)}")
-    import diffusers
-
     _check_part(folder)
-    read = getattr(diffusers, name).from_pretrained
+    read = getattr(library(), name).from_pretrained
     net = _loaded(folder, lambda: read(folder, local_files_only=True))
     beside = folder.parent / "scheduler"
     return net, scheduler_in(beside) if beside.is_dir() else None
@@ -74,13 +92,11 @@ def scheduler_in(path: str | os.PathLike) -> Any:
     Raises:
         CheckpointError: there is none, or it cannot be read.
     """
-    import diffusers
-
-    folder = Path(path)
+    folder = as_path(path)
     if (folder / "scheduler").is_dir():
         folder = folder / "scheduler"
     name = _json(folder / "scheduler_config.json").get("_class_name")
-    made = getattr(diffusers, str(name), None)
+    made = getattr(library(), str(name), None)
     if not str(name).endswith("Scheduler") or made is None:
         raise CheckpointError(f"{folder} has a {shortened(name)}, expected a scheduler of diffusers")
     return _loaded(folder, lambda: made.from_pretrained(folder, local_files_only=True))

@@ -13,6 +13,7 @@ from ..base import ScoreModel
 from ..denoiser import Denoiser
 from ..learned_variance import LearnedVariance
 from ..parametrization import parametrization
+from .folders import library
 from .schedulers import PREDICTIONS
 
 
@@ -34,11 +35,9 @@ def to_scheduler(model: ScoreModel) -> Any:
         InvalidInputError: where diffusers has none: another process, or a network that is told the time differently,
             such as the t = i/N of a model made here (use `discrete.counting`).
     """
-    import diffusers
-
     if not isinstance(model, Denoiser):
         raise InvalidInputError(f"{type(model).__name__} has no network of its own: expected a Denoiser")
-    at = _Seen(model)
+    at, diffusers = _Seen(model), library()
     if at.is_table:
         betas = model.sde.betas  # type: ignore[attr-defined]
         common: dict[str, Any] = {
