@@ -42,9 +42,9 @@ REMEMBERED = [
     (r"self\._map = (?:Memo|CachedFunction)\(", "a model along another process: the map between the two"),
     (r"self\._first = \(net, first\)|= ComputingDtype\(\)", "a Denoiser: the dtype that its network computes in"),
     (r"_KNOWN = WeakTensorKeyDictionary\(\)|class _Decomposed", "covariances that were decomposed"),
-    (r"keys = self\._keys = ", "a Noise: hashes of sample numbers and elements"),
+    (r"keys = self\._keys = |self\._keys = Recent", "a Noise: hashes of sample numbers and elements"),
     (
-        r"self\._points = \[\(key, value\)",
+        r"self\._points = \[\(key, value\)|self\._points = Recent",
         "a Brownian tree: the last times' paths, from which the next times are found",
     ),
     (r"@lru_cache\(maxsize=64\)", "Adams: the numbers 1, 2, ... as tensors"),
@@ -54,27 +54,28 @@ REMEMBERED = [
     ),
 ]
 BY_THE_RULES = (
-    r"cached = CachedFunction|_size = LastAnswer|_coefficients = CachedFunction|_map = CachedFunction"  # of core/cache
+    r"cached = CachedFunction|_size = LastAnswer|_coefficients = CachedFunction|_map = CachedFunction|_keys = Recent"
+    r"|_points = Recent"  # of core/cache
 )
 
 # What was once done in more than one place: (what, what such a place looks like, how many there may be).
 TWICE = [
-    ("final denoising", r"def _denoised?\(", 1),
-    ("which samples are finite", r"isfinite\(torch\.stack\(", 1),
+    ("final denoising", r"def _denoise\(|\.x0, t_min", 1),
+    ("which samples are finite", r"isfinite\(torch\.stack\(|isfinite\(flat\(", 1),
     ("eval mode without gradients", r"def _?quiet\(", 1),
-    ("drawing the prior", r"normal\([^\n]*\bPurpose\.PRIOR\b", 1),
-    ("a step of Gaussian data", r"\) \*\* \(\(1 \+ e\) / 2\)|/ self\._total\(v, self\.start\)\) \*\* 0\.5", 1),
+    ("drawing the prior", r"normal\([^\n]*\bPurpose\.PRIOR\b|drawn\(Purpose\.PRIOR", 1),
+    ("a step of Gaussian data", r"\*\* \(\(1 \+ e\) / 2\)|/ self\._total\(v, self\.start\)\) \*\* 0\.5", 1),
     ("changing the frame of a model", r"class (?:Centred|_OnPath|OnPath)\b", 1),
     ("is this the circular path", r"isinstance\([^)]*TrigSDE\)|- math\.cos\(t\)\) >", 1),
     ("checking a request", r"def check_how|class How\b", 1),
     ("uniform numbers out of normal ones", r"ndtr\((?:noise|z\[)", 0),
     ("the noise that a seed means", r"def _?noise(?:_of)?\(seed", 1),
     ("finding a root", r"def _solved\(|def find_root\(", 1),
-    ("a training loop", r"def fit\(|def _train\(", 1),
+    ("a training loop", r"(?m)^def fit\(|def _train\(", 1),
     ("writing a file whole or not at all", r"os\.replace\(|os\.rename\(fresh", 1),
     ("printing a table", r"\.ljust\(", 1),
     ("Adams on a grid and by tolerance in one class", r'"run" in state', 0),
-    ("the solver's options on the command line", r'add_argument\("--rtol"', 1),
+    ("the solver's options on the command line", r'add_argument\("--rtol", type=float, help', 1),
 ]
 
 

@@ -27,14 +27,12 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def add_how(parser: argparse.ArgumentParser) -> None:
     """How samples are solved for."""
-    parser.add_argument("--solver", default="auto", help="a name from `sdegen solvers` (default: auto)")
+    parser.add_argument("--solver", default="auto", help="of the samples, a name from `sdegen solvers` (default: auto)")
     parser.add_argument("--steps", type=int, help="a fixed number of steps")
     parser.add_argument("--rtol", type=float, help="error control instead of steps")
     parser.add_argument("--atol", type=float)
     parser.add_argument("--eta", type=float, help="noise: 0 probability flow, 1 reverse SDE")
-    parser.add_argument(
-        "--precision", choices=tuple(PRECISIONS), help="what the network computes in"
-    )
+    parser.add_argument("--precision", choices=tuple(PRECISIONS), help="what the network computes in")
     parser.add_argument("--seed", type=int, default=0)
 
 

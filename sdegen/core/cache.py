@@ -6,11 +6,13 @@ sample's own times. Two rules say what is remembered:
     one number     every answer, as plain floats, up to 8192 times; then all are dropped
     a tensor       the last answer, until another tensor comes or this one is written to
 
-Nothing that carries derivatives, and nothing that was made in inference mode, is remembered.
+What is made of other things than times, the keys of a batch's noise or the point of a Brownian path, has its last few
+answers in a `Recent`. Nothing that carries derivatives, and nothing that was made in inference mode, is remembered.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -132,6 +134,33 @@ class LastAnswer:
     def keep(self, t: Tensor, answer: Any) -> None:
         if not must_not_cache(t):
             self._kept = (t, t._version, torch.is_grad_enabled(), answer)
+
+
+class Recent:
+    """The last few answers, by what was asked.
+
+    Args:
+        most: how many.
+        same: whether two questions are the same one.
+    """
+
+    __slots__ = ("_known", "_most", "_same")
+
+    def __init__(self, most: int, same: Callable[[Any, Any], bool] = operator.eq) -> None:
+        self._most, self._same = most, same
+        self._known: list[tuple[Any, Any]] = []  # the newest first
+
+    def __reduce__(self):  # copies and files begin anew
+        return type(self), (self._most, self._same)
+
+    def of(self, asked: Any, answer: Callable[[], Any]) -> Any:
+        """The answer that is known, or this one."""
+        for known, value in self._known:
+            if self._same(known, asked):
+                return value
+        value = answer()
+        self._known = [(asked, value), *self._known[: self._most - 1]]
+        return value
 
 
 def version_of(value: Tensor | None) -> int:

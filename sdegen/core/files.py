@@ -183,22 +183,20 @@ def _recover(path: Path) -> None:
 
 def _put(fresh: Path, path: Path) -> None:
     """Rename into place. A folder cannot be renamed over another one: that goes away first, and back if this fails."""
-    if not fresh.is_dir():
-        os.replace(fresh, path)
-        sync(path.parent)
-        return
-    replaces = path.exists()
+    folder = fresh.is_dir()
+    replaces = folder and path.exists()
     if replaces:
         remove(previous(path))
         os.rename(path, previous(path))
     try:
-        os.rename(fresh, path)
+        os.replace(fresh, path)
     except OSError:
         if replaces:
             os.rename(previous(path), path)
         raise
     sync(path.parent)
-    remove(previous(path), ignore_errors=True)
+    if folder:
+        remove(previous(path), ignore_errors=True)
 
 
 def _short(name: str) -> str:

@@ -155,6 +155,11 @@ def flat(x: Tensor) -> Tensor:
     return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
+def finite_rows(x: Tensor) -> Tensor:
+    """(B,) which samples are finite."""
+    return torch.isfinite(flat(x.detach()).sum(1))
+
+
 def event_mean(x: Tensor) -> Tensor:
     """Mean over the event: (B, *event) -> (B,)."""
     return flat(x).mean(1)

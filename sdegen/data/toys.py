@@ -14,6 +14,8 @@ from torch import Tensor
 from ..core.errors import InvalidInputError
 from ..core.kinds import checked
 from ..distributions.mixture import GaussianMixture
+from ..noise.purposes import Purpose
+from ..noise.white import Noise, check_seed
 
 
 @checked
@@ -207,8 +209,10 @@ def sample(name: str, n: int, *, seed: int | None = None, **options) -> Tensor:
 
 def _draws(n: int, uniforms: int, seed: int | None) -> tuple[Tensor, Tensor]:
     """Independent uniforms (n, k) and standard normals (n, 2), float64, addressed by seed as a mixture's draws are."""
-    z = GaussianMixture([[0.0] * (uniforms + 2)], std=1.0).sample(n, seed=seed, dtype=torch.float64)
-    return torch.special.ndtr(z[:, :uniforms]), z[:, uniforms:]
+    noise, at = Noise(check_seed(seed)), {"dtype": torch.float64, "device": "cpu"}
+    shape = (n, uniforms + 2)
+    u, z = (draw(shape, Purpose.COMPONENT_NOISE, **at) for draw in (noise.uniform, noise.normal))
+    return u[:, :uniforms], z[:, uniforms:]
 
 
 def _points(x: Tensor, y: Tensor, noise: Tensor) -> Tensor:

@@ -17,9 +17,9 @@ from ..loop.modes import quiet
 from ..models.base import ScoreModel
 from ..models.prediction import Prediction
 from ..noise.purposes import Purpose
-from ..noise.white import Noise, check_seed
+from ..noise.white import Noise, check_seed, noise_of
 from ..processes import SDE
-from .objectives import Seed, node_times, noise_of
+from .objectives import Seed, node_times
 from .tables import nodes
 
 _VARIANCES = ("small", "large", "learned")

@@ -13,7 +13,7 @@ from ..core.kinds import checked
 from ..core.shapes import as_time, check_state
 from ..models.base import ScoreModel
 from ..noise.purposes import Purpose
-from ..noise.white import Noise
+from ..noise.white import Noise, noise_of
 from ..training.losses import dsm_loss
 from .tables import nodes
 
@@ -79,10 +79,6 @@ def ncsn_loss(
     return ddpm_loss(model, x0, t=t, noise=noise, weight=weight, seed=seed, **cond)
 
 
-def noise_of(seed: int | Noise) -> Noise:
-    return seed if isinstance(seed, Noise) else Noise(seed)
-
-
 def node_times(model: Any, x0: Tensor, t: float | Tensor | None, seed: Seed) -> Tensor:
     """(B,) times of nodes: those given, as numbers or times, or uniform ones."""
     n = len(nodes(model))
@@ -91,8 +87,7 @@ def node_times(model: Any, x0: Tensor, t: float | Tensor | None, seed: Seed) -> 
         if seed is None:
             u = torch.rand(len(x0), dtype=torch.float64, device=x0.device)
         else:
-            z = noise_of(seed).normal((len(x0), 1), Purpose.NODE, dtype=torch.float64, device=x0.device)
-            u = torch.special.ndtr(z[:, 0])
+            u = noise_of(seed).uniform((len(x0),), Purpose.NODE, dtype=torch.float64, device=x0.device)
         return (1 + torch.floor(n * u).clamp_max(n - 1)) / n
     if isinstance(t, bool | str) or not isinstance(t, Tensor | Real) or getattr(t, "dtype", None) == torch.bool:
         raise InvalidInputError(f"t={t!r}: expected (B,) node numbers 1 to {n} as integers, or their times i/{n}")

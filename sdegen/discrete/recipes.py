@@ -22,7 +22,6 @@ from ..inference.checks import check_model, full_shape, placed, sample_numbers
 from ..inference.sampling import encode, sample
 from ..loop.solution import Solution
 from ..models.base import ScoreModel
-from ..noise.purposes import Purpose
 from ..noise.white import Noise, check_seed
 from ..solvers import make_solver
 from .tables import nodes, spaced
@@ -186,7 +185,7 @@ def _from_noise(model: ScoreModel, shape: Any, times: Any, how: dict[str, Any], 
     full, seed = full_shape(model, shape, None), check_seed(how.get("seed"))
     dtype, device = placed(model, how.get("dtype"), None)
     noise = Noise(seed, index=sample_numbers(how.get("index"), full[0]))
-    z = noise.normal(full, Purpose.PRIOR, dtype=dtype, device=device)
+    z = noise.initial(full, dtype=dtype, device=device)
     first = float(torch.as_tensor(times, dtype=torch.float64, device="cpu").flatten()[0])
     how = {**how, "x_init": z * model.sde.sigma(first), "seed": seed}
     return replace(sample(model, full, steps=times, **solver, **how), seed=seed)

@@ -15,7 +15,8 @@ from ..core.kinds import checked, told
 from ..core.shapes import check_size
 from ..models.base import ScoreModel
 from ..noise.purposes import Purpose
-from .objectives import Seed, noise_of
+from ..noise.white import noise_of
+from .objectives import Seed
 from .tables import nodes
 
 
@@ -93,9 +94,7 @@ class LossAware:
         if seed is None:
             u = torch.rand(batch, dtype=torch.float64)
         else:
-            u = torch.special.ndtr(
-                noise_of(seed).normal((batch, 1), Purpose.NODE, dtype=torch.float64, device="cpu")[:, 0]
-            )
+            u = noise_of(seed).uniform((batch,), Purpose.NODE, dtype=torch.float64, device="cpu")
         return 1 + torch.searchsorted(self.probabilities.cumsum(0), u, right=True).clamp_max(self.n - 1)
 
     @checked

@@ -132,7 +132,7 @@ class GaussianMixture(Shown):
     def sample_labelled(self, n: int, *, seed: int | None = None) -> tuple[Tensor, Tensor]:
         """n draws in float64 and the component of each, (n, d) and (n,)."""
         noise = Noise(check_seed(seed))
-        u = torch.special.ndtr(noise.normal((n, 1), Purpose.COMPONENT, dtype=torch.float64, device="cpu"))[:, 0]
+        u = noise.uniform((n,), Purpose.COMPONENT, dtype=torch.float64, device="cpu")
         label = torch.searchsorted(self.weights.cumsum(0), u).clamp_max(len(self.weights) - 1)
         z = (
             noise.normal((n, self.dim), Purpose.COMPONENT_NOISE, dtype=torch.float64, device="cpu")

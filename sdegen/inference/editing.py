@@ -17,7 +17,6 @@ from ..core.kinds import kind_of, take
 from ..core.shapes import check_state, flat
 from ..loop.solution import Solution
 from ..models.base import ScoreModel
-from ..noise.purposes import Purpose
 from ..noise.white import Noise, check_seed
 from ..solvers import Solver
 from .checks import check_model, sample_numbers
@@ -78,7 +77,7 @@ def edit(
         raise InvalidInputError(f"got t={t:g}, expected more than t_min = {model.sde.t_min:g}, to {model.sde.t_max:g}")
     seed, numbers = check_seed(seed), sample_numbers(index, len(x))
     given = merged(gathered(cond, conditions), edit, model.condition_names())
-    noise = Noise(seed, index=numbers).normal(x.shape, Purpose.PRIOR, dtype=x.dtype, device=x.device)
+    noise = Noise(seed, index=numbers).initial(x.shape, dtype=x.dtype, device=x.device)
     found = sample(
         model,
         x.shape,

@@ -20,7 +20,6 @@ from ..loop.run import run
 from ..loop.solution import Solution
 from ..models.base import ScoreModel
 from ..models.scale import warn_out_of_scale
-from ..noise.purposes import Purpose
 from ..noise.white import Noise, check_seed
 from ..solvers import Solver, is_auto, named
 from ..terms import ProbabilityFlow, ReverseSDE, Term
@@ -151,7 +150,7 @@ def sample(
 
 def _prior(model: ScoreModel, t: float, noise: Noise, event: Sequence[int], dtype: Any, device: Any) -> Tensor:
     """Where samples begin at t."""
-    z = noise.normal((len(noise.index), *event), Purpose.PRIOR, dtype=dtype, device=device)  # type: ignore[arg-type]
+    z = noise.initial((len(noise.index), *event), dtype=dtype, device=device)  # type: ignore[arg-type]
     return model.data.prior.noisy(z, float(model.sde.alpha(t)), float(model.sde.sigma(t)))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.shapes import flat
+from ..core.shapes import finite_rows
 from ..solvers.advice import advise
 from ..solvers.tolerance import effective_variance
 from ..terms import Counted
@@ -42,7 +42,7 @@ class Reached:
 
 def finite(*values: Tensor) -> Tensor:
     """(B,) which samples are finite in all of these."""
-    return torch.isfinite(torch.stack([flat(v.detach()).sum(1) for v in values])).all(0)
+    return torch.stack([finite_rows(v) for v in values]).all(0)
 
 
 def finished(plan: Plan, term: Counted, reached: Reached, seed: int | None, places: int | None = None) -> Solution:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..core.shapes import flat
+from ..core.shapes import finite_rows
 from ..noise.white import Noise
 from ..terms import Counted
 from .ending import Reached
@@ -56,25 +56,24 @@ class _Watch:
     def __init__(self, x: Tensor) -> None:
         self._bad = torch.full((x.shape[0],), -1, dtype=torch.int64, device=x.device)
         self._on_cpu = x.device.type == "cpu"  # then a look at the whole batch is the cheapest there is
-        self._sums: list[Tensor] = []
+        self._good: list[Tensor] = []
         self._steps = 0
 
     def add(self, x: Tensor) -> None:
-        x = x.detach() if x.requires_grad else x
-        if self._on_cpu and math.isfinite(float(x.sum())):
+        if self._on_cpu and math.isfinite(float(x.detach().sum())):
             self._steps += 1
             return
-        self._sums.append(flat(x).sum(1))
-        if self._on_cpu or len(self._sums) == 64:
+        self._good.append(finite_rows(x))
+        if self._on_cpu or len(self._good) == 64:
             self._flush()
 
     def _flush(self) -> None:
-        if self._sums:
-            bad = ~torch.isfinite(torch.stack(self._sums))
+        if self._good:
+            bad = ~torch.stack(self._good)
             step = torch.where(bad.any(0), bad.int().argmax(0) + self._steps, -1)
             self._bad = torch.where(self._bad >= 0, self._bad, step)
-            self._steps += len(self._sums)
-            self._sums = []
+            self._steps += len(self._good)
+            self._good = []
 
     def first_bad(self) -> Tensor:
         """(B,) on the CPU: the first bad step, or -1."""

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..core.cache import Recent
 from ..core.errors import InvalidInputError
 from ..core.shapes import as_time, expand, factor, flat, plus
 from .purposes import Purpose
@@ -133,7 +134,7 @@ class BrownianTree(Noise):
     def _forget(self, batch: tuple[int, int, torch.device] | None) -> None:
         self._batch = batch
         self._bracket: list[tuple[Any, _Interval]] = []  # the intervals around the last time, the whole first
-        self._points: list[tuple[Any, tuple[Tensor, Tensor]]] = []  # the last times asked for
+        self._points = Recent(4, _equal)  # at the last times asked for
         self._repeated: dict[int, Noise] = {}
 
     @property
@@ -178,12 +179,7 @@ class BrownianTree(Noise):
             self._forget(batch)
         t = as_time(t).detach()
         key = t.to(device=x.device, dtype=torch.float64) if t.ndim else float(t)
-        for known, value in self._points:
-            if _equal(known, key):
-                return value
-        value = self._own_times(key) if isinstance(key, Tensor) else self._shared_time(key)
-        self._points = [(key, value), *self._points[:3]]
-        return value
+        return self._points.of(key, lambda: self._own_times(key) if isinstance(key, Tensor) else self._shared_time(key))
 
     def _shared_time(self, t: float) -> tuple[Tensor, Tensor]:
         place = float(self._place(torch.tensor(t, dtype=torch.float64, device="cpu")))

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.cache import Recent
 from ..core.errors import InvalidInputError
 from ..core.kinds import kind_of, take
 from ..core.shapes import as_time, check_size, check_time, factor
@@ -74,6 +75,11 @@ def check_seed(seed: int | None) -> int:
         ) from None
 
 
+def noise_of(seed: int | Noise) -> Noise:
+    """The noise that an argument `seed: int | Noise` means."""
+    return seed if isinstance(seed, Noise) else Noise(seed)
+
+
 class Noise(Shown):
     """Gaussian noise of a batch, addressed by (seed, sample number, purpose, time interval).
 
@@ -91,7 +97,7 @@ class Noise(Shown):
     def __init__(self, seed: int, *, index: Sequence[int] | Tensor | None = None) -> None:
         self.seed = check_seed(seed)
         self.index = None if index is None else _index(index)
-        self._keys: Tensor | None = None
+        self._keys = Recent(1)
 
     def _facts(self):
         return {"seed": self.seed, "index": self.index}
@@ -112,6 +118,10 @@ class Noise(Shown):
         """Standard normals of `shape` (B, *event) at an address of integers, times (floats) or (B,) tensors of them."""
         shape, dtype, device = _shape(shape), _dtype(dtype), _device(device)
         return self._spread(shape, address, device).erfinv_().mul_(math.sqrt(2)).to(dtype).reshape(shape)
+
+    def initial(self, shape: Sequence[int], *, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+        """The standard normals from which samples start, of `shape` (B, *event): those of the prior, at no time."""
+        return self.normal(shape, Purpose.PRIOR, dtype=dtype, device=device)
 
     def uniform(
         self, shape: Sequence[int], *address: int | float | Tensor, dtype: torch.dtype, device: torch.device | str
@@ -151,20 +161,20 @@ class Noise(Shown):
 
     def _element_keys(self, batch: int, columns: int, device: torch.device) -> Tensor:
         """(batch, columns) int64 keys: one hash for every pair of elements of every sample, made once."""
-        keys = self._keys
-        if keys is None or keys.shape != (batch, columns) or keys.device != device:
-            if self.index is None:
-                index = torch.arange(batch, dtype=torch.int64, device=device)
-            else:
-                index = self.index.to(device)
-            if len(index) != batch:
-                raise InvalidInputError(
-                    f"index names {len(index)} samples, but the batch has {batch}: pass one number per sample"
-                )
-            sample = _mix_(index * _signed(_GOLDEN) + _signed(_seed_word(self.seed)))
-            column = torch.arange(1, columns + 1, dtype=torch.int64, device=device) * _signed(_GOLDEN)
-            keys = self._keys = _mix_(sample[:, None] + column)
-        return keys
+        return self._keys.of((batch, columns, device), lambda: self._hashed(batch, columns, device))
+
+    def _hashed(self, batch: int, columns: int, device: torch.device) -> Tensor:
+        if self.index is None:
+            index = torch.arange(batch, dtype=torch.int64, device=device)
+        else:
+            index = self.index.to(device)
+        if len(index) != batch:
+            raise InvalidInputError(
+                f"index names {len(index)} samples, but the batch has {batch}: pass one number per sample"
+            )
+        sample = _mix_(index * _signed(_GOLDEN) + _signed(_seed_word(self.seed)))
+        column = torch.arange(1, columns + 1, dtype=torch.int64, device=device) * _signed(_GOLDEN)
+        return _mix_(sample[:, None] + column)
 
 
 def _seed_word(seed: int) -> int:

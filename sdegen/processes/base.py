@@ -26,7 +26,6 @@ from ..core.kinds import checked
 from ..core.roots import find_root
 from ..core.shapes import as_number, as_time, check_state, check_time, event_sum, expand
 from ..core.show import Shown, curves
-from ..noise.purposes import Purpose
 from ..noise.white import Noise, check_seed
 from .functions import NAMES as FUNCTIONS
 from .functions import Time, check_elementwise, derivative, function_of_time, process_time
@@ -248,7 +247,7 @@ class SDE(Shown, metaclass=_Immutable):
     ) -> Tensor:
         """A draw from N(0, sigma(t_max)^2 I) of `shape` (B, *event); sample i depends on (seed, its number) alone."""
         noise = Noise(check_seed(seed), index=index)
-        z = noise.normal(shape, Purpose.PRIOR, dtype=dtype or torch.get_default_dtype(), device=device or "cpu")
+        z = noise.initial(shape, dtype=dtype or torch.get_default_dtype(), device=device or "cpu")
         return z * self.sigma(self.t_max)
 
     @checked

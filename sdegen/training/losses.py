@@ -23,7 +23,7 @@ from ..models.base import ScoreModel
 from ..models.networks import unwrapped
 from ..models.parametrization import COUNTING
 from ..noise.purposes import Purpose
-from ..noise.white import Noise
+from ..noise.white import Noise, noise_of
 from ..processes import SDE
 
 Times = str | float | Tensor  # the name of a law, or times
@@ -324,18 +324,14 @@ def _uniform(seed: Seed, x0: Tensor) -> Tensor:
     """(B,) numbers in [0, 1), float64."""
     if seed is None:
         return torch.rand(len(x0), dtype=torch.float64, device=x0.device)
-    return _noise(seed).uniform((len(x0),), Purpose.LOSS_TIME, dtype=torch.float64, device=x0.device)
+    return noise_of(seed).uniform((len(x0),), Purpose.LOSS_TIME, dtype=torch.float64, device=x0.device)
 
 
 def _normal(seed: Seed, x0: Tensor, purpose: int) -> Tensor:
     """Standard normals like x0."""
     if seed is None:
         return torch.randn_like(x0)
-    return _noise(seed).normal(x0.shape, purpose, dtype=x0.dtype, device=x0.device)
-
-
-def _noise(seed: int | Noise) -> Noise:
-    return seed if isinstance(seed, Noise) else Noise(seed)
+    return noise_of(seed).normal(x0.shape, purpose, dtype=x0.dtype, device=x0.device)
 
 
 # ---- the score and its gradients

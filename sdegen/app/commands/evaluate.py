@@ -24,7 +24,7 @@ from ...inference.bits import bits_per_dim
 from ...inference.sampling import encode, sample
 from ...models.denoiser import Denoiser
 from ...storage.models import load
-from ..options import add_model, count
+from ..options import add_how, add_model, count, how
 from ..told import Told
 
 PARTS = ("frechet", "bits", "reconstruction")
@@ -41,15 +41,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--n-bits", type=count, default=64, help="held-out images for bits per dimension")
     parser.add_argument("--n-reconstructions", type=count, default=64)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--solver", default="auto", help="of the samples; see `sdegen solvers`")
-    parser.add_argument("--steps", type=int, help="a fixed number of steps")
-    parser.add_argument("--rtol", type=float, help="error control instead")
-    parser.add_argument("--eta", type=float)
+    add_how(parser)
     parser.add_argument("--reconstruction-steps", type=int, default=40, help="each way")
     parser.add_argument("--bits-rtol", type=float, default=1e-2)
     parser.add_argument("--classifier", type=Path, help="its file; default: classifier.safetensors in the run folder")
     parser.add_argument("--batch-size", type=count, default=250)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="write the numbers there, as JSON")
     parser.add_argument("--smoke", action="store_true", help="few images and steps, to see that it runs")
 
@@ -116,11 +112,7 @@ def distances(model: Denoiser, train: data.Images, held_out: data.Images, args: 
     solution = sample(
         model,
         len(real),
-        solver=args.solver,
-        steps=args.steps,
-        rtol=args.rtol,
-        eta=args.eta,
-        seed=args.seed,
+        **how(args),
         batch_size=args.batch_size,
         **cond(real, args.device),
     )

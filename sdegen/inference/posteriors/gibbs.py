@@ -80,7 +80,7 @@ def _guided_draw(request: Request, group: Group) -> Solution:
     """By the flow of the guided belief."""
     posterior = Posterior(request.model, request.observation, likelihood=twist_of(request.observation, group.y))
     term, level = ProbabilityFlow(posterior, cond={**group.cond, "y": group.y}), request.level(request.times[0])
-    z = group.noise.normal((group.size, *request.event), Purpose.PRIOR, dtype=request.dtype, device=request.device)
+    z = group.noise.initial((group.size, *request.event), dtype=request.dtype, device=request.device)
     x = posterior.data.prior.noisy(z, float(level.alpha), float(level.sigma))
     plan = How(steps=request.steps).plan(term, x.dtype, span=(float(request.times[0]), 0.0))
     return run(plan, term, x, noise=group.noise)

@@ -36,7 +36,8 @@ def repaint(request: Request, group: Group) -> Solution:
         z = drawn(Purpose.SEEN, t, p=p)
         return with_seen(x, there.alpha * group.y + left**0.5 * observation.measure(z), observation, size)
 
-    x = request.model.data.prior.noisy(drawn(Purpose.PRIOR), float(level.alpha), float(level.sigma))
+    z = group.noise.initial(shape, dtype=request.dtype, device=request.device)
+    x = request.model.data.prior.noisy(z, float(level.alpha), float(level.sigma))
     x, evaluations, calls = seen(x, times[0], 0), 0, 0
     for i, (t, t_next) in enumerate(zip(times, times[1:], strict=False)):
         kernel = ReverseKernel.between(request.level(t), request.level(t_next))

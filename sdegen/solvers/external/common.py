@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...core.errors import InvalidInputError, MaxStepsError, NonFiniteError, SolverError
-from ...core.shapes import flat
+from ...core.shapes import finite_rows
 from ...noise.white import Noise
 from ...terms import Term
 from ..base import Solver, State, Step
@@ -63,7 +63,7 @@ class RightHandSide:
         drift = self.term.drift(x, torch.tensor(t, dtype=torch.float64, device="cpu"))
         self.inside = False
         if self.strict:
-            failed = ~torch.isfinite(flat(drift.detach()).sum(1))
+            failed = ~finite_rows(drift)
             if bool(failed.any()):
                 raise Stopped(NonFiniteError, failed.cpu())
         return drift

@@ -100,7 +100,7 @@ class GaussianStart:
 
     def at(self, x: Tensor, t: float) -> Tensor:
         """The Gaussian flow from x at `start` to t."""
-        return self._applied(lambda v: (self._total(v, t) / self._total(v, self.start)) ** 0.5, x)
+        return self._applied(lambda v: kept(self._total(v, self.start), self._total(v, t)), x)
 
     def slope(self, x: Tensor, t: float) -> Tensor:
         """dx/dt of the Gaussian flow at (x, t)."""
@@ -192,6 +192,11 @@ def far_time(term: Term) -> Tensor:
     return term.sde.time(far).clamp(term.t_min, term.t_max)
 
 
+def kept(before: Tensor, after: Tensor, e: float = 0.0) -> Tensor:
+    """What a step keeps of an offset from the mean: (P'/P)^((1 + e)/2) from variance P to P', e = eta^2."""
+    return (after / before) ** ((1 + e) / 2)
+
+
 def gaussian_step(term: Term, x: Tensor, t: Tensor, t_next: Tensor, noise: Noise) -> Tensor:
     """One exact step of the reverse SDE of N(m, C), with what the model knows of m and C.
 
@@ -204,11 +209,11 @@ def gaussian_step(term: Term, x: Tensor, t: Tensor, t_next: Tensor, noise: Noise
     q = term.model.data.law.to(x.double())
     after = q.variances + (stop.sigma / stop.alpha) ** 2
     total = q.total(start.alpha, start.sigma)  # alpha^2 P, which alpha = 0 leaves finite
-    kept = start.alpha**e * (after / total) ** ((1 + e) / 2)
+    share = start.alpha**e * kept(total, after, e)
     std = (after * -torch.expm1(e * torch.log(start.alpha**2 * after / total))).sqrt()
     z = noise.normal(x.shape, Purpose.STEP, t, t_next, dtype=x.dtype, device=x.device)
     q = q.to(x)
-    inner = kept.to(x) * q.offset(flat(x), start.alpha) + std.to(x) * flat(z)
+    inner = share.to(x) * q.offset(flat(x), start.alpha) + std.to(x) * flat(z)
     if q.axes is not None:
         inner = inner @ q.axes.mT
     return stop.alpha * (q.mean + inner).reshape(x.shape)

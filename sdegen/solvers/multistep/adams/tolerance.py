@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -267,7 +266,6 @@ def _weights(h: Tensor, psi: Tensor) -> Tensor:
     return torch.stack(g)
 
 
-@lru_cache(maxsize=64)
 def _column(first: int, stop: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """first ... stop - 1, (stop - first, 1)."""
     return torch.arange(first, stop, dtype=dtype, device=device)[:, None]
