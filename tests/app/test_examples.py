@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -22,6 +23,7 @@ SCRIPTS = {
     "ddim_eta_table.py": (["--smoke", "--out", "eta"], ["eta/table.csv", "eta/few_steps.png"]),
     "digits_likelihood.py": (["--smoke", "--out", "bits"], ["bits/bits.csv"]),
     "compare_solvers.py": (["--smoke"], ["work_precision.png"]),
+    "emoji_data.py": (["--smoke", "--out", "emoji.npz"], ["emoji.npz", "emoji.png"]),
     "inpaint.py": (["--smoke", "--out", "inpainted"], ["inpainted/masks.png", "inpainted/passes.png"]),
     "edit_and_translate.py": (
         ["--smoke", "--out", "edited"],
@@ -147,3 +149,16 @@ def test_solvers_are_compared_on_the_score_that_is_kept_here(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     run(monkeypatch, "compare_solvers.py", "--model", "fashion", "--label", "3", "--n", "4", "--smoke")
     assert "adams" in capsys.readouterr().out and (tmp_path / "work_precision.png").exists()
+
+
+def test_emoji_without_packages_say_how_to_get_them_and_with_them_pair_the_artists(tmp_path, monkeypatch):
+    """Row i is one emoji in both artists' hands; the split is by emoji; pictures lie on white."""
+    said = str(status(monkeypatch, "emoji_data.py", "--packages", str(tmp_path)))
+    assert "npm pack emoji-datasource-" in said
+    run(monkeypatch, "emoji_data.py", "--smoke", "--size", "8", "--out", str(tmp_path / "emoji.npz"))
+    made = np.load(tmp_path / "emoji.npz")
+    noto, twemoji = made["noto"].astype(float), made["twemoji"].astype(float)
+    assert noto.shape == twemoji.shape == (40, 8, 8, 3)
+    ink = [(255 - drawn[..., channel]).reshape(40, -1) / 255 for drawn, channel in ((noto, 2), (twemoji, 0))]
+    assert (np.abs(ink[0] - ink[1]).max(1) < 0.01).all()  # the same digit in orange and in blue
+    assert made["held_out"].sum() == 5 and len(made["names"]) == len(made["categories"]) == 40
