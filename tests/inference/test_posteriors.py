@@ -234,13 +234,23 @@ def test_evaluations_are_counted_and_batches_bounded(method):
 class Recorded(sg.ScoreModel):
     """Believes in 0 and notes what it is asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, smooth: bool = False) -> None:
         super().__init__(sg.VPSDE(), data_mean=0.0, data_std=1.0, event_shape=(2,))
+        self.smooth = smooth
         self.asked: list[tuple[float, Tensor]] = []
 
     def forward(self, x, t):
         self.asked.append((float(t), x))
-        return sg.Prediction.from_x0(x, torch.zeros_like(x), self.sde, t)
+        return sg.Prediction.from_x0(x, 0.0 * x, self.sde, t)
+
+
+@pytest.mark.parametrize("smooth", [True, False])
+def test_particles_of_networks_step_as_ancestral_sampling_does(smooth):
+    """Those of exact scores evenly in the angle."""
+    model = Recorded(smooth)
+    sg.sample_posterior(model, sg.Observation.mask([1, 0], std=0.3), 1, y=torch.zeros(1, 1), particles=1, steps=9)
+    expected = sg.grid(model, 9, kind="theta" if smooth else "sqrt-time")[:-1]
+    torch.testing.assert_close(torch.tensor([t for t, _ in model.asked], dtype=F64), expected)
 
 
 def test_every_pass_has_noise_of_its_own():

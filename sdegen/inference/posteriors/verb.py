@@ -78,7 +78,9 @@ def sample_posterior(
         y: (B, m), or of the observation's own shape: what was seen of each sample.
         method: one of the above.
         particles: how many in the group of each sample; "gibbs" and "repaint" have none.
-        steps: how many, the final denoising included, of each particle or sweep; or the times, falling to 0.
+        steps: how many, the final denoising included, of each particle or sweep; or the times, falling to 0. The steps
+            of particles are even in the angle where the belief is an exact score, and as those of "ancestral" where
+            it is a network's.
         passes: how many sweeps, or how often "repaint" takes each step.
         rtol: the tolerance of the flows of "weighted", which go by error control and not by steps.
         x_init: (B, *event), clean samples at which sweeps begin; None: draws of the guided flow.
@@ -179,7 +181,7 @@ def _times(model: ScoreModel, steps: Any, dtype: torch.dtype, method: str) -> Te
     if steps is None:
         raise InvalidInputError("got steps=None, expected how many steps, or times that fall to 0")
     count = count_or_times(steps)
-    if method == "twisted" and isinstance(count, int):
+    if method == "twisted" and model.smooth and isinstance(count, int):  # networks need more steps at high noise
         steps = grid_along(model, count, kind="theta")
     plan = How("ancestral", steps=steps).plan(ReverseSDE(model), dtype, span=(model.sde.t_max, 0.0))
     if not plan.denoise:
