@@ -18,6 +18,7 @@ from report import table, write
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TITLES = {
     "cascade": "A cascade and its levels",
+    "families": "The families on the digits",
     "image_to_image": "Pictures from pictures, three ways",
     "style_mixing": "Two conditions, changed at a noise level",
     "translate": "Pictures of one kind as another, without pairs",
@@ -35,6 +36,9 @@ def run(name: str, options: list[str]) -> None:
     with tempfile.TemporaryDirectory() as out:
         rows = example.main([*options, *([] if "--out" in options else ["--out", out])])
     heads = [key for key in rows[0] if key]
+    if "--out" in sys.argv:
+        at = sys.argv.index("--out")
+        del sys.argv[at : at + 2]  # where the pictures went is of no interest
     table([TITLES[name], *heads], [[cell(row.get(key)) for key in ("", *heads)] for row in rows])
     write(f"example-{name.replace('_', '-')}", TITLES[name], example.__doc__.split("\n\n")[0])
 

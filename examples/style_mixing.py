@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
     grid = sg.plot.image_grid(torch.stack(strips, 1).flatten(0, 1), nrow=len(LEVELS), columns=LEVELS)
     sg.plot.save(grid, args.out / "mixed.png")
     with sg.plot.style():
-        axes = plt.figure(figsize=(5, 3)).add_subplot()
+        axes = plt.figure(figsize=(5, 3), layout="constrained").add_subplot()
         for name in ("class of A", "class of B", "tone of A", "tone of B"):
             line = "-" if name.endswith("A") else "--"
             axes.plot(LEVELS, [row[name] for row in rows], line, color="C0" if "class" in name else "C1", label=name)

@@ -34,6 +34,7 @@ SCRIPTS = {
         ["--smoke", "--out", "mixed"],
         [f"mixed/{name}.png" for name in ("mixed", "curve", "variation")],
     ),
+    "families.py": (["--smoke", "--out", "families"], ["families/families.png"]),
     "image_to_image.py": (["--smoke", "--out", "tasks"], ["tasks/answers.png"]),
     "translate.py": (["--smoke", "--out", "translated"], ["translated/translated.png"]),
 }
@@ -68,6 +69,7 @@ def test_examples_run(name, tmp_path, monkeypatch):
     arguments, files = SCRIPTS[name]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [name, *arguments])
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))  # as python does
     runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
     for file in files:
         assert (tmp_path / file).exists(), file

@@ -70,3 +70,58 @@ def test_a_learned_stage_agrees_with_the_digit_that_it_is_told(example, tmp_path
     rows = example("cascade").main(["--out", str(tmp_path), "--n", "200"])
     found = {row[""]: row["agreement, dB"] for row in rows}
     assert found["cascade, s = 0"] >= 30 and found["cascade, s = 1"] < 18
+
+
+def test_the_level_where_as_many_follow_the_one_as_the_other_is_read_between_levels(example):
+    levels = (0.1, 1.0, 10.0)
+    shares = (0.9, 0.6, 0.2)
+    rows = [{"level": level, "a": share, "b": 1 - share} for level, share in zip(levels, shares, strict=True)]
+    assert example("style_mixing").crossing(rows, "a", "b") == pytest.approx(10 ** (1 / 4))
+
+
+def test_the_tone_of_ink_is_no_matter_of_how_much_ink_there_is(example):
+    brightness = example("style_mixing").brightness
+    x = torch.full((2, 1, 8, 8), -1.0)
+    x[0, 0, :2], x[1, 0, :6] = 0.6, 0.2
+    torch.testing.assert_close(brightness(x), torch.tensor([0.8, 0.6]))
+
+
+@pytest.mark.parametrize("task", ["larger", "half", "colour"])
+def test_a_task_tells_less_than_the_picture_and_is_the_same_of_what_it_told(example, task):
+    """Told twice is told once, but for the overshoot of enlarging; and another picture may be meant by it."""
+    tell = example("image_to_image").TASKS[task]
+    x = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    told = tell(x)
+    assert told.shape == x.shape and float((told - x).abs().max()) > 0.1
+    if task != "larger":
+        torch.testing.assert_close(tell(told), told)
+    hidden = {"larger": lambda x: x + 0.5 * (-1.0) ** torch.arange(8), "half": lambda x: x + (torch.arange(8) > 3)}
+    hidden["colour"] = lambda x: x + torch.tensor([0.2, -0.1, -0.1])[:, None, None]
+    torch.testing.assert_close(tell(hidden[task](x)), told)
+
+
+def test_minimax_says_nothing_where_the_discriminator_is_sure_and_the_others_do(example):
+    """The gradient of a generator's loss in D(G), where D is sure that it is false."""
+    gans = example("families_gans")
+    sure = torch.full((8,), -12.0, requires_grad=True)
+    slope = lambda family: float(torch.autograd.grad(family().of_g(sure), sure)[0].sum().abs())
+    assert slope(gans.Minimax) < 1e-4
+    assert slope(gans.GAN) > 0.9 and slope(gans.LeastSquares) > 1 and slope(gans.Wasserstein) == pytest.approx(1)
+
+
+def test_a_critic_stays_within_its_bounds(example):
+    family = example("families_gans").Wasserstein()
+    data = torch.randn(40, 1, 8, 8)
+    for _ in range(3):
+        family.step(data[:16], torch.zeros(16, dtype=torch.long), family.optimisers(1e-2), 0.0, data)
+    assert max(float(p.detach().abs().max()) for p in family.d.parameters()) <= 0.01
+
+
+def test_a_prior_sees_only_the_codes_before(example):
+    family = example("families_models").Codes().eval()
+    codes = torch.randint(64, (3, 16))
+    other = codes.clone()
+    other[:, 9:] = (codes[:, 9:] + 1) % 64
+    one, two = family.logits(codes), family.logits(other)
+    torch.testing.assert_close(one[:, :9], two[:, :9])
+    assert float((one - two)[:, 9:].detach().abs().max()) > 1e-3
