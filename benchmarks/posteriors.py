@@ -379,7 +379,7 @@ def main() -> None:
     methods = {name: OURS[name] for name in list(OURS)[:2]}
     smooth = marks(methods, [gaussian(seed) for seed in range(2 if options.quick else 4)], n)
     print(summary("Gaussian data in 64 dimensions, 16 numbers seen", smooth), flush=True)
-    print(learned(problems[:2], 300 if options.quick else 8000, 64 if options.quick else 256), flush=True)
+    print(learned(problems[:2], 300 if options.quick else 5000, 64 if options.quick else 128), flush=True)
     print(overhead(5 if options.quick else 31), flush=True)
     try:
         print(pictures(options.data, 24 if options.quick else 100), flush=True)

@@ -104,9 +104,15 @@ def main() -> None:
             other = [
                 key
                 for key, value in values.items()
-                if key in now and not (value.shape == now[key].shape and torch.equal(value.nan_to_num(), now[key].nan_to_num()))
+                if key in now
+                and not (value.shape == now[key].shape and torch.equal(value.nan_to_num(), now[key].nan_to_num()))
             ]
-            far = [f"{float((values[k] - now[k]).double().abs().max()):.1e}" if values[k].shape == now[k].shape else "shape" for k in other]
+            far = [
+                f"{float((values[k] - now[k]).double().abs().max()):.1e}"
+                if values[k].shape == now[k].shape
+                else "shape"
+                for k in other
+            ]
             print(f"{'differs' if other else 'same':8} {name}", *(f"{k} ({d})" for k, d in zip(other, far)), sep="  ")
             changed += bool(other)
         print(f"{len(before) - changed} of {len(before)} calls are the same to the bit")

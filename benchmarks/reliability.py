@@ -140,7 +140,13 @@ def killed(folder: Path, n: int, dice: random.Random) -> Row:
             reached = kept
         broken += not torch.equal(train(out), reference())
         shutil.rmtree(out)
-    return Row("kill -9 during training, at random", "resumes; final weights equal to the bit", n, broken + lost, f"{runs} runs")
+    return Row(
+        "kill -9 during training, at random",
+        "resumes; final weights equal to the bit",
+        n,
+        broken + lost,
+        f"{runs} runs",
+    )
 
 
 def signalled(folder: Path, n: int, dice: random.Random) -> Row:
@@ -254,7 +260,15 @@ def faulty(folder: Path, stride: int) -> list[Row]:
             broken += newest_step(out) < before or not torch.equal(run(out), wanted)
             shutil.rmtree(out)
         promise = "the old or the new checkpoint; a clear error; resumes to the bit"
-        rows.append(Row(f"{name} at the N-th file operation, every {stride}", promise, tries, broken + unclear, f"{counter.count} operations"))
+        rows.append(
+            Row(
+                f"{name} at the N-th file operation, every {stride}",
+                promise,
+                tries,
+                broken + unclear,
+                f"{counter.count} operations",
+            )
+        )
     return rows
 
 
@@ -286,7 +300,9 @@ def disk_full(folder: Path, n: int) -> Row:
     """A file system with no room: a small tmpfs where that may be mounted, else a limit on the size of files."""
     disk = folder / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True).returncode == 0
+    mounted = (
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True).returncode == 0
+    )
     broken = 0
     try:
         for i in range(n):
@@ -303,7 +319,13 @@ def disk_full(folder: Path, n: int) -> Row:
     finally:
         if mounted:
             subprocess.run(["umount", disk], check=True)
-    return Row("disk full", "a clear error, the last checkpoint kept; resumes to the bit", n, broken, "tmpfs of 256 kB" if mounted else "file size limit")
+    return Row(
+        "disk full",
+        "a clear error, the last checkpoint kept; resumes to the bit",
+        n,
+        broken,
+        "tmpfs of 256 kB" if mounted else "file size limit",
+    )
 
 
 @functools.cache
@@ -404,7 +426,11 @@ def malicious(folder: Path) -> Row:
 
 def attacked(tell: Callable[..., None], path: Path) -> None:
     ran = []
-    sys.addaudithook(lambda event, _: ran.append(event) if event in ("os.system", "subprocess.Popen", "exec", "os.exec") and watch else None)
+    sys.addaudithook(
+        lambda event, _: (
+            ran.append(event) if event in ("os.system", "subprocess.Popen", "exec", "os.exec") and watch else None
+        )
+    )
     before, watch = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, True
     try:
         sg.load(path, device="cpu")
@@ -432,7 +458,13 @@ def pairs(folder: Path, n: int) -> Row:
         broken += took > 1
         victim.end(signal.SIGKILL)
         shutil.rmtree(out)
-    return Row("two runs in one folder", "the second refused under 1 s, naming the first", n, broken, f"slowest {slowest:.3f} s")
+    return Row(
+        "two runs in one folder",
+        "the second refused under 1 s, naming the first",
+        n,
+        broken,
+        f"slowest {slowest:.3f} s",
+    )
 
 
 def killed_rank(folder: Path, n: int, dice: random.Random) -> Row:
@@ -442,7 +474,18 @@ def killed_rank(folder: Path, n: int, dice: random.Random) -> Row:
         out = folder / f"{i}"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         command += [str(ROOT / "examples" / "train_images.py"), "--data", "digits", "--out", str(out)]
-        command += ["--steps", "100000", "--batch-size", "16", "--save-every", "5", "--preview-every", "100000", "--device", "cpu"]
+        command += [
+            "--steps",
+            "100000",
+            "--batch-size",
+            "16",
+            "--save-every",
+            "5",
+            "--preview-every",
+            "100000",
+            "--device",
+            "cpu",
+        ]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         torchrun = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while not storage.steps(out) and torchrun.poll() is None:
@@ -459,7 +502,9 @@ def killed_rank(folder: Path, n: int, dice: random.Random) -> Row:
         slowest = max(slowest, time.monotonic() - start)
         broken += slowest > 30 or any(Path(f"/proc/{rank}").exists() for rank in ranks)
         broken += newest_step(out) < 5
-    return Row("one of two processes killed", "all end under 30 s; a valid checkpoint", n, broken, f"slowest {slowest:.1f} s")
+    return Row(
+        "one of two processes killed", "all end under 30 s; a valid checkpoint", n, broken, f"slowest {slowest:.1f} s"
+    )
 
 
 def two_processes(folder: Path) -> Row:
@@ -467,13 +512,38 @@ def two_processes(folder: Path) -> Row:
     weights = []
     for i, launch in enumerate(([], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"])):
         out = folder / f"{i}"
-        command = [sys.executable, *launch, str(ROOT / "examples" / "train_images.py"), "--data", "digits", "--steps", "50"]
-        command += ["--batch-size", "32", "--drop-label", "0", "--preview-every", "50", "--device", "cpu", "--out", str(out)]
+        command = [
+            sys.executable,
+            *launch,
+            str(ROOT / "examples" / "train_images.py"),
+            "--data",
+            "digits",
+            "--steps",
+            "50",
+        ]
+        command += [
+            "--batch-size",
+            "32",
+            "--drop-label",
+            "0",
+            "--preview-every",
+            "50",
+            "--device",
+            "cpu",
+            "--out",
+            str(out),
+        ]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         weights.append(torch.cat([p.detach().flatten() for p in sg.load(out, device="cpu").parameters()]))
     difference = float((weights[1] - weights[0]).abs().max())
-    return Row("two processes (gloo)", "equal one process to 1e-5 after 50 steps", 1, int(difference > 1e-5), f"largest difference {difference:.1e}")
+    return Row(
+        "two processes (gloo)",
+        "equal one process to 1e-5 after 50 steps",
+        1,
+        int(difference > 1e-5),
+        f"largest difference {difference:.1e}",
+    )
 
 
 def sampling(folder: Path, n: int, dice: random.Random) -> Row:
@@ -499,7 +569,13 @@ def sampling(folder: Path, n: int, dice: random.Random) -> Row:
             broken += any(wanted[p.name] != p.read_bytes() for p in hurt_.glob("[0-9]*.png")) if hurt_.exists() else 0
         broken += Victim(sampled, folder / "model", hurt_).end() != 0
         broken += {p.name: p.read_bytes() for p in hurt_.iterdir() if not p.name.startswith(".")} != wanted
-    return Row("interrupted sampling", "killed and restarted: an identical folder", n, broken, f"{rounds} folders of {len(wanted) - 2}")
+    return Row(
+        "interrupted sampling",
+        "killed and restarted: an identical folder",
+        n,
+        broken,
+        f"{rounds} folders of {len(wanted) - 2}",
+    )
 
 
 def sampled(tell: Callable[..., None], model: Path, out: Path) -> None:
@@ -543,7 +619,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--samplings", type=int, default=10)
-    parser.add_argument("--only", nargs="+", help="kill signals faults disk corrupt malicious pairs rank processes sampling")
+    parser.add_argument(
+        "--only", nargs="+", help="kill signals faults disk corrupt malicious pairs rank processes sampling"
+    )
     parser.add_argument("--long", action="store_true", help="500 kills, 10 000 corruptions, 100 pairs, 50 samplings")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)

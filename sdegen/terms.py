@@ -18,6 +18,7 @@ from .core.shapes import factor, plus
 from .core.show import Shown
 from .models.base import ScoreModel
 from .models.coordinates import Coordinates
+from .models.guided.gradients import products_made
 from .models.prediction import Prediction, some_noise
 from .processes import SDE
 
@@ -303,12 +304,17 @@ class Counted(Term):
 
     def __init__(self, term: Term, batch: int) -> None:
         self.whole = self.term = term
-        self.calls = 0
+        self.calls, self._products = 0, products_made()
         self._batch = self._size = batch
         self._made: int | Tensor = 0  # for each sample in the batch, (B,) once they differ
         self._once = term.asks_once
         for name in ("t_min", "t_max", "upward", "downward", "stochastic", "event_shape", "model", "sde", "eta"):
             setattr(self, name, getattr(term, name))
+
+    @property
+    def gradients(self) -> int:
+        """Products with a belief's Jacobian made so far, of a batch or of a part of it."""
+        return products_made() - self._products
 
     def counts(self, like: Tensor) -> Tensor:
         """(B,) how many evaluations each sample in the batch has had, on the device of an integer tensor."""

@@ -54,6 +54,7 @@ def joined(parts: Sequence[Solution]) -> Solution:
         xs=torch.cat([padded(p.xs) for p in parts], 1),
         nfe=cat("nfe"),
         calls=sum(p.calls for p in parts),
+        gradients=sum(p.gradients for p in parts),
         accepted=accepted,
         rejected=cat("rejected"),
         t=t,

@@ -172,7 +172,9 @@ def translate(
     }
     up = encode(a, x, cond=up_cond, **how)
     down = sample(along, x.shape, x_init=up.x, t_span=(a.sde.t_max, a.sde.t_min), eta=0.0, cond=down_cond, **how)
-    both = {name: getattr(up, name) + getattr(down, name) for name in ("nfe", "calls", "accepted", "rejected")}
+    both = {
+        name: getattr(up, name) + getattr(down, name) for name in ("nfe", "calls", "gradients", "accepted", "rejected")
+    }
     return replace(down, status=torch.maximum(up.status, down.status), **both)
 
 

@@ -90,6 +90,7 @@ def _solution(plan: Plan, term: Counted, reached: Reached, ts: Tensor, xs: Tenso
         xs=xs,
         nfe=reached.nfe,
         calls=term.calls,
+        gradients=term.gradients,
         accepted=reached.accepted,
         rejected=reached.rejected,
         t=reached.t,

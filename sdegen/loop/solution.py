@@ -37,6 +37,8 @@ class Solution(Shown):
         xs: the saved states, (S, B, *event).
         nfe: (B,) evaluations of networks that each sample needed: a guided call counts two, outside its interval one.
         calls: network calls on a batch, or on a part of it.
+        gradients: products with a network's Jacobian that guidance took, on a batch or on a part of it: each costs
+            about two calls more.
         accepted, rejected: (B,) steps.
         t: (B,) the times they reached.
         status: (B,) 0 = arrived, 1 = not finite, 2 = out of steps, 3 = step size underflow.
@@ -63,6 +65,7 @@ class Solution(Shown):
     log_weights: Tensor | None = None
     ess: Tensor | None = None
     log_evidence: Tensor | None = None
+    gradients: int = 0
 
     def _facts(self):
         return {
@@ -70,6 +73,7 @@ class Solution(Shown):
             "solver": self.solver,
             "evaluations": spread(self.nfe),
             "calls": self.calls,
+            "gradients": self.gradients or None,
             "saved": len(self.xs) if len(self.xs) > 1 else None,
             "status": self.message,
             "seed": self.seed,

@@ -16,6 +16,7 @@ from ...loop.how import How
 from ...loop.modes import bar, quiet
 from ...loop.solution import Solution
 from ...models.base import ScoreModel
+from ...models.guided.gradients import products_made
 from ...models.guided.observation import Observation
 from ...models.guided.posterior import Posterior
 from ...models.scale import warn_out_of_scale
@@ -166,14 +167,14 @@ def _run(
     """Group by group, as many at a time as `request.rows` allows."""
     seed, numbers = address
     size = None if request.rows is None else max(1, request.rows // request.particles)
-    parts = []
+    parts, before = [], products_made()
     with quiet(request.model), bar(progress) as report:
         for rows, tell in chunks(len(y), size, report):
             begin = None if x_init is None else x_init[rows.to(x_init.device)].to(request.like(0))
             noise, own = Noise(seed, index=numbers[rows]), rows_of(cond, rows)
             group = Group(len(rows), y[rows.to(y.device)], own, noise, tell, begin)
             parts.append(_METHODS[request.method](request, group))
-    return replace(joined(parts), seed=seed)
+    return replace(joined(parts), seed=seed, gradients=products_made() - before)
 
 
 def _times(model: ScoreModel, steps: Any, dtype: torch.dtype, method: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -39,7 +40,20 @@ def differentiable(x: Tensor) -> Iterator[Tensor]:
         yield x if connected else (x.clone() if x.is_inference() else x.detach()).requires_grad_()
 
 
-def pulled_back(output: Tensor, x: Tensor, v: Tensor, *, graph: bool) -> Tensor:
+class _Made(threading.local):
+    count = 0
+
+
+_made = _Made()
+
+
+def products_made() -> int:
+    """How many products with a belief's Jacobian this thread has made so far, those of a batch counted once: what
+    `Solution.gradients` is a difference of."""
+    return _made.count
+
+
+def pulled_back(output: Tensor, x: Tensor, v: Tensor, *, graph: bool, counted: bool = True) -> Tensor:
     """(d output/d x)^T v, of x's shape; with `graph` it can be differentiated again.
 
     Raises:
@@ -50,6 +64,7 @@ def pulled_back(output: Tensor, x: Tensor, v: Tensor, *, graph: bool) -> Tensor:
             "what the gradient is to go through carries none: take no_grad, detach and numpy out of the network or the "
             "potential"
         )
+    _made.count += counted
     found = torch.autograd.grad(output, x, v, retain_graph=True, create_graph=graph, allow_unused=True)[0]
     return torch.zeros_like(x) if found is None else found
 

@@ -289,8 +289,7 @@ def _checked_null(null: Mapping[str, Any], other: ScoreModel) -> dict[str, Any]:
             raise InvalidInputError(f"got null={dict(null)}, expected conditions that the model takes: {sorted(names)}")
         if not isinstance(value, Tensor | Mapping) and any(True for _ in tensors_of(value, name)):
             raise InvalidInputError(
-                f"got tensors inside null[{name!r}], expected one tensor, a dict of them, a number or another "
-                "value"
+                f"got tensors inside null[{name!r}], expected one tensor, a dict of them, a number or another value"
             )
     return dict(null)
 

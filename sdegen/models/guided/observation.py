@@ -303,7 +303,7 @@ class _Function(Observation):
         return (
             seen,
             lambda u: torch.func.jvp(self.measure, (at,), (u,))[1],
-            lambda v: pulled_back(seen, x0, v, graph=graph),
+            lambda v: pulled_back(seen, x0, v, graph=graph, counted=False),
         )
 
     def _shape_of(self, event: tuple[int, ...]) -> tuple[int, ...]:

@@ -194,6 +194,51 @@ def test_a_mate_changes_nothing(mate):
     torch.testing.assert_close(posterior(x, t, y=y).x0[:1], alone.x0, rtol=1e-12, atol=1e-12)
 
 
+class Watched(torch.autograd.Function):
+    """The identity, which counts how often it is gone through backwards."""
+
+    made = 0
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        Watched.made += 1
+        return gradient
+
+
+class Pulled(nn.Module):
+    event_shape = (4,)
+
+    def forward(self, x, t):
+        return torch.tanh(Watched.apply(x)) * 0.5
+
+
+@pytest.mark.parametrize("how", [{"steps": 5}, {"rtol": 3e-2}, {"steps": 6, "eta": 1.0}, {"steps": 5, "batch_size": 2}])
+def test_products_with_the_jacobian_are_counted_apart(how):
+    """m + 1 of them a call for the covariance of m numbers, one where it is not asked for, none for a projection."""
+    model, y = sg.Denoiser(Pulled(), sg.VPSDE(), parametrization="x0", data_mean=0.0, data_std=1.0), torch.zeros(3, 2)
+    mask, bent = OBSERVATIONS["mask"][0], sg.Observation.function(lambda x0: x0[:, :2].tanh(), std=0.3)
+    for wrapped, each in [
+        (sg.Posterior(model, mask), 3),
+        (sg.Posterior(model, bent), 3),
+        (sg.Posterior(model, mask, likelihood="isotropic"), 1),
+        (sg.Posterior(model, mask, likelihood="project"), 0),
+        (sg.Tilted(sg.Posterior(model, mask, likelihood="isotropic"), lambda x0: x0.sum(1)), None),
+        (model, 0),
+    ]:
+        before = Watched.made
+        found = sg.sample(wrapped, 3, seed=0, **how, **({} if wrapped is model else {"y": y}))
+        assert found.gradients == Watched.made - before
+        if each is not None:
+            assert found.gradients == each * found.calls
+    before = Watched.made
+    drawn = sg.sample_posterior(model, mask, 3, y=y, particles=2, steps=4, batch_size=4, seed=0)
+    assert drawn.gradients == Watched.made - before > 0
+
+
 def test_wrong_input_is_refused_before_the_first_call():
     class Net(nn.Module):
         event_shape = (2, 2)
