@@ -55,6 +55,14 @@ def grid(
 
     Source: Karras et al. 2022 (arXiv 2206.00364) eq. 5; Lu et al. 2022 (arXiv 2206.00927); Song et al. 2020 (arXiv
     2010.02502) appendix D.2.
+
+    Example:
+        >>> import sdegen as sg
+        >>> sg.grid(sg.EDMSDE(), 4, kind="karras").tolist()[0]
+        80.0
+        >>> times = sg.grid(sg.VPSDE(), 10, kind="lambda")  # for steps= of sample
+        >>> len(times), float(times[-1])
+        (11, 0.0)
     """
     one_of(kind, "kind", (*GRIDS, "pilot"))
     if kind != "pilot":

@@ -86,7 +86,7 @@ class Solution(Shown):
     def or_raise(self, on_failure: str = "raise") -> Solution:
         """This solution, or with "raise" the error that its worst status calls for, carrying it as `.partial`."""
         if on_failure == "raise" and bool((self.status != ARRIVED).any()):
-            error = _ERRORS[worst(self.status)][0]
+            error = _ERRORS[most_severe(self.status)][0]
             raise error(f"{self.solver}: {self.message}", partial=self)
         return self
 
@@ -101,7 +101,7 @@ def describe(status: Tensor, t: Tensor, steps: Tensor) -> str:
     failed = status != ARRIVED
     if not bool(failed.any()):
         return f"all {len(status)} samples arrived"
-    code = worst(status)
+    code = most_severe(status)
     bad = (status == code).nonzero().flatten()
     first = bad[steps[bad].argmin()]
     _, what, cure = _ERRORS[code]
@@ -112,7 +112,7 @@ def describe(status: Tensor, t: Tensor, steps: Tensor) -> str:
     )
 
 
-def worst(status: Tensor) -> int:
+def most_severe(status: Tensor) -> int:
     """The most severe status among these."""
     return next(code for code in _ERRORS if bool((status == code).any()))
 

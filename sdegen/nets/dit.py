@@ -167,7 +167,7 @@ class DiT(Conditional):
             x, t: as `forward` takes them.
 
         Raises:
-            InvalidInputError: saying what came and what was wanted.
+            InvalidInputError: naming what it got and what it expected.
         """
         c, p = self.config["in_channels"], self.config["patch"]
         check_input(x, self.inp.weight)

@@ -208,7 +208,7 @@ class UNet(Conditional):
             x, t: as `forward` takes them.
 
         Raises:
-            InvalidInputError: saying what came and what was wanted.
+            InvalidInputError: naming what it got and what it expected.
         """
         c, n, p = self.config["in_channels"], self.factor, self.patch
         check_input(x, self.stem.weight)

@@ -128,7 +128,7 @@ class Noise(Shown):
     ) -> Tensor:
         """Numbers of (0, 1), equally likely, of `shape` (B, *event) at an address."""
         shape, dtype, device = _shape(shape), _dtype(dtype), _device(device)
-        return self._spread(shape, address, device).add_(1).mul_(0.5).to(dtype).reshape(shape)
+        return self._spread(shape, address, device).add_(1).mul_(0.5).to(dtype).reshape(shape).contiguous()
 
     def _spread(self, shape: tuple[int, ...], address: Sequence[Any], device: torch.device) -> Tensor:
         """(B, d) float64 in (-1, 1), equally likely."""

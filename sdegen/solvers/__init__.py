@@ -152,6 +152,11 @@ def solvers() -> Table:
 
     Returns:
         A list of rows that prints as a table.
+
+    Example:
+        >>> import sdegen as sg
+        >>> [row.name for row in sg.solvers() if row.kind == "SDE" and row.adaptive and ":" not in row.name]
+        ['d-adams2-sde']
     """
     rows = Table()
     for name in _TABLE:
@@ -173,6 +178,13 @@ def make_solver(name: str, **options: Any) -> Solver:
 
     Raises:
         InvalidInputError: an unknown name (the message lists the known ones), or an option it does not take.
+
+    Example:
+        >>> import sdegen as sg
+        >>> model = sg.MixtureModel(sg.GaussianMixture([[-1.0], [1.0]], std=0.2), sg.VPSDE())
+        >>> solver = sg.make_solver("predictor-corrector", snr=0.1)
+        >>> tuple(sg.sample(model, 10, solver=solver, steps=20, seed=0).x.shape)
+        (10, 1)
     """
     if not isinstance(name, str) or name not in _TABLE:
         close = meant(str(name), _TABLE)

@@ -113,6 +113,15 @@ def dsm_loss(
     Source: Vincent 2011; Song et al. 2021 (arXiv 2011.13456) eq. 7; Song et al. 2021 (arXiv 2101.09258) section 5 for
     the likelihood weight and its importance law; Karras et al. 2022 (arXiv 2206.00364) table 1; Hang et al. 2023
     (arXiv 2303.09556) for min-SNR.
+
+    Example:
+        >>> import torch, sdegen as sg
+        >>> model = sg.Denoiser(sg.nets.MLP(2), sg.VPSDE(), parametrization="noise")
+        >>> x0 = torch.randn(64, 2)
+        >>> loss = sg.dsm_loss(model, x0, seed=0)
+        >>> loss.mean().backward()  # in a loop of your own; sg.fit has one
+        >>> tuple(loss.shape)
+        (64,)
     """
     cond = merged(cond)
     at = _draw(model, x0, t, noise, weight, seed, cond=cond)
@@ -149,6 +158,13 @@ def implicit_loss(
         InvalidInputError: as `dsm_loss`.
 
     Source: Hyvarinen 2005, eq. 4, here at every noise level.
+
+    Example:
+        >>> import torch, sdegen as sg
+        >>> exact = sg.MixtureModel(sg.GaussianMixture([[0.0, 0.0]], std=1.0), sg.VPSDE())
+        >>> x0 = torch.randn(2000, 2, generator=torch.Generator().manual_seed(0))
+        >>> abs(float(sg.implicit_loss(exact, x0, weight="one", seed=0).detach().mean()) + 1) < 0.1  # -E|score|^2/d
+        True
     """
     cond = merged(cond)
     at = _draw(model, x0, t, noise, weight, seed, cond=cond)
@@ -191,6 +207,13 @@ def sliced_loss(
         InvalidInputError: as `dsm_loss`.
 
     Source: Song et al. 2019 (arXiv 1905.07088) eq. 7 and 8.
+
+    Example:
+        >>> import torch, sdegen as sg
+        >>> model = sg.Denoiser(sg.nets.MLP(2), sg.VPSDE())
+        >>> loss = sg.sliced_loss(model, torch.randn(64, 2), seed=0)  # sg.fit(..., loss=sg.sliced_loss) trains with it
+        >>> tuple(loss.shape)
+        (64,)
     """
     cond = merged(cond)
     at = _draw(model, x0, t, noise, weight, seed, cond=cond)

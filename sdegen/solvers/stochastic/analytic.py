@@ -73,6 +73,15 @@ def measure_noise(
 
     Raises:
         InvalidInputError: data that are not (n, *event), fewer than two levels.
+
+    Example:
+        >>> import sdegen as sg
+        >>> mixture = sg.GaussianMixture([[-1.0], [1.0]], std=0.2)
+        >>> model = sg.MixtureModel(mixture, sg.VPSDE())
+        >>> level = sg.measure_noise(model, mixture.sample(200, seed=0), seed=0)
+        >>> solver = sg.make_solver("ancestral", variance=level)
+        >>> tuple(sg.sample(model, 10, solver=solver, steps=10, seed=0).x.shape)
+        (10, 1)
     """
     check_state(data, name="data", event_shape=model.event_shape)
     if not len(data) or levels < 2:
