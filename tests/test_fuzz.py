@@ -80,6 +80,26 @@ def test_and_so_are_two(number: int) -> None:
     assert not found, "\n".join(found)
 
 
+FOUND = [  # by the slow test below: always asked
+    ("data.Conditioned", "data", "np objects"),
+    ("data.Images.only", "numbers", "tensor bool"),
+    ("data.load_images", "labels", "tensor that asks"),
+    ("plot.image_grid", "columns", "tensor meta"),
+    ("Gaussian.of_data", "x0", "tensor()"),
+    ("slerp", "w", "10**400"),
+    ("nets.MLP.forward", "x", "tensor meta"),
+    ("compare", "steps", "(2**40, 2**40)"),
+    ("compare", "reference", "tensor (0, 2)"),
+    ("data.mask", "shape", "(2**40, 2**40)"),
+]
+
+
+def test_what_was_found_once_stays_mended() -> None:
+    named = {door.name: door for door in DOORS}
+    found = [line for name, argument, value in FOUND for line in faults(named[name], [((argument, value),)])]
+    assert not found, "\n".join(found)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(PARTS))
 def test_many_wrong_arguments(number: int) -> None:

@@ -78,7 +78,8 @@ class Conditioned(Batched, Shown):
     """
 
     def __init__(self, data: Any, **cond: Any) -> None:
-        data = torch.from_numpy(data) if isinstance(data, np.ndarray) else data
+        if isinstance(data, np.ndarray) and data.dtype.kind in "fiub":
+            data = torch.from_numpy(data)
         if not (isinstance(data, Tensor) and data.ndim) and not isinstance(data, Batched):
             raise InvalidInputError(
                 f"data: got {_kind(data)}, expected a tensor (N, *event) or a set such as Images: rows of a Dataset "

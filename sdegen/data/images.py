@@ -139,7 +139,8 @@ class Images(Batched, Shown):
         if not isinstance(numbers, slice):
             numbers = torch.as_tensor(numbers)
             outside = bool(((numbers < -self._n) | (numbers >= self._n)).any())
-            if numbers.ndim != 1 or outside or (numbers.is_floating_point() and len(numbers)):
+            mask = numbers.dtype == torch.bool and numbers.shape != (self._n,)
+            if numbers.ndim != 1 or outside or mask or (numbers.is_floating_point() and len(numbers)):
                 raise InvalidInputError(f"got numbers={told(numbers)}, expected whole numbers, 0 .. {self._n - 1}")
             numbers = numbers if numbers.dtype == torch.bool else numbers.long()
         rows = (torch.arange(self._n) if self.rows is None else self.rows)[numbers]

@@ -182,6 +182,7 @@ def _labelled(labels: Any, raw: Raw, source: Any, most: int | None) -> Raw:
         return raw._replace(labels=None, classes=None)
     named = isinstance(labels, str) and (str(source).startswith("hf:") or str(source).endswith(".npz"))
     if not (labels is None or labels is True or named):
+        labels = labels.detach().cpu() if isinstance(labels, Tensor) else labels
         given = _label_file(Path(labels), most) if isinstance(labels, str | os.PathLike) else np.asarray(labels)
         given = _checked(given, len(raw.pixels) + len(raw.skipped))
         return raw._replace(labels=given if raw.kept is None else given[raw.kept], classes=None)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..core.errors import InvalidInputError
 from ..core.kinds import checked
+from ..core.shapes import check_size
 
 
 @checked
@@ -39,6 +40,7 @@ def mask(kind: str, shape: Sequence[int]) -> Tensor:
         raise InvalidInputError(f"got mask {kind!r}, expected one of {', '.join(_KINDS)}")
     if len(shape) not in (2, 3) or min(shape) < 1:
         raise InvalidInputError(f"got shape={tuple(shape)}, expected (H, W) or (C, H, W)")
+    check_size(shape)
     h, w = shape[-2:]
     y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
     return _KINDS[kind](y, x, h, w).expand(*shape).clone()

@@ -84,6 +84,8 @@ class Gaussian(Shown):
         Raises:
             InvalidInputError: fewer than two samples, a rank outside 1..d.
         """
+        if not x0.ndim:
+            raise InvalidInputError(f"got x0={x0!r}, expected samples (n, *event)")
         x = flat(x0).detach().double().cpu()
         n, d = x.shape
         if n < 2 or (rank is not None and not 1 <= rank <= d):

@@ -22,6 +22,7 @@ from ..loop.solution import Solution
 from ..models.base import ScoreModel
 from ..noise.white import check_seed
 from ..solvers import Solver, make_solver
+from ..solvers.grids import count_or_times
 from .checks import check_model, full_shape
 from .sampling import sample
 
@@ -129,7 +130,7 @@ def compare(
         >>> best = table.recommendation(error=0.1)
     """
     for n in steps:
-        whole(n, "steps", least=1)
+        count_or_times(whole(n, "steps", least=1))
     chosen = [make_solver(s) if isinstance(s, str) else s for s in solvers]
     if not chosen or not (list(steps) or list(tolerances)):
         raise InvalidInputError("nothing to compare: give at least one solver, and steps= or tolerances=")
@@ -141,9 +142,10 @@ def compare(
         own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float64)
         rtol = _REFERENCE_RTOL if own == torch.float64 else 1e-5
         reference = sample(model, shape, solver="adams", rtol=rtol, **common)
-    elif not isinstance(reference, Solution):
-        check_state(reference, name="reference", event_shape=full[1:])
     exact = (reference.x if isinstance(reference, Solution) else reference).double()
+    check_state(exact, name="reference", event_shape=full[1:], finite=not isinstance(reference, Solution))
+    if len(exact) != full[0]:
+        raise InvalidInputError(f"got a reference of {len(exact)} samples, expected {full[0]}")
     table = Comparisons()
     if any(solver.default_eta for solver in chosen):
         other = sample(model, shape, solver="adams", rtol=1e-4, **{**common, "seed": seed + 1}).x

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..core.arguments import number
 from ..core.conditions import gathered, merged
 from ..core.errors import InvalidInputError
-from ..core.kinds import kind_of, take
+from ..core.kinds import kind_of, take, told
 from ..core.shapes import check_state, flat
 from ..loop.solution import Solution
 from ..models.base import ScoreModel
@@ -209,10 +209,10 @@ def slerp(z0: Tensor, z1: Tensor, w: float | Tensor) -> Tensor:
         raise InvalidInputError(f"got z0 of shape {tuple(z0.shape)} and z1 of {tuple(z1.shape)}, expected the same")
     try:
         ws = torch.as_tensor(w, dtype=torch.float64, device=z0.device)
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         ws = torch.full((), math.nan)
     if ws.ndim > 1 or not bool(torch.isfinite(ws).all()):
-        raise InvalidInputError(f"got w={w!r}, expected a number or (n,)")
+        raise InvalidInputError(f"got w={told(w)}, expected a number or (n,)")
     a, b = flat(z0).double(), flat(z1).double()
     size_a, size_b = a.norm(dim=1, keepdim=True), b.norm(dim=1, keepdim=True)
     if not bool((size_a > 0).all() and (size_b > 0).all()):

@@ -112,6 +112,8 @@ def check_input(x: Tensor, weight: Tensor) -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise InvalidInputError(f"got x of {got}, expected a floating tensor (B, *event)")
+    if x.device != weight.device and "meta" in (x.device.type, weight.device.type):
+        raise InvalidInputError(f"got x on {x.device}, expected it on the network's device, {weight.device}")
     if x.dtype != weight.dtype and weight.is_floating_point() and not torch.is_autocast_enabled(x.device.type):
         raise InvalidInputError(f"got x of {x.dtype}, expected the network's {weight.dtype}: x.to({weight.dtype})")
 

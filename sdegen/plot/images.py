@@ -87,8 +87,13 @@ def image_grid(
 
 def _words(given: Any, n: int, name: str, of: str) -> list[str] | None:
     """One word for each of n, or None."""
-    words = None if given is None else [str(v.tolist() if isinstance(v, Tensor) else v) for v in _each(given)]
-    if words is not None and len(words) != n:
+    if given is None:
+        return None
+    each = list(_each(given, name))
+    if any(isinstance(v, Tensor) and v.is_meta for v in each):
+        raise InvalidInputError(f"got {name} on device meta, which holds nothing, expected words")
+    words = [str(v.tolist() if isinstance(v, Tensor) else v) for v in each]
+    if len(words) != n:
         raise InvalidInputError(f"{name} holds {len(words)} words for {n} {of}: pass one for each")
     return words
 
@@ -347,10 +352,10 @@ def _chosen(which: int | Sequence[int], n: int, name: str) -> list[int]:
     return [i % n for i in chosen]
 
 
-def _each(titles: Any) -> Any:
+def _each(titles: Any, name: str) -> Any:
     """One title for each image; a tensor of one number is none."""
     if isinstance(titles, Tensor):
-        titles = take(titles, "titles", kind_of(Tensor))
+        titles = take(titles, name, kind_of(Tensor))
     if isinstance(titles, Tensor) and not titles.ndim:
-        raise InvalidInputError(f"got titles={titles!r}, expected one for each image")
+        raise InvalidInputError(f"got {name}={titles!r}, expected a word for each")
     return titles
