@@ -62,6 +62,7 @@ from .models.guided.switched import Switched as Switched
 from .models.guided.tilted import Tilted as Tilted
 from .models.parametrization import Parametrization as Parametrization
 from .models.prediction import Prediction as Prediction
+from .models.space import LatentSpace as LatentSpace
 from .noise.white import Noise as Noise
 from .processes import EDMSDE as EDMSDE
 from .processes import SDE as SDE

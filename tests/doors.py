@@ -253,6 +253,11 @@ OWN: dict[str, dict[str, Callable[[], Any]]] = {
     "nets.Autoencoder": {"channels": lambda: 1, "width": lambda: 4, "codes": lambda: 8},
     **{f"nets.Autoencoder.{method}": {"x": lambda: _normal(3, 1, 8, 8)} for method in ("encode", "forward")},
     **{f"nets.Autoencoder.{method}": {"z": lambda: _normal(3, 4, 2, 2)} for method in ("decode", "quantise")},
+    "LatentSpace": {"autoencoder": lambda: _autoencoder(), "mean": lambda: [0.0, 0.5], "std": lambda: 0.5},
+    "LatentSpace.measured": {"autoencoder": lambda: _autoencoder(), "data": lambda: _normal(5, 1, 8, 8)},
+    "LatentSpace.encode": {"x": lambda: _normal(3, 1, 8, 8)},
+    "LatentSpace.forward": {"x": lambda: _normal(3, 1, 8, 8)},
+    "LatentSpace.decode": {"z": lambda: _normal(3, 2, 2, 2)},
     "autoencoder_loss": {
         "model": lambda: sg.nets.Autoencoder(1, width=4),
         "x0": lambda: _normal(3, 1, 8, 8),
@@ -329,6 +334,10 @@ def _learned() -> Any:
 def _ncsn_model() -> sg.Denoiser:
     torch.manual_seed(0)
     return sg.Denoiser(Net(), sg.TabulatedVESDE([0.1, 0.5, 3.0]), parametrization="score")
+
+
+def _autoencoder() -> Any:
+    return sg.nets.Autoencoder(1, 2, width=4)
 
 
 def _axes() -> Any:

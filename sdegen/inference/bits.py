@@ -94,8 +94,8 @@ def bits_per_dim(
         BitsPerDim.
 
     Raises:
-        InvalidInputError: before the first evaluation: data off the levels, an unknown dequantisation, several draws
-            with random probes, what `log_prob` would refuse.
+        InvalidInputError: before the first evaluation: data off the levels, a model of latents, an unknown
+            dequantisation, several draws with random probes, what `log_prob` would refuse.
 
     Source: Burda et al. 2016 (arXiv 1509.00519) eq. 8; Ho et al. 2019 (arXiv 1902.00275) for dequantisation; Zheng et
     al. 2023 (arXiv 2305.03935) section 4.2 for the truncated normal.
@@ -109,6 +109,11 @@ def bits_per_dim(
         True
     """
     check_model(model)
+    if model.space is not None:
+        raise InvalidInputError(
+            "this model is one of latents, which have no grey levels, and what they decode to has no density that is "
+            "known: log_prob(model, model.space.encode(x)) is the density of latents"
+        )
     check_state(x, event_shape=model.event_shape)
     _check(x, levels, draws, dequantisation, how)
     seed, numbers = check_seed(seed), sample_numbers(index, x.shape[0])

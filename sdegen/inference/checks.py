@@ -29,6 +29,17 @@ def check_model(model: ScoreModel) -> None:
         )
 
 
+def check_density_of(model: ScoreModel, x: Tensor) -> None:
+    """Raise unless x is what the model has a density of; told apart for pictures given to a model of their latents."""
+    event = model.event_shape
+    if model.space is not None and event is not None and isinstance(x, Tensor) and tuple(x.shape[1:]) != event:
+        raise InvalidInputError(
+            f"x has event shape {tuple(x.shape[1:])}, but the model is one of latents {event}: it has a density of "
+            "latents, log_prob(model, model.space.encode(x)), and none of what they decode to"
+        )
+    check_state(x, event_shape=event)
+
+
 def sample_numbers(index: Sequence[int] | Tensor | None, batch: int) -> Tensor:
     """`index=` as (B,) sample numbers."""
     if index is None:

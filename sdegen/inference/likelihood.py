@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from ..core.arguments import flag
 from ..core.conditions import merged, rows_of
 from ..core.errors import InvalidInputError, SolverError
 from ..core.kinds import checked
-from ..core.shapes import check_state, flat
+from ..core.shapes import flat
 from ..core.show import Shown, spread
 from ..loop.how import How
 from ..loop.modes import bar, quiet
@@ -24,7 +24,7 @@ from ..models.base import ScoreModel
 from ..noise.white import Noise, check_seed
 from ..solvers import Solver, is_auto, named
 from ..terms import ProbabilityFlow
-from .checks import check_model, sample_numbers
+from .checks import check_density_of, check_model, sample_numbers
 from .chunks import check_batch_size, chunks, joined
 from .column import DensityColumn, check_density_solver
 from .divergence import choose_divergence
@@ -54,6 +54,7 @@ class LogProb(Shown):
         status, message: as in Solution.
         solver: what ran.
         seed: of the probes.
+        of_latents: whether x were latents of the model's space.
     """
 
     nats: Tensor
@@ -65,6 +66,7 @@ class LogProb(Shown):
     message: str
     solver: str
     seed: int
+    of_latents: bool = False
 
     def _facts(self):
         return {
@@ -86,12 +88,17 @@ class LogProb(Shown):
         this module dequantises by itself, and is for levels at x = 2 u/(L-1) - 1, whose bins are 2/(L-1) wide.
 
         Raises:
-            InvalidInputError: levels below 2.
+            InvalidInputError: levels below 2, or of latents, which have none.
 
         Source: Theis et al. 2016 (arXiv 1511.01844) section 3.1.
         """
         d = max(flat(self.latent).shape[1], 1)
         bits = -self.nats / (d * math.log(2))
+        if levels is not None and self.of_latents:
+            raise InvalidInputError(
+                f"levels={levels}: these are densities of latents, which have no grey levels; leave it out for their "
+                "bits per dimension, which are no bits of pictures"
+            )
         return bits if levels is None else bits + math.log2(check_levels(levels) / 2)
 
 
@@ -147,7 +154,8 @@ def log_prob(
         **cond: conditions for the model.
 
     Returns:
-        LogProb. Density of x itself, in x's units: no offset for grey levels is added.
+        LogProb. Density of x itself, in x's units: no offset for grey levels is added. Of a model with a latent space,
+        x are latents and it is their density: what they decode to has none that is known.
 
     Raises:
         InvalidInputError: before the first evaluation; a solver of SDEs has no density along its way.
@@ -165,7 +173,7 @@ def log_prob(
         True
     """
     check_model(model)
-    check_state(x, event_shape=model.event_shape)
+    check_density_of(model, x)
     seed, numbers = check_seed(seed), sample_numbers(index, x.shape[0])
     choose_divergence(divergence, flat(x).shape[1], probes)
     check_batch_size(batch_size)
@@ -188,7 +196,7 @@ def log_prob(
             columns.append(column)
             parts.append(column.read(run(column.inside, column.term, column.x, noise=noise, report=tell)))
     solution = joined(parts)
-    found = _collected(solution, columns, seed)
+    found = replace(_collected(solution, columns, seed), of_latents=model.space is not None)
     try:
         solution.or_raise(on_failure)
     except SolverError as error:

@@ -20,6 +20,7 @@ from ..core.show import Shown
 from ..processes import SDE, Level
 from .facts import DataFacts, statistic
 from .prediction import Prediction, some_noise
+from .space import LatentSpace
 
 Statistic = float | Sequence[Any] | Tensor | None  # one number, or event-shaped
 _STATISTICS = ("data_mean", "data_std", "data_covariance", "data_turn")
@@ -50,6 +51,7 @@ class ScoreModel(Shown, nn.Module):
             these. Told wrongly, errors at few steps are some times larger.
         conditioned: whether samples have another law than the data that `data` tells of, as those of a guided model do.
         needs_grid: why steps chosen by error control make no sense, with the cure; "": they do.
+        space: the `LatentSpace` whose latents the data are; None: the data are what they are.
         solvers: those fitted to it (see `sdegen.fit_solver`), which `sdegen.save` keeps; "auto" takes one that agrees.
     """
 
@@ -58,6 +60,7 @@ class ScoreModel(Shown, nn.Module):
     needs_grid: str = ""
     solvers: tuple[Any, ...] = ()
     sde: SDE
+    _space: tuple[LatentSpace, ...] = ()  # in a tuple: it moves with the model, but its weights are not the model's
     _expected = "a ScoreModel: wrap a network as Denoiser(net, sde), or use MixtureModel(mixture, sde)"
     event_shape: tuple[int, ...] | None
     _fixed: tuple[str, ...] = ()  # attributes of subclasses from which the statistics follow
@@ -90,6 +93,31 @@ class ScoreModel(Shown, nn.Module):
             facts = DataFacts(mean, std, c, self.event_shape, self.smooth, turn)
             self._data = state, facts, held  # kept, so that no other tensor gets the id of one of them
         return self._data[1]
+
+    @property
+    def space(self) -> LatentSpace | None:
+        """The latent space that the data live in."""
+        return self._space[0] if self._space else None
+
+    @space.setter
+    def space(self, value: LatentSpace | None) -> None: ...  # by __setattr__, as modules are
+
+    def _check_space(self, space: Any) -> None:
+        """Raise unless it can be the space of this model's data."""
+        if space is None:
+            return
+        if not isinstance(space, LatentSpace):
+            raise InvalidInputError(f"space: got a {type(space).__name__}, expected a LatentSpace")
+        channels = self._channels()
+        if None not in (channels, space.channels) and channels != space.channels:
+            raise InvalidInputError(
+                f"space: got one of {space.channels} channels, but the model is for samples of {channels}: build the "
+                f"network for {space.channels}, or another autoencoder"
+            )
+
+    def _channels(self) -> int | None:
+        """Of a sample; None where that is not known."""
+        return self.event_shape[0] if self.event_shape else None
 
     data_mean: Any = property(lambda self: self.data.mean)
     data_std: Any = property(lambda self: self.data.std)
@@ -128,6 +156,20 @@ class ScoreModel(Shown, nn.Module):
             raise InvalidInputError(f"on() takes a process such as EDMSDE(), not {sde!r}")
         return self if sde is self.sde else OnPath(self, sde)
 
+    def decode(self, x: Tensor) -> Tensor:
+        """What samples show: the data of latents, by `space`; without one the samples themselves.
+
+        Args:
+            x: (B, *event), samples of this model.
+
+        Returns:
+            what `space.decode` gives, or x.
+
+        Raises:
+            InvalidInputError: latents of another shape.
+        """
+        return x if self.space is None else self.space.decode(x)
+
     def set_statistics(self, mean: Statistic, std: Statistic) -> None:
         """Store the data's mean and standard deviation, scalars or event-shaped."""
         self.data_mean, self.data_std = mean, std
@@ -138,6 +180,9 @@ class ScoreModel(Shown, nn.Module):
         elif name in self._fixed and hasattr(self, name):
             kind = type(self).__name__
             raise InvalidInputError(f"{name} of a {kind} cannot be assigned: make another {kind}")
+        elif name == "space":
+            self._check_space(value)
+            name, value = "_space", () if value is None else (value,)
         if name not in _STATISTICS:
             super().__setattr__(name, value)
             return
@@ -157,6 +202,8 @@ class ScoreModel(Shown, nn.Module):
         for name, value in known.items():
             if value is not None:
                 buffers[name] = value if buffers[name].is_meta else _beside(buffers[name], value)
+        for space in self._space:
+            space._apply(fn, recurse)
         return self
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
@@ -269,6 +316,13 @@ class Wrapped(ScoreModel):
     def solvers(self, value: tuple[Any, ...]) -> None:
         self.model.solvers = value
 
+    @property
+    def space(self) -> LatentSpace | None:
+        return self.model.space
+
+    @space.setter
+    def space(self, value: LatentSpace | None) -> None: ...
+
     event_shape = property(lambda self: self.data.event_shape)  # type: ignore[assignment]
     smooth = property(lambda self: self.data.smooth)  # type: ignore[assignment]
 
@@ -279,6 +333,8 @@ class Wrapped(ScoreModel):
         elif name == "sde":
             _check_process(value)
             self._own_sde = value
+        elif name == "space":
+            self.model.space = value
         else:
             nn.Module.__setattr__(self, name, value)
 

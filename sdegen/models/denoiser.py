@@ -17,9 +17,10 @@ from ..core.shapes import as_time, check_time, expand
 from ..nets.conditions import CONDITIONS, Conditional
 from ..processes import SDE
 from .base import ScoreModel, Statistic, words_of
-from .networks import ComputingDtype, SaysConditions, unwrapped
+from .networks import ComputingDtype, SaysConditions, channels_of, unwrapped
 from .parametrization import Parametrization, ones, parametrization
 from .prediction import Prediction
+from .space import LatentSpace
 
 
 class Denoiser(ScoreModel):
@@ -34,6 +35,7 @@ class Denoiser(ScoreModel):
         parametrization: "x0" | "noise" | "score" | "v" | "velocity" | "edm", or a Parametrization.
         data_mean, data_std: scalars or event-shaped; None: measured by the first fit. "edm" uses data_std (1 until it
             is known).
+        space: the `LatentSpace` whose latents it is trained on; None: the data themselves.
         smooth: whether the network is an analytic function of time, as an exact score is; None: presumed rough, as
             trained networks are (see `ScoreModel`).
 
@@ -54,20 +56,25 @@ class Denoiser(ScoreModel):
         data_mean: Statistic = None,
         data_std: Statistic = None,
         smooth: bool | None = None,
+        space: LatentSpace | None = None,
     ) -> None:
         self._coefficients = CachedFunction(self._evaluate_coefficients)
         self._std_in_use: tuple[Tensor | None, int] = (None, 0)  # by the coefficients
+        self._space: tuple[
+            LatentSpace, ...
+        ] = ()  # in a tuple: it moves with the model, its weights are not the model's
         super().__init__(
             sde, data_mean=data_mean, data_std=data_std, event_shape=getattr(unwrapped(net), "event_shape", None)
         )
         self.net: nn.Module = net  # type: ignore[assignment]  # or what is called as one
+        self.space = space
         self.smooth = False if smooth is None else bool(smooth)
         self.parametrization = parametrization
         self.about: dict[str, Any] = {}
         self.coefficients()
 
     def _facts(self):
-        return {"net": self.net, "parametrization": self.parametrization, **super()._facts()}
+        return {"net": self.net, "parametrization": self.parametrization, **super()._facts(), "space": self.space}
 
     def coefficients(self) -> Parametrization:
         """The four functions in force."""
@@ -93,6 +100,9 @@ class Denoiser(ScoreModel):
                 f"the network is for samples of shape {tuple(event)}, but the model's have {self.event_shape}: make "
                 "another Denoiser"
             )
+
+    def _channels(self) -> int | None:
+        return super()._channels() or channels_of(self.net)
 
     def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Prediction:
         t = as_time(t)

@@ -55,6 +55,13 @@ def plain_names(net: nn.Module, names: Iterable[str]) -> dict[str, str]:
     return plain
 
 
+def channels_of(net: Any) -> int | None:
+    """How many channels the samples of a network have, as its config says; None: it does not."""
+    config = getattr(unwrapped(net), "config", None)
+    found = config.get("in_channels") if isinstance(config, Mapping) else None
+    return found if isinstance(found, int) else None
+
+
 class ComputingDtype:
     """The dtype of a network's first floating parameter.
 

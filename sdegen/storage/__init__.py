@@ -13,7 +13,8 @@ from .folders import (
     write,
     write_together,
 )
-from .models import check_same, describe, load, model_tensors, network_of, save, set_weights
+from .models import check_same, describe, load, model_tensors, network_of, save, tensor_groups
+from .networks import set_weights
 
 __all__ = [
     "MANIFEST",
@@ -32,6 +33,7 @@ __all__ = [
     "set_weights",
     "statistics_of",
     "steps",
+    "tensor_groups",
     "write",
     "write_together",
 ]

@@ -191,7 +191,7 @@ def steps(run: str | os.PathLike) -> list[Path]:
 
 
 def newest(
-    run: str | os.PathLike, names: Sequence[str], *, max_bytes: int = MAX_BYTES
+    run: str | os.PathLike, names: Sequence[str], *, also: Sequence[str] = (), max_bytes: int = MAX_BYTES
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
     """What `read` gives for the newest valid checkpoint of a run folder; a warning says which ones it skipped, and why.
 
@@ -200,7 +200,7 @@ def newest(
     Raises:
         CorruptCheckpointError: there are checkpoints, but none is valid.
     """
-    return _newest(run, lambda path: read(path, names, max_bytes=max_bytes))
+    return _newest(run, lambda path: read(path, names, also=also, max_bytes=max_bytes))
 
 
 def newest_path(run: str | os.PathLike, *, max_bytes: int = MAX_BYTES) -> tuple[Path, dict[str, Any]] | None:

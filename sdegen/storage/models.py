@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from .. import processes
 from ..core.errors import (
@@ -28,33 +25,34 @@ from ..core.errors import (
 )
 from ..core.files import as_path, cure, previous
 from ..core.kinds import checked
-from ..core.shards import is_sharded, local, sharded_as
+from ..core.shards import is_sharded
 from ..core.team import local_device, team
 from ..models.base import ScoreModel
 from ..models.denoiser import Denoiser
 from ..models.diffusers import as_network, is_network
 from ..models.diffusers.folders import door_of
 from ..models.learned_variance import LearnedVariance
-from ..models.networks import class_of, plain_names, unwrapped
-from ..nets import MLP, Autoencoder, DiT, UNet
+from ..models.networks import class_of, unwrapped
 from ..nets.conditions import Conditional
 from ..processes import SDE
 from ..solvers import Fitted
 from .folders import MANIFEST, MAX_BYTES, newest, read, steps, write, write_together
+from .networks import NETS, named, rebuilt_net, set_weights, weights_of
 from .solvers import described_solvers, rebuilt_solvers, solvers_to_keep
+from .spaces import check_same_space, described_space, rebuilt_space, space_tensors
 
 PRETRAINED = ("fashion",)  # come with the package
 _PRETRAINED = Path(__file__).parent / "pretrained"
 
 _POINTS = 5  # of a process, to know it by
-_MOST_AXES, _LONGEST = 16, 256  # of a sample; of an argument of a network
+_MOST_AXES = 16  # of a sample
+
+_ALSO = ("solvers", "autoencoder")  # files that a model may have besides its own
 
 _MODULE = "Module"  # the class, in a file, of one that is no model of scores
 
 # The only classes that a name in a file can mean.
 _MODELS: dict[str, type[Denoiser]] = {model.__name__: model for model in (Denoiser, LearnedVariance)}
-
-_NETS: dict[str, type[nn.Module]] = {net.__name__: net for net in (MLP, UNet, DiT, Autoencoder)}
 
 _SDES: dict[str, type[SDE]] = {
     name: getattr(processes, name)
@@ -67,7 +65,8 @@ _SDES: dict[str, type[SDE]] = {
 
 @checked
 def save(model: nn.Module, path: str | os.PathLike, *, solvers: Fitted | Sequence[Fitted] | None = None) -> None:
-    """Write a Denoiser to a checkpoint folder: weights, process, parametrisation, statistics, event shape, solvers.
+    """Write a Denoiser to a checkpoint folder: weights, process, parametrisation, statistics, event shape, solvers,
+    and its latent space.
 
     Any module that is no model of scores is kept too: its weights and buffers, and one of `sdegen.nets` by its
     arguments as well.
@@ -96,7 +95,7 @@ def save(model: nn.Module, path: str | os.PathLike, *, solvers: Fitted | Sequenc
         (VPSDE(beta_min=0.1, beta_max=20, t_min=0.001, t_max=1), 0.5)
     """
     state: dict[str, Any] = {"model": describe(model)}
-    groups = {"model": model_tensors(model)}
+    groups = tensor_groups(model)
     if found := solvers_to_keep(model, solvers):
         groups["solvers"], state["solvers"] = described_solvers(found)
     if any(map(is_sharded, groups["model"].values())):
@@ -111,6 +110,7 @@ def load(
     *,
     net: nn.Module | None = None,
     sde: SDE | None = None,
+    autoencoder: nn.Module | None = None,
     device: torch.device | str | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> Any:
@@ -123,17 +123,19 @@ def load(
         net: your own network, filled with the weights in place, wrapped (torch.compile, DataParallel) or not; of a
             model by `from_diffusers`, the UNet. sdegen's are rebuilt from the file.
         sde: your own process; sdegen's are rebuilt from the file.
+        autoencoder: your own, of the model's latent space, filled in place; sdegen's are rebuilt from the file.
         device: where to; None: CUDA if there is one, of several processes each its own.
         max_bytes: of JSON that is read into memory, in the state and in the headers of the tensors: more than any but
             the largest networks have, little enough to trust a stranger's file.
 
     Returns:
-        A Denoiser, or a LearnedVariance where one was saved, with the solvers saved with it in `.solvers`; the module,
-        where that was saved.
+        A Denoiser, or a LearnedVariance where one was saved, with the solvers saved with it in `.solvers` and its
+        latent space in `.space`; the module, where that was saved.
 
     Raises:
         CorruptCheckpointError: bytes on disk are not the bytes that were written.
-        IncompatibleCheckpointError: another version, network or process, or one that needs `net=` or `sde=`.
+        IncompatibleCheckpointError: another version, network or process, or one that needs `net=`, `sde=` or
+            `autoencoder=`.
         CheckpointError: there is nothing at `path`, or it cannot be read.
 
     Example:
@@ -145,10 +147,13 @@ def load(
         >>> all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters()))
         True
     """
-    if net is not None and not isinstance(net, nn.Module):
-        raise InvalidInputError(f"net: got {shortened(net)}, expected a torch.nn.Module")
+    for name, given in (("net", net), ("autoencoder", autoencoder)):
+        if given is not None and not isinstance(given, nn.Module):
+            raise InvalidInputError(f"{name}: got {shortened(given)}, expected a torch.nn.Module")
     tensors, state = _read_model(_place_of(path), max_bytes)
     model = _rebuilt(state.get("model"), tensors["model"], net, sde)
+    if isinstance(model, Denoiser):
+        model.space = rebuilt_space(state["model"].get("space"), tensors.get("autoencoder"), autoencoder)
     if isinstance(model, ScoreModel):
         model.solvers = rebuilt_solvers(state.get("solvers", []), tensors.get("solvers", {}), model)
     if device is None:
@@ -166,7 +171,7 @@ def _place_of(path: str | os.PathLike) -> Path:
 def describe(model: nn.Module) -> dict[str, Any]:
     """Everything about a Denoiser, or a module, but its tensors, as JSON."""
     if not isinstance(model, ScoreModel):
-        return {"class": _MODULE, "net": _named(model, _NETS)}
+        return {"class": _MODULE, "net": named(model, NETS)}
     if not isinstance(model, Denoiser) or class_of(model) not in _MODELS.values():
         raise InvalidInputError(f"only a Denoiser can be saved, not a {type(model).__name__}: save the one inside it")
     if not isinstance(model.parametrization, str):
@@ -180,9 +185,10 @@ def describe(model: nn.Module) -> dict[str, Any]:
         "parametrization": model.parametrization,
         "event_shape": None if model.event_shape is None else list(model.event_shape),
         "smooth": model.smooth,
-        "net": _named(model.net, _NETS),
-        "sde": {**_named(sde, _SDES), "t_min": sde.t_min, "t_max": sde.t_max, "path": _path(sde)},
+        "net": named(model.net, NETS),
+        "sde": {**named(sde, _SDES), "t_min": sde.t_min, "t_max": sde.t_max, "path": _path(sde)},
         "about": _plain(model.about),
+        **({} if model.space is None else {"space": described_space(model.space)}),
     }
 
 
@@ -204,21 +210,17 @@ def network_of(model: nn.Module) -> nn.Module:
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The tensors of a model: "net.*" as in the plain network's state_dict, and the data's statistics in float64."""
-    tensors: dict[str, Tensor] = {f"net.{name}": value for name, value in _own_state(network_of(model)).items()}
-    bad = [name for name, value in tensors.items() if not isinstance(value, Tensor)]
-    if bad:
-        raise InvalidInputError(f"the network's state_dict holds things that are no tensors: {', '.join(bad)}")
+    tensors = weights_of(network_of(model))
     for name in ("data_mean", "data_std", "data_turn"):
         if (value := getattr(model, name, None)) is not None and isinstance(model, Denoiser):
             tensors[name] = value.double()
     return tensors
 
 
-def _own_state(net: nn.Module) -> dict[str, Tensor]:
-    """A network's state_dict, its names as if nothing in it were wrapped."""
-    state = net.state_dict()
-    names = plain_names(net, state)
-    return {names[name]: value for name, value in state.items()}
+def tensor_groups(model: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """The tensors of a model by the files that they go to: "model", and "autoencoder" where it has a latent space."""
+    space = model.space if isinstance(model, Denoiser) else None
+    return {"model": model_tensors(model), **({} if space is None else {"autoencoder": space_tensors(space)})}
 
 
 def check_same(model: nn.Module, description: Any, event_shape: Sequence[int]) -> None:
@@ -241,45 +243,9 @@ def check_same(model: nn.Module, description: Any, event_shape: Sequence[int]) -
         theirs = description.get(key, Denoiser.__name__ if key == "class" else None)
         if own[key] != theirs:
             raise IncompatibleCheckpointError(f"{key}: got {own[key]}, expected the checkpoint's {shortened(theirs)}")
+    check_same_space(own.get("space"), description.get("space"))
     if isinstance(model, Denoiser):
         _check_path(model.sde, description["sde"].get("path"))
-
-
-def set_weights(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Fill a network with the weights of `model_tensors`.
-
-    Raises:
-        IncompatibleCheckpointError: names, shapes or dtypes that are not the network's.
-    """
-    weights = {name.removeprefix("net."): value for name, value in tensors.items() if name.startswith("net.")}
-    own = _own_state(net)
-    wrong = [f"{name} is missing in the file" for name in own if name not in weights]
-    wrong += [f"{name} is not in the network" for name in weights if name not in own]
-    for name in own.keys() & weights.keys():
-        theirs, ours = ((value.dtype, tuple(value.shape)) for value in (weights[name], own[name]))
-        if theirs != ours:
-            wrong.append(f"{name} is {theirs[0]} {theirs[1]}, the network has {ours[0]} {ours[1]}")
-    if wrong:
-        raise IncompatibleCheckpointError(
-            f"the weights are not those of this {type(unwrapped(net)).__name__}: {'; '.join(sorted(wrong)[:4])}"
-            + f"; and {len(wrong) - 4} more" * (len(wrong) > 4)
-        )
-    _check_finite(net, weights)
-    names = plain_names(net, net.state_dict())
-    net.load_state_dict({name: sharded_as(own[plain], weights[plain]) for name, plain in names.items()})
-
-
-def _check_finite(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Raise on NaN anywhere, and on parameters that are infinite (a buffer may be, as masks are)."""
-    parameters = set(plain_names(net, dict(net.named_parameters())).values())
-    for name, value in weights.items():
-        if value.is_floating_point() and value.dtype.itemsize > 1:
-            bad = ~torch.isfinite(local(value)) if name in parameters else torch.isnan(local(value))
-            if bool(bad.any()):
-                raise IncompatibleCheckpointError(
-                    f"{name} holds NaN or infinity ({int(bad.sum())} of {value.numel()} numbers): nothing can be "
-                    "sampled with such weights. Load an earlier checkpoint"
-                )
 
 
 def _read_model(path: Path, max_bytes: int) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
@@ -293,18 +259,13 @@ def _read_model(path: Path, max_bytes: int) -> tuple[dict[str, dict[str, Tensor]
     if not (path / MANIFEST).exists() and (door := door_of(path)):
         what = "a pipeline" if door == "from_pipeline" else "a network"
         raise CheckpointError(f"{path} is {what} of diffusers: sg.{door}({os.fspath(path)!r}) reads it")
-    if steps(path) and not (path / MANIFEST).exists() and (found := newest(path, ["model"], max_bytes=max_bytes)):
+    if (
+        steps(path)
+        and not (path / MANIFEST).exists()
+        and (found := newest(path, ["model"], also=_ALSO, max_bytes=max_bytes))
+    ):
         return found
-    return read(path, ["model"], also=["solvers"], max_bytes=max_bytes)
-
-
-def _named(thing: Any, table: Mapping[str, type]) -> dict[str, Any]:
-    """A class by name with its arguments, which are None where it is not ours to rebuild."""
-    thing = unwrapped(thing)
-    own = class_of(thing)
-    name = own.__name__
-    ours = table.get(name) is own
-    return {"name": name, "config": getattr(thing, "config", None) if ours else None}
+    return read(path, ["model"], also=_ALSO, max_bytes=max_bytes)
 
 
 def _path(sde: SDE) -> list[list[float]]:
@@ -316,13 +277,13 @@ def _path(sde: SDE) -> list[list[float]]:
 def _rebuilt(state: Any, tensors: Mapping[str, Tensor], net: nn.Module | None, sde: SDE | None) -> nn.Module:
     try:
         if state.get("class") == _MODULE:
-            net = _rebuilt_net(state["net"], tensors) if net is None else net
+            net = rebuilt_net(state["net"], tensors) if net is None else net
             set_weights(net, tensors)
             return net
         sde = _rebuilt_sde(state["sde"]) if sde is None else sde
         _check_path(sde, state["sde"]["path"])
         make = _MODELS[state.get("class", Denoiser.__name__)]
-        net = _rebuilt_net(state["net"], tensors) if net is None else _filled_in(net, make is LearnedVariance, state)
+        net = rebuilt_net(state["net"], tensors) if net is None else _filled_in(net, make is LearnedVariance, state)
         set_weights(net, tensors)
         shape = None if state["event_shape"] is None else tuple(int(n) for n in state["event_shape"][:_MOST_AXES])
         _check_event(net, shape)
@@ -354,7 +315,7 @@ def _check_event(net: nn.Module, shape: tuple[int, ...] | None) -> None:
         return
     if own is not None and (len(own), *own[:1]) != (len(shape), *shape[:1]):  # sides may be free
         raise IncompatibleCheckpointError(f"event_shape: got {list(shape)}, expected the network's {list(own)}")
-    if type(net) in _NETS.values():
+    if type(net) in NETS.values():
         x, t = torch.empty(1, *shape, device="meta"), torch.empty(1, device="meta")
         weights = {name: value.to("meta", torch.float32) for name, value in net.state_dict().items()}
         buffers = {name: value.to("meta") for name, value in net.named_buffers()}
@@ -384,36 +345,3 @@ def _check_path(sde: SDE, path: Sequence[Sequence[float]]) -> None:
             f"{sde} is not the process of the checkpoint: alpha, sigma at t = {t.tolist()}: got {found.tolist()}, "
             f"expected {kept.tolist()}"
         )
-
-
-def _rebuilt_net(state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
-    if state["name"] not in _NETS or state["config"] is None:
-        name = str(state["name"])[:80]
-        raise IncompatibleCheckpointError(f"the checkpoint's network, {name}, is your own: load it with net=")
-    for argument, value in state["config"].items():
-        if isinstance(value, list | str) and len(value) > _LONGEST:
-            raise IncompatibleCheckpointError(f"{argument}: got {len(value)} parts, expected {_LONGEST} at most")
-    weights = [value for name, value in tensors.items() if name.startswith("net.")]
-    with _no_more_parameters_than(sum(value.numel() for value in weights), len(weights)):
-        net = _NETS[state["name"]](**state["config"])
-    dtypes = {value.dtype for value in weights if value.is_floating_point()}
-    return net.to(dtypes.pop()) if len(dtypes) == 1 else net
-
-
-@contextmanager
-def _no_more_parameters_than(elements: int, tensors: int):
-    """Stops the making of a network that outgrows the weights it is for, however large its arguments are."""
-    left, thread = [elements, tensors], threading.get_ident()
-
-    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None and threading.get_ident() == thread:
-            left[0] -= parameter.numel()
-            left[1] -= 1
-            if min(left) < 0:
-                raise IncompatibleCheckpointError("the checkpoint describes a larger network than it has weights for")
-
-    hook = register_module_parameter_registration_hook(count)
-    try:
-        yield
-    finally:
-        hook.remove()

@@ -43,12 +43,23 @@ def check_model(model: nn.Module, first: Batch, *, saves: bool) -> None:
     if not any(p.requires_grad for p in model.parameters()):
         raise InvalidInputError(f"this {type(model).__name__} has no weights that ask for gradients: nothing to train")
     if isinstance(model, ScoreModel):
+        _check_latents(model, first)
         check_state(first.x0, name="data", event_shape=model.event_shape, finite=False)
         model.check_conditions(first.cond, len(first.x0))
     for name, value in first.cond.items():
         check_rows(name, value, len(first.x0))
     if saves:
         storage.describe(saveable(model))
+
+
+def _check_latents(model: ScoreModel, first: Batch) -> None:
+    """Raise if the data cannot be latents of the model's space."""
+    channels = None if model.space is None else model.space.channels
+    if channels is not None and first.x0.shape[1:2] != (channels,):
+        raise InvalidInputError(
+            f"data has event shape {tuple(first.x0.shape[1:])}, but the model is of latents of {channels} channels: "
+            "train it on model.space.latents(data)"
+        )
 
 
 def saveable(model: nn.Module) -> nn.Module:

@@ -201,10 +201,10 @@ class Trainer:
     # ---- checkpoints
 
     def checkpoint(self) -> Found:
-        """Tensors and state: "model" with the averaged weights, as `load` reads it, and "training" with the rest."""
+        """Tensors and state: "model" with the averaged weights, and more that `load` reads, and "training"."""
         with self.average.in_place():
-            model = storage.model_tensors(saveable(self.model))
-            model = {name: value.clone() if is_sharded(value) else value for name, value in model.items()}
+            groups = storage.tensor_groups(saveable(self.model))
+            model = {name: value.clone() if is_sharded(value) else value for name, value in groups["model"].items()}
         training = self.recorder.tensors()
         for name, p in zip(self.names, self.parameters, strict=True):
             training[f"weight.{name}"] = p
@@ -216,7 +216,7 @@ class Trainer:
         state |= {"scaler": self.scaler.state_dict(), "made_with": self.made_with, "optimizer": optimiser}
         state["data"] = packed(self.data_states, "data", training)
         description = storage.describe(saveable(self.model))
-        return {"model": model, "training": training}, {"model": description, "training": state}
+        return {**groups, "model": model, "training": training}, {"model": description, "training": state}
 
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The averages as they are, and what they are."""
