@@ -21,6 +21,7 @@ TITLES = {
     "families": "The families on the digits",
     "image_to_image": "Pictures from pictures, three ways",
     "style_mixing": "Two conditions, changed at a noise level",
+    "text_to_image": "Pictures from captions, by the scale of guidance",
     "translate": "Pictures of one kind as another, without pairs",
 }
 

