@@ -40,7 +40,7 @@ def test_its_score_is_that_of_the_joint_density(std, far):
     x = posterior.means.mean(0) + far * normals(20, 3)
     got = gradient(posterior.log_prob, x)
     expected = gradient(MIXED.log_prob, x) - (x @ A.mT - Y * far) @ A / std**2
-    torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-8 * float(expected.abs().max()))
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12 * float(expected.abs().max()))
 
 
 def test_its_density_is_bayes_rule():

@@ -10,6 +10,7 @@ from cases import SOME_SDES
 from torch import Tensor, nn
 
 import sdegen as sg
+from sdegen.models.guided import spread as spread_module
 from sdegen.models.guided.spread import solve_spread
 from sdegen.testing import check_model
 
@@ -51,8 +52,8 @@ def test_moments_are_exact_for_gaussian_data(process, kind):
     got = posterior(x, t, y=y)
     for i in range(5):
         exact = sg.MixtureModel(GAUSSIAN.posterior(a, y[i], observation.std), sde)(x[i : i + 1], t[i])
-        torch.testing.assert_close(got.x0[i], exact.x0[0], rtol=1e-7, atol=1e-7)
-        torch.testing.assert_close(got.noise[i], exact.noise[0], rtol=1e-7, atol=1e-6)
+        torch.testing.assert_close(got.x0[i], exact.x0[0], rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(got.noise[i], exact.noise[0], rtol=1e-10, atol=1e-10)
 
 
 def test_so_are_samples_and_densities():
@@ -170,6 +171,35 @@ def test_many_numbers_are_solved_to_a_tolerance_each_sample_by_itself():
     left = rest - spread(found) - 0.1 * found
     assert bool((left.norm(dim=1) <= 1.001e-3 * rest.norm(dim=1)).all())
     torch.testing.assert_close(found[:1], solve_spread(spread, rest[:1], 0.1).value, rtol=1e-11, atol=1e-11)
+
+
+def test_conjugate_gradients_of_m_steps_are_the_exact_solve(monkeypatch):
+    """From either side of the number of y from which they are taken."""
+    monkeypatch.setattr(spread_module, "_TOLERANCE", 1e-12)
+    for m in (32, 33, 48):
+        root = normals(4, m, m)
+        s, rest = root @ root.mT / m, normals(4, m, seed=1)
+        found = solve_spread(lambda v, s=s: (s @ v[:, :, None])[:, :, 0], rest, 0.5)
+        exact = torch.linalg.solve(s + 0.5 * torch.eye(m, dtype=F64), rest)
+        torch.testing.assert_close(found.value, exact, rtol=1e-9, atol=1e-9)
+        assert (found.log_det is None) == (m > 32)
+
+
+@pytest.mark.parametrize("how", [{"rtol": 1e-3}, {"steps": 9, "eta": 1.0}])
+@pytest.mark.parametrize("likelihood", ["moments", "isotropic", "project"])
+def test_each_sample_has_its_own_y_whatever_the_batch(likelihood, how):
+    """In parts, in another order, by its number, and beside a mate with another y."""
+    mixture = sg.GaussianMixture(2 * normals(3, 4, seed=7), std=[0.4, 0.5, 0.6])
+    posterior = sg.Posterior(sg.MixtureModel(mixture, sg.VPSDE()), OBSERVATIONS["linear"][0], likelihood=likelihood)
+    y, call = normals(7, 2, seed=6), {**how, "seed": 5, "dtype": F64}
+    whole = sg.sample(posterior, 7, y=y, **call)
+    assert len(whole.x.unique(dim=0)) == 7
+    parts = sg.sample(posterior, 7, y=y, batch_size=3, **call)
+    order = torch.tensor([5, 0, 3])
+    some = sg.sample(posterior, 4, y=torch.cat([y[order], 3 * y[:1]]), index=[5, 0, 3, 11], **call)
+    for found, rows in ((parts.x, slice(None)), (some.x[:3], order)):
+        torch.testing.assert_close(found, whole.x[rows], rtol=0, atol=1e-11)
+    assert torch.equal(parts.nfe, whole.nfe) and torch.equal(some.nfe[:3], whole.nfe[order])
 
 
 def test_covariances_that_are_nearly_singular_or_not_positive_are_solved():
@@ -311,6 +341,10 @@ def test_gaussian_starts_and_error_control_are_refused_where_they_make_no_sense(
         with pytest.raises(sg.InvalidInputError, match="stiff: use steps="):
             sg.sample(point, 3, y=y, **how)
     sg.sample(point, 3, y=y, steps=5)
+    with pytest.raises(sg.InvalidInputError, match="drawn with noise"):
+        sg.sample(
+            sg.Posterior(model, OBSERVATIONS["mask"][0]), 3, y=y, solver="ddim", eta=1.0, steps=5, return_log_prob=True
+        )
 
 
 @pytest.mark.parametrize("how", [{"steps": 6}, {"rtol": 1e-2}, {"solver": "ancestral", "steps": 6, "save": "all"}])
