@@ -19,12 +19,11 @@ from ..solvers.advice import advise
 from ..solvers.base import reverted
 from ..solvers.tolerance import Tolerance, effective_variance, resolution, share_of
 from ..terms import Counted
+from .breaks import Breaks
 from .ending import Reached, finite
 from .plan import Plan
 from .record import OwnPath
 from .solution import ARRIVED, MAX_STEPS, NON_FINITE, UNDERFLOW
-
-_BESIDE = 1e-8  # in log(alpha/sigma): how near a break steps end and begin
 
 
 @dataclass(slots=True, eq=False)
@@ -221,55 +220,6 @@ class Adaptive:
         if self.breaks is not None:
             self.breaks.restrict(keep)
         return state
-
-
-class Breaks:
-    """Where on their way the samples of a batch meet jumps of the drift.
-
-    Args:
-        before, after: (n,) float64, times on either side of each break, as they are met.
-        end: the last time.
-    """
-
-    def __init__(self, before: Tensor, after: Tensor, end: float) -> None:
-        self.after = after
-        self.goals = torch.cat([before, before.new_tensor([end])])
-        self.met = torch.zeros(0, dtype=torch.int64, device=before.device)
-
-    @classmethod
-    def between(cls, term: Counted, plan: Plan) -> Breaks | None:
-        """Those inside of a plan's span; None: there are none, or noise, which jumps everywhere."""
-        levels = [] if plan.noisy else sorted(term.breaks(), reverse=plan.end < plan.start)
-        if not levels:
-            return None
-        log_snr = -torch.tensor(levels, dtype=torch.float64, device="cpu").log()
-        sides = torch.stack([term.sde.time(log_snr - _BESIDE), term.sde.time(log_snr + _BESIDE)])  # type: ignore[union-attr]
-        low, high = sorted((plan.start, plan.end))
-        inside = (sides.amin(0) > low) & (sides.amax(0) < high)
-        before, after = sides[:, inside] if plan.end < plan.start else sides[:, inside].flip(0)
-        return cls(before, after, plan.end) if len(before) else None
-
-    def goal(self, t: Tensor) -> Tensor:
-        """Up to where each sample's next step may go, (B,)."""
-        return self.goals.to(t.device)[self.met.to(t.device)]
-
-    @property
-    def over(self) -> Tensor:
-        """Which samples have no break ahead."""
-        return self.met == len(self.after)
-
-    def cross(self, rows: Tensor) -> Tensor:
-        """The times beyond the break that these samples are at."""
-        found = self.after.to(rows.device)[self.met[rows]]
-        self.met = self.met.index_add(0, rows, torch.ones_like(rows))
-        return found
-
-    def restrict(self, keep: Tensor) -> None:
-        self.met = self.met[keep]
-
-    def join(self, met: Tensor) -> None:
-        """More samples, by how many breaks each has met."""
-        self.met = torch.cat([self.met.to(met.device), met])
 
 
 def _measured(tolerance: Tolerance, term: Counted, x: Tensor) -> Tolerance:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..core.shapes import finite_rows
 from ..noise.white import Noise
 from ..terms import Counted
+from .breaks import pieces
 from .ending import Reached
 from .plan import Plan
 from .record import SharedPath
@@ -20,18 +21,20 @@ from .solution import ARRIVED, NON_FINITE
 def fixed(plan: Plan, term: Counted, x: Tensor, noise: Noise, report: Callable[[float], None]) -> Reached:
     """Walk the grid; a sample that stops being finite is noted with the step it happened in."""
     solver, ts = plan.solver, plan.times
-    times = list(ts)
-    steps = len(times) - 1
-    term.warm(ts)
-    path, watch = SharedPath(plan.save, times[0], x), _Watch(x)
-    state = solver.begin(term, x, ts, denoised=plan.denoise) if steps else None
-    for k, (t, t_next) in enumerate(zip(times, times[1:], strict=False)):
-        step = solver.step(term, x, t, t_next, state, noise)
-        path.add(t, t_next, x, step)
-        x, state = step.x, step.state
-        watch.add(x)
-        report((k + 1) / (steps + plan.denoise))
-    settled = solver.finish(term, x, times[-1], noise)
+    steps, done = len(ts) - 1, 0
+    path, watch = SharedPath(plan.save, ts[0], x), _Watch(x)
+    for part in (parts := pieces(plan, term)):
+        term.warm(part)
+        state = solver.begin(term, x, part, denoised=plan.denoise and part is parts[-1]) if steps else None
+        times = list(part)
+        for t, t_next in zip(times, times[1:], strict=False):
+            step = solver.step(term, x, t, t_next, state, noise)
+            path.add(t, t_next, x, step)
+            x, state = step.x, step.state
+            watch.add(x)
+            done += 1
+            report(done / (steps + plan.denoise))
+    settled = solver.finish(term, x, ts[-1], noise)
     if settled is not x:
         x = settled
         path.end_at(x)

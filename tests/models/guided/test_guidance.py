@@ -388,3 +388,42 @@ def test_no_step_goes_over_a_jump(solver, down):
         start = {"shape": 3, "seed": 0, "dtype": torch.float64} if down else {"x": x}
         right = exact(wrapped, **start, solver="dopri5", rtol=1e-8, **cond).x
         torch.testing.assert_close(found.x, right, rtol=0, atol=2e-2 * float(right.abs().max()))
+
+
+@pytest.mark.parametrize("process", ["vp", "edm"])
+@pytest.mark.parametrize("solver", ["auto", "dpm++2m"])
+def test_an_interval_costs_as_little_on_a_fixed_grid(process, solver):
+    """For 1.15 times the evaluations the error is that of guidance everywhere, though steps begin anew at two jumps."""
+    sde = {"vp": sg.VPSDE(), "edm": sg.EDMSDE()}[process]
+    model = sg.MixtureModel(sg.GaussianMixture(normals(6, 4, seed=1), std=0.3), sde, labels=[0, 1, 2, 0, 1, 2])
+    how = {"seed": 0, "label": torch.arange(24) % 3, "dtype": torch.float64, "t_span": (sde.t_max, sde.t_min)}
+
+    def run(steps: int, interval: tuple[float, float] | None) -> tuple[float, float]:
+        guided = sg.Guided(model, 2.0, null={"label": -1}, interval=interval)
+        right = sg.sample(guided, 24, solver="dopri5", rtol=1e-8, **how).x
+        found = sg.sample(guided, 24, solver=solver, steps=steps, **how)
+        return float((found.x - right).square().mean().sqrt()), float(found.nfe.double().mean())
+
+    for steps, more in ((15, 23), (20, 30)):
+        (error, cost), (own, own_cost) = run(steps, None), run(more, (0.28, 5.4))
+        assert own_cost <= 1.15 * cost and own <= 1.5 * error
+
+
+@pytest.mark.parametrize(
+    "how", [{"solver": "adams"}, {"solver": "heun"}, {"solver": "d-adams2-sde"}, {"eta": 1.0, "solver": "ddim"}]
+)
+def test_a_grid_that_is_laid_has_nodes_at_the_jumps(how):
+    """As many as without; times that were given stay."""
+    sde, label = sg.VPSDE(), torch.tensor([0, 1, 1])
+    model = sg.MixtureModel(sg.GaussianMixture([[-1.0, 0.2], [1.0, -0.3]], std=[0.4, 0.5]), sde, labels=[0, 1])
+    guided = sg.Guided(model, 3.0, null={"label": -1}, interval=(0.3, 4.0))
+    call = {"seed": 0, "save": "all", "label": label, "dtype": F64, **how}
+    plain, found = (sg.sample(m, 3, steps=12, **call) for m in (sg.Guided(model, 3.0, null={"label": -1}), guided))
+    assert len(found.ts) == len(plain.ts) and bool((found.ts.diff() < 0).all())
+    for level in guided.breaks():
+        t = float(sde.time(torch.tensor(-math.log(level), dtype=F64)))
+        assert float((found.ts - t).abs().min()) < 1e-6
+    torch.testing.assert_close(found.ts[[0, -2, -1]], plain.ts[[0, -2, -1]])
+    given = sg.sample(guided, 3, steps=plain.ts, **call)
+    torch.testing.assert_close(given.ts, plain.ts)
+    assert len(sg.sample(guided, 3, steps=2, **call).ts) == len(sg.sample(model, 3, steps=2, **call).ts)
