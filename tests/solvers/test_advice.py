@@ -100,8 +100,12 @@ def test_what_runs_is_what_is_advised(make):
                 sg.sample(model, 2, solver=name, steps=n, seed=0, save="all"),
             )
             assert f"grid {advice.grid!r}" in solution.solver
-            torch.testing.assert_close(solution.ts, sg.grid(model, n, kind=advice.grid), rtol=1e-12, atol=1e-12)
-            orders = advise(solver, model, steps=n - 1).orders  # the final denoising is not a step of the method
+            span = (model.sde.t_max, model.sde.t_min if advice.lands else 0.0)
+            ts = sg.grid(model, n, kind=advice.grid, t_span=span)
+            ts[-1] = 0.0
+            torch.testing.assert_close(solution.ts, ts, rtol=1e-12, atol=1e-12)
+            # the final denoising is not a step of the method
+            orders = advise(solver, model, steps=n - (not advice.lands)).orders
             assert orders is None or f"order {orders}" in solution.solver
 
 
@@ -109,3 +113,60 @@ def test_neither_steps_nor_a_tolerance_takes_the_advised_number():
     for name in ("ddim", "heun-sde", "d-adams2-sde"):
         solution = sg.sample(SMOOTH, 2, solver=name, seed=0, save="all")
         assert len(solution.ts) - 1 == advise(sg.make_solver(name), SMOOTH).steps + (name == "d-adams2-sde")
+
+
+# ---- the last of few steps
+
+
+class Asked(sg.Wrapped):
+    """Notes the times it is asked about."""
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.times = []
+
+    def forward(self, x, t, **cond):
+        self.times.append(float(t.flatten()[0] if t.ndim else t))
+        return self.model(x, t, **cond)
+
+
+@pytest.mark.parametrize(("smooth", "counts"), [(True, (3, 8)), (False, (2, 10))])
+def test_few_steps_land_on_0_and_spend_no_evaluation_at_t_min(smooth, counts):
+    """All n evaluations are steps; outside of these numbers the last is the final denoising, from t_min."""
+    for n in (1, counts[0], counts[1], counts[1] + 1):
+        model = Asked(SMOOTH)
+        model.smooth = smooth
+        found = sg.sample(model, 3, steps=n, seed=0, save="all")
+        lands = counts[0] <= n <= counts[1]
+        assert len(model.times) == n and found.nfe.tolist() == [n] * 3
+        assert (min(model.times) > model.sde.t_min * 1.5) == (lands or n == 1)
+        assert float(found.ts[-1]) == 0.0 and len(found.ts) == n + 1
+
+
+@pytest.mark.parametrize("sde", [sg.VPSDE(), sg.EDMSDE()], ids=repr)
+@pytest.mark.parametrize("std", [0.3, 2.0])
+def test_where_they_land_is_exact_for_gaussian_data(sde, std):
+    """The flow of N(m, s^2 I) down to 0 is x = m + s (x_T - alpha m)/sqrt(alpha^2 s^2 + sigma^2)."""
+    model = sg.MixtureModel(sg.GaussianMixture([[1.0, -2.0]], std=std), sde)
+    x = sde.prior((50, 2), seed=1, dtype=torch.float64)
+    alpha, sigma = float(sde.alpha(sde.t_max)), float(sde.sigma(sde.t_max))
+    mean = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    exact = mean + std * (x - alpha * mean) / math.sqrt(alpha**2 * std**2 + sigma**2)
+    torch.testing.assert_close(sg.sample(model, x.shape, x_init=x, steps=4).x, exact, rtol=1e-9, atol=1e-9)
+
+
+def test_times_states_and_densities_that_were_asked_for_are_given():
+    """A list of times is walked as it is, t_span to t_min ends there, and densities are of the state at t_min."""
+    lowest = SMOOTH.sde.t_min
+    for how in (
+        {"steps": sg.grid(SMOOTH, 5, kind="turn")},
+        {"steps": 5, "t_span": (1.0, lowest)},
+        {"steps": 5, "return_log_prob": True},
+    ):
+        model = Asked(SMOOTH)
+        sg.sample(model, 3, seed=0, **how)
+        at_t_min = abs(min(model.times) / lowest - 1) < 1e-6
+        assert at_t_min == ("t_span" not in how), how
+    at_times = sg.sample(SMOOTH, 3, steps=6, seed=0, save=[0.5, lowest, 0.0])
+    assert bool(torch.isfinite(at_times.xs).all())
+    torch.testing.assert_close(at_times.xs[1], at_times.xs[2], rtol=0, atol=0.05)
