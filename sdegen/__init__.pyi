@@ -45,6 +45,7 @@ from .inference.posteriors.verb import sample_posterior as sample_posterior
 from .inference.sampling import encode as encode
 from .inference.sampling import sample as sample
 from .inference.shard import shard as shard
+from .inference.smoothness import measure_smooth as measure_smooth
 from .loop.run import solve as solve
 from .loop.solution import Solution as Solution
 from .models.base import ScoreModel as ScoreModel

@@ -162,6 +162,7 @@ _C = {"c_skip": lambda sde, t: sde.alpha(t), "c_out": lambda sde, t: 1 + t, "c_i
 OWN: dict[str, dict[str, Callable[[], Any]]] = {
     "fit": {"data": lambda: _normal(8, 2), "batch_size": lambda: 4, "progress": lambda: False, "device": lambda: "cpu"},
     "measure_noise": {"levels": lambda: 3},
+    "measure_smooth": {"model": _exact, "samples": lambda: 4},
     "bits_per_dim": {"x": lambda: _bytes(2, 2), "steps": lambda: 3},
     "log_prob": {"steps": lambda: 3},
     "compare": {"solvers": lambda: ("heun",), "steps": lambda: (4,), "tolerances": lambda: ()},

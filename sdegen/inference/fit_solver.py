@@ -105,7 +105,7 @@ def fit_solver(
     before, model.solvers = model.solvers, ()
     try:
         with quiet(model), bar(progress) as report:
-            x = _start(model, samples, check_seed(seed))
+            x = prior_draws(model, samples, check_seed(seed))
             exact = Lesson.of(model, x, cond, max(_TEACHER[0], _TEACHER[1] * counts[-1]))
             basis = Bands.of(bands, exact.end, model.data.covariance)
             fitting = _Fitting(model, to, x, exact, basis, torch.arange(samples) % 3 == 2, refine, len(counts))
@@ -134,7 +134,7 @@ def _counts(steps: Any) -> list[int]:
     return counts
 
 
-def _start(model: ScoreModel, samples: int, seed: int) -> Tensor:
+def prior_draws(model: ScoreModel, samples: int, seed: int) -> Tensor:
     """Noise at t_max; in float64 where the model is a formula."""
     dtype, device = placed(model, None, None)
     dtype = dtype if any(p.is_floating_point() for p in model.parameters()) else torch.float64

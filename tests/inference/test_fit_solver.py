@@ -49,7 +49,7 @@ def fitted(network: sg.Denoiser) -> sg.Solver:
 
 
 def lesson(model: sg.ScoreModel, n: int = 32, *, steps: int = 64) -> Lesson:
-    return Lesson.of(model, fitting._start(model, n, 0), {}, steps)
+    return Lesson.of(model, fitting.prior_draws(model, n, 0), {}, steps)
 
 
 def holding(model: sg.ScoreModel, weights: torch.Tensor) -> Fitted:
@@ -213,7 +213,7 @@ def test_a_teacher_of_other_noises_is_found_out(network, n, monkeypatch):
 @pytest.mark.parametrize("n", [5, 6])
 def test_refining_takes_off_more_and_knows_its_cost(network, n):
     with quiet(network):
-        learning = Lesson.of(network, fitting._start(network, 48, 0), {"label": torch.arange(48) % 2}, 48)
+        learning = Lesson.of(network, fitting.prior_draws(network, 48, 0), {"label": torch.arange(48) % 2}, 48)
         rows = torch.arange(48)
         own, held = learning.only(rows[:32]), learning.only(rows[32:])
         angles = nodes(network, n)
