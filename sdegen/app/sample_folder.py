@@ -16,14 +16,16 @@ from torch import Tensor
 
 from ..core.errors import InvalidInputError
 from ..core.files import write_whole
+from ..models.base import ScoreModel
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 RANK, PROCESSES = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
 
 
-def settings_of(model: torch.nn.Module, how: dict[str, Any], **more: Any) -> dict[str, Any]:
+def settings_of(model: ScoreModel, how: dict[str, Any], **more: Any) -> dict[str, Any]:
     """What decides the samples of a folder."""
-    weights = hashlib.sha256(b"".join(p.detach().cpu().numpy().tobytes() for p in model.parameters())).hexdigest()
+    parts = [*model.parameters(), *(model.space.state_dict().values() if model.space is not None else ())]
+    weights = hashlib.sha256(b"".join(p.detach().cpu().numpy().tobytes() for p in parts)).hexdigest()
     return {**how, **more, "weights": weights}
 
 

@@ -22,6 +22,7 @@ from ..core.files import as_path, replacing, write_synced
 from ..core.team import place_here
 from ..models.base import ScoreModel
 from ..models.identity import weights_of
+from ..models.space import shown_shape
 from .sampling import sample
 
 _SETTINGS = "settings.json"
@@ -124,13 +125,13 @@ def _batches(
     for first in range(start, stop, size):
         index = torch.arange(first, min(first + size, stop))
         cond = mapped({} if labels is None else dict(labels(index)), lambda value: value.to(device))
-        yield sample(model, len(index), index=index, seed=seed, cond=cond, progress=False, **how).x
+        yield model.decode(sample(model, len(index), index=index, seed=seed, cond=cond, progress=False, **how).x)
 
 
 def _check_kind(model: ScoreModel, kind: str) -> None:
     if kind not in KINDS:
         raise InvalidInputError(f"kind={kind!r}: expected 'npz' or 'png'")
-    event = model.event_shape
+    event = shown_shape(model)
     if event is None:
         raise InvalidInputError("model: got one that does not know its event shape, expected one that was trained")
     if kind == "png" and (len(event) != 3 or event[0] not in _MODES):

@@ -208,6 +208,15 @@ class LatentSpace(Shown, nn.Module):
         return x if like is None else x.to(like.device, like.dtype)
 
 
+def shown_shape(model: Any) -> tuple[int, ...] | None:
+    """The shape of what a sample of a model shows: its own, or of a latent what it decodes to; None where unknown."""
+    event, space = model.event_shape, model.space
+    if event is None or space is None:
+        return event
+    with torch.no_grad():
+        return tuple(space.decode(torch.zeros(1, *event)).shape[1:])
+
+
 def _per_channel(name: str, value: Any, channels: int | None) -> Tensor:
     """A number or (C,), float64; of numbers for all channels one for each, where it is known how many there are."""
     try:

@@ -37,6 +37,7 @@ SCRIPTS = {
     ),
     "families.py": (["--smoke", "--out", "families"], ["families/families.png"]),
     "image_to_image.py": (["--smoke", "--out", "tasks"], ["tasks/answers.png"]),
+    "train_autoencoder.py": (["--smoke", "--out", "coded"], ["coded/reconstructions.png"]),
     "translate.py": (["--smoke", "--out", "translated"], ["translated/translated.png"]),
 }
 

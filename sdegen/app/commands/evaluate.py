@@ -23,6 +23,7 @@ from ...core.errors import InvalidInputError
 from ...inference.bits import bits_per_dim
 from ...inference.sampling import encode, sample
 from ...models.denoiser import Denoiser
+from ...models.space import shown_shape
 from ...storage.models import load
 from ..options import add_how, add_model, count, how
 from ..told import Told
@@ -40,7 +41,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--n", type=count, default=1000, help="samples, and held-out images they are compared with")
     parser.add_argument("--n-bits", type=count, default=64, help="held-out images for bits per dimension")
     parser.add_argument("--n-reconstructions", type=count, default=64)
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="default: all that the model has")
     add_how(parser)
     parser.add_argument("--reconstruction-steps", type=int, default=40, help="each way")
     parser.add_argument("--bits-rtol", type=float, default=1e-2)
@@ -91,10 +92,8 @@ def parts(model: Denoiser, args: argparse.Namespace) -> tuple[data.Images, data.
         raise InvalidInputError(
             f"{str(error).split(': pass held_out_every')[0]}{hint}" if hint else str(error)
         ) from None
-    if train.shape != model.event_shape:
-        raise InvalidInputError(
-            f"the images have shape {train.shape}, and the model makes {model.event_shape}: pass other --data"
-        )
+    if train.shape != (shape := shown_shape(model)):
+        raise InvalidInputError(f"the images have shape {train.shape}, and the model makes {shape}: pass other --data")
     return train, held_out
 
 
@@ -116,15 +115,16 @@ def distances(model: Denoiser, train: data.Images, held_out: data.Images, args: 
         batch_size=args.batch_size,
         **cond(real, args.device),
     )
+    drawn = model.decode(solution.x).cpu()
     short = {"steps": 20} if args.smoke else {}
     every: Any = spread(train, 20_000)
     features = metrics.train_classifier(every.images, every.labels, path=args.classifier, **short)
-    x, y, floor = features(solution.x.cpu()), features(real.images), features(spread(train, len(real)).images)
+    x, y, floor = features(drawn), features(real.images), features(spread(train, len(real)).images)
     found = {
         "solver": solution.solver,
         "evaluations": float(solution.nfe.double().mean()),
         "classifier's accuracy on held-out images": features.accuracy(real.images, real.labels),
-        "classifier's accuracy on samples": features.accuracy(solution.x.cpu(), real.labels),
+        "classifier's accuracy on samples": features.accuracy(drawn, real.labels),
         "Frechet distance": metrics.frechet_distance(x, y),
         "Frechet distance, floor": metrics.frechet_distance(floor, y),
     }
@@ -153,12 +153,13 @@ def bits(model: Denoiser, held_out: data.Images, args: argparse.Namespace) -> di
 
 
 def reconstruction(model: Denoiser, held_out: data.Images, args: argparse.Namespace) -> dict[str, Any]:
-    """Along the probability flow into noise, and back."""
+    """Along the probability flow into noise, and back; of a model of latents by way of these."""
     some = spread(held_out, args.n_reconstructions)
     x = some.images.to(args.device)
     how = {"steps": args.reconstruction_steps, "batch_size": args.batch_size, **cond(some, x.device)}
-    latent = encode(model, x * model.sde.alpha(model.sde.t_min), **how)
-    back = sample(model, len(x), x_init=latent.x, **how).x.cpu()
+    x0 = x if model.space is None else model.space.encode(x)
+    noise = encode(model, x0 * model.sde.alpha(model.sde.t_min), **how)
+    back = model.decode(sample(model, len(x), x_init=noise.x, **how).x).cpu()
     found = {"PSNR": float(metrics.psnr(back, some.images, data_range=2.0).mean())}
     side = min(x.shape[2:])
     if side >= 5:
@@ -197,6 +198,9 @@ def run(args: argparse.Namespace) -> Told:
     if not isinstance(model, Denoiser) or "data" not in model.about:
         raise InvalidInputError(f"{args.model} does not tell its data: it was not made by sdegen train")
     args.device = next(model.parameters()).device
+    args.only = [part for part in args.only or PARTS if part != "bits" or args.only or model.space is None]
+    if "bits" in args.only and model.space is not None:
+        raise InvalidInputError(f"{args.model} is a model of latents, which have no bits: leave bits out of --only")
     train, held_out = parts(model, args)
     check(train, held_out, args)
     found: dict[str, Any] = {}

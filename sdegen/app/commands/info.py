@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from ...core.show import brief, parameters
+from ...models.space import shown_shape
 from ...nets.conditions import CONDITIONS, Conditional
 from ...solvers import make_solver
 from ...solvers.advice import advise
@@ -30,6 +31,7 @@ def run(args: argparse.Namespace) -> Told:
         "network": None if net is None else f"{type(net).__name__} of {parameters(net)} parameters",
         "parametrization": brief(getattr(model, "parametrization", None)),
         "events": None if model.event_shape is None else list(model.event_shape),
+        "space": _space(model),
         "conditions": _conditions(model) or None,
         "classes": ", ".join(names) if names else n,
         "data": about.get("data"),
@@ -42,6 +44,15 @@ def run(args: argparse.Namespace) -> Told:
     told = {name: value for name, value in told.items() if value is not None}
     width = max(map(len, told))
     return Told("\n".join(f"{name:{width}s}  {_shown(value)}" for name, value in told.items()), told)
+
+
+def _space(model: Any) -> str | None:
+    """What the events are latents of."""
+    if model.space is None:
+        return None
+    net, shape = model.space.autoencoder, shown_shape(model)
+    shown = "" if shape is None else f", which decodes them to {list(shape)}"
+    return f"latents of {type(net).__name__} of {parameters(net)} parameters{shown}"
 
 
 def _conditions(model: Any) -> list[str]:

@@ -3,7 +3,8 @@ sdegen inpaint fashion shoe.png mask.png --method twisted --particles 16 --n 6 -
 sdegen inpaint run_folder photo.jpg rows --passes 10 --out filled.npy
 
 MASK is a picture, white where the image is seen, or one of wide, outer, thin, half, pixels, rows. The strip shows the
-image, what is seen of it, and --n ways to fill in the rest; pixels that are seen stay as they are.
+image, what is seen of it, and --n ways to fill in the rest; pixels that are seen stay as they are. A model of latents
+is told the latents of those places that are seen whole.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ... import plot
@@ -25,6 +27,7 @@ from ...inference.posteriors.verb import sample_posterior
 from ...inference.sampling import sample
 from ...models.guided.observation import Observation
 from ...models.guided.posterior import Posterior
+from ...models.space import shown_shape
 from ...storage.models import load
 from ..options import add_model, count, label_of, labels
 from ..told import Told
@@ -57,23 +60,26 @@ def run(args: argparse.Namespace) -> Told:
     if not args.out.endswith((".png", ".npy")) or not os.path.isdir(os.path.dirname(os.path.abspath(args.out))):
         raise InvalidInputError(f"--out {args.out}: expected a name ending in .png or .npy, in a folder that exists")
     model: Any = load(args.model, device=args.device)
-    event = model.event_shape
+    event = shown_shape(model)
     if event is None or len(event) != 3:
         raise InvalidInputError(f"{args.model}: the model works on events {event}, expected images (C, H, W)")
     device = next(model.parameters()).device
     image, seen = picture_for(args.image, event), _mask(args.mask, event)
-    y = image.to(device).expand(args.n, *event)
+    told, y = _told(model, image.to(device), seen.to(device))
+    y = y.expand(args.n, *y.shape)
     cond = labels(torch.full((args.n,), -1), label_of(args.label, model), model, device)
     if args.label is None and "label" in cond:
         cond["label"] = torch.full((args.n,), -1, device=device)  # no class
-    observation = Observation.mask(seen)
+    observation = Observation.mask(told)
     how: dict[str, Any] = {"steps": args.steps, "seed": args.seed, "batch_size": args.batch_size, **cond}
     if args.method == "guided":
         found = sample(Posterior(model, observation, likelihood="isotropic"), args.n, solver="d-adams2-sde", y=y, **how)
     else:
         extra = {"particles": args.particles} if args.method == "twisted" else {"passes": args.passes}
         found = sample_posterior(model, observation, args.n, y=y, method=args.method, **extra, **how)
-    x = found.x.cpu()
+    x = model.decode(found.x).cpu()
+    if model.space is not None:
+        x = torch.where(seen, image, x)
     if args.out.endswith(".npy"):
         np.save(args.out, x.numpy())
     else:
@@ -86,6 +92,17 @@ def run(args: argparse.Namespace) -> Told:
         f"evaluations each, seed {args.seed}",
         {"out": args.out, "solver": found.solver, "evaluations": evaluations, "seen": share, "seed": args.seed},
     )
+
+
+def _told(model: Any, image: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """Which numbers of a sample are seen, and a sample that has them: of latents those places whose pixels are all."""
+    if model.space is None:
+        return seen.cpu(), image
+    z = model.space.encode(torch.where(seen, image, 0.0)[None])[0]
+    places = -F.adaptive_max_pool2d(-seen.all(0).float()[None], z.shape[1:])[0] > 0
+    if not bool(places.any()):
+        raise InvalidInputError(f"no place of the {tuple(z.shape)} latents is seen whole: pass a mask that shows more")
+    return places.expand(z.shape).cpu(), z
 
 
 def picture_for(path: str, event: tuple[int, ...]) -> Tensor:

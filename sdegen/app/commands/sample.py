@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from ...core.team import team
 from ...inference.files import KINDS, sample_files
 from ...inference.sampling import sample
 from ...inference.shard import shard
+from ...models.space import shown_shape
 from ...storage.models import load
 from ..options import add_how, add_model, count, how, label_of, labels
 from ..sample_folder import MODES, PROCESSES, RANK, check, claim, decoded, encoded, meet, settings_of, write_whole
@@ -67,10 +69,13 @@ def run(args: argparse.Namespace) -> Told:
     label = label_of(args.label, model)
     if not folder:
         return _into_file(args, model, label, out)
-    image = model.event_shape is not None and len(model.event_shape) == 3 and model.event_shape[0] in MODES
-    if (args.kind or ("image" if image else "npz")) == "image":
+    if (args.kind or ("image" if _is_image(shown_shape(model)) else "npz")) == "image":
         return _into_folder(args, model, label, Path(out))
     return _into_files(args, model, label, out)
+
+
+def _is_image(shape: Sequence[int] | None) -> bool:
+    return shape is not None and len(shape) == 3 and shape[0] in MODES
 
 
 def _device(asked: str | None) -> str | None:
@@ -95,14 +100,14 @@ def chosen(args: argparse.Namespace, default: int) -> list[int]:
 
 
 def _into_file(args: argparse.Namespace, model: Any, label: int | None, out: str) -> Told:
-    _check_out(out, model.event_shape)
+    _check_out(out, shown_shape(model))
     processes, wanted = team(torch.device("cpu")), torch.tensor(chosen(args, 16))
     index = wanted[shard(len(wanted), batch_size=args.batch_size)]
     drawn: Any = None
     if len(index):
         cond = labels(index, label, model, next(model.parameters()).device)
         solution = sample(model, len(index), index=index, batch_size=args.batch_size, **how(args), **cond)
-        drawn = (solution.x.cpu(), solution.nfe.double().cpu(), solution.calls, str(solution.solver))
+        drawn = (model.decode(solution.x).cpu(), solution.nfe.double().cpu(), solution.calls, str(solution.solver))
     parts = [part for part in processes.of_all(drawn) if part is not None]
     if not processes.leads:
         return Told("")
@@ -153,8 +158,8 @@ def _into_files(args: argparse.Namespace, model: Any, label: int | None, out: st
 
 
 def _into_folder(args: argparse.Namespace, model: Any, label: int | None, out: Path) -> Told:
-    if model.event_shape is None or len(model.event_shape) != 3 or model.event_shape[0] not in MODES:
-        raise InvalidInputError(f"{args.model} makes events of shape {model.event_shape}, which are no images")
+    if not _is_image(shape := shown_shape(model)):
+        raise InvalidInputError(f"{args.model} makes events of shape {shape}, which are no images")
     if args.steps is None and args.rtol is None and args.atol is None:
         args.steps = 20
     size = args.batch_size or 64
@@ -175,8 +180,9 @@ def _into_folder(args: argparse.Namespace, model: Any, label: int | None, out: P
         batch = torch.arange(k * size, (k + 1) * size)
         solution = made(batch)
         claim(out, settings)
+        x = model.decode(solution.x)
         for i in sorted(set(batch.tolist()) & set(todo)):
-            write_whole(path_of(i), encoded(solution.x[i - int(batch[0])]))
+            write_whole(path_of(i), encoded(x[i - int(batch[0])]))
         print(f"{solution.solver}: {float(solution.nfe.double().mean()):.1f} evaluations a sample", flush=True)
     meet()
     if RANK:
@@ -185,9 +191,15 @@ def _into_folder(args: argparse.Namespace, model: Any, label: int | None, out: P
     plot.save(plot.image_grid(torch.stack([x for x in some if x is not None]), nrow=10), out / "grid.png")
     if args.strips:
         few = index[: args.strips]
-        path = made(few, save="all")
-        strips = plot.denoising_strip(path, samples=len(few), model=model, **labels(few, label, model, device))
-        plot.save(strips, out / "strips.png")
+        plot.save(_strips(model, made(few, save="all"), labels(few, label, model, device)), out / "strips.png")
     there = len(index) - len(todo)
     values = {"out": str(out), "made": len(todo), "were_there": there, **settings}
     return Told(f"{out}: {len(todo)} samples made, {there} were there", values)
+
+
+def _strips(model: Any, path: Any, cond: dict[str, Any]) -> Any:
+    """Samples coming out of noise, and what the model makes of them; of latents what they decode to on their way."""
+    if model.space is None:
+        return plot.denoising_strip(path, samples=len(path.x), model=model, **cond)
+    seen = replace(path, x=model.decode(path.x), xs=torch.stack([model.decode(x) for x in path.xs]))
+    return plot.denoising_strip(seen, samples=len(path.x))

@@ -1,4 +1,5 @@
 """sdegen train fashion-mnist --out fashion
+sdegen train fashion-mnist --space autoencoder --net multipliers=[1] --net patch=1 --out latent
 sdegen train photos/ --size 64 --network cifar10-small --flips --precision bf16 --out photos
 torchrun --standalone --nproc-per-node 8 -m sdegen train hf:cifar10 --network cifar10-edm --out cifar
 
@@ -18,16 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ... import data, nets, plot
 from ...core.errors import CheckpointError, InvalidInputError
 from ...inference.fit_solver import fit_solver
 from ...inference.sampling import sample
-from ...loop.solution import Solution
 from ...models.base import ScoreModel
 from ...models.denoiser import Denoiser
+from ...models.space import LatentSpace
 from ...processes import EDMSDE, VESDE, VPSDE, CosineSDE, LinearPathSDE, SubVPSDE
-from ...storage import newest
+from ...storage import newest, steps
+from ...storage.models import load as load_model
 from ...storage.models import save
 from ...training import History, fit
 from ...training.losses import dsm_loss
@@ -65,6 +68,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--parametrization", default="edm", choices=("edm", "v", "noise", "x0", "score", "velocity"))
     model.add_argument("--network", default="mnist-small", choices=nets.PRESETS, help="see docs/howto/networks.md")
     model.add_argument("--net", action="append", default=[], metavar="NAME=VALUE", help="an argument that differs")
+    model.add_argument("--space", metavar="RUN", help="train on latents of this autoencoder, or of this model's own")
     model.add_argument("--drop-label", type=float, default=0.1, help="so often a class is hidden, for guidance")
     run = parser.add_argument_group("training")
     run.add_argument("--steps", type=int, default=10_000)
@@ -130,12 +134,12 @@ class Previews:
         self.spent += self.cost
         return grid
 
-    def draw(self, model: ScoreModel, steps: int) -> Solution:
+    def draw(self, model: ScoreModel, steps: int) -> Tensor:
         device = next(model.parameters()).device
         cond: dict[str, Any] = (
             {} if self.n_classes is None else {"label": torch.arange(self.n, device=device) % self.n_classes}
         )
-        return sample(model, self.n, steps=steps, seed=0, progress=False, **cond)
+        return model.decode(sample(model, self.n, steps=steps, seed=0, progress=False, **cond).x)
 
     def affordable(self, model: ScoreModel) -> bool:
         """Whether one more is within the share; what the first costs, one evaluation tells."""
@@ -157,6 +161,20 @@ def load(args: argparse.Namespace, source: dict[str, Any]) -> data.Images:
         raise InvalidInputError(f"{error}{hint}") from error
 
 
+def space_of(args: argparse.Namespace, images: data.Images) -> LatentSpace | None:
+    """The latent space asked for: of the run that goes on, of a model of latents, or measured for an autoencoder."""
+    if args.space is None:
+        return None
+    found: Any = load_model(args.out if steps(args.out) else args.space, device=args.device)
+    if isinstance(found, ScoreModel):
+        if found.space is None:
+            raise InvalidInputError(
+                f"--space {args.space}: got a model of the data themselves, expected an autoencoder"
+            )
+        return found.space
+    return LatentSpace.measured(found, images)
+
+
 def few_evaluations(args: argparse.Namespace, model: Denoiser, n_classes: int | None) -> None:
     """Fit a solver to the trained model, and write both to the run's folder `fitted`."""
     steps, n = args.fit_solver or [5, 8, 10], 64
@@ -168,15 +186,16 @@ def few_evaluations(args: argparse.Namespace, model: Denoiser, n_classes: int | 
         print(f"{k} evaluations: error {found.error:.3f} fitted, {found.unfitted:.3f} without", flush=True)
 
 
-def build(args: argparse.Namespace, images: data.Images, source: dict[str, Any]) -> Denoiser:
+def build(args: argparse.Namespace, images: data.Images, source: dict[str, Any], space: LatentSpace | None) -> Denoiser:
     """The model, with what its checkpoints tell besides."""
     torch.manual_seed(args.seed)
     labels: dict[str, Any] = (
         {} if images.n_classes is None else {"n_classes": images.n_classes, "label_dropout": args.drop_label}
     )
-    net = nets.make_net(args.network, images.shape[0], **labels, **changes(args.net))
+    channels = images.shape[0] if space is None else space.channels
+    net = nets.make_net(args.network, channels, **labels, **changes(args.net))
     net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    model = Denoiser(net, SDES[args.sde](), parametrization=args.parametrization)
+    model = Denoiser(net, SDES[args.sde](), parametrization=args.parametrization, space=space)
     classes = None if images.classes is None else list(images.classes)
     model.about = {"data": source, "levels": images.levels, "n_classes": images.n_classes, "classes": classes}
     plain = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
@@ -195,7 +214,9 @@ def run(args: argparse.Namespace) -> Told:
     source |= {"levels": args.levels} if args.levels else {}
     source |= {"labels": False} if args.no_labels else {}
     images = load(args, source)
-    model = build(args, images, source)
+    space = space_of(args, images)
+    model = build(args, images, source, space)
+    train_on = images if space is None else space.latents(images, cache=args.cache)
     leads = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, one speaks
     if leads:
         size = sum(p.numel() for p in model.net.parameters())
@@ -203,7 +224,7 @@ def run(args: argparse.Namespace) -> Told:
 
     history = fit(
         model,
-        images,
+        train_on,
         steps=args.steps,
         batch_size=args.batch_size,
         lr=args.lr,
