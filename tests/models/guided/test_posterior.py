@@ -162,6 +162,18 @@ def test_averages_and_their_transposes(event):
         torch.testing.assert_close(seen, torch.nn.functional.avg_pool2d(x, 2).flatten(1))
 
 
+def test_the_mean_of_the_channels_is_an_observation_of_every_method():
+    """Colourisation: two functions that are transposes, rows of one length, so that all methods take it."""
+    grey = sg.Observation.linear((lambda x: x.mean(1), lambda v: v[:, None].expand(-1, 3, -1, -1) / 3), std=0.1)
+    x, v = normals(5, 3, 4, 4), normals(5, 16, seed=1)
+    torch.testing.assert_close((grey.measure(x) * v).sum(1), (x * grey.adjoint(v, x)).flatten(1).sum(1))
+    torch.testing.assert_close(grey.spectrum(x), torch.full((16,), 1 / 3, dtype=F64))
+    model, y = sg.EmpiricalModel(torch.stack([x[0], -x[0], x[1]]), sg.VPSDE()), x[0].mean(0).expand(6, 4, 4)
+    for how in ({"method": "repaint", "passes": 2}, {"method": "gibbs", "passes": 2}, {"particles": 4}):
+        found = sg.sample_posterior(model, grey, 6, y=y, steps=20, seed=0, dtype=F64, **how).x
+        torch.testing.assert_close(found, x[:1].expand(6, -1, -1, -1), rtol=0, atol=0.3)
+
+
 def test_many_numbers_are_solved_to_a_tolerance_each_sample_by_itself():
     root = normals(6, 50, 50)
     s = root @ root.mT / 50
