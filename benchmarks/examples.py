@@ -17,6 +17,7 @@ from report import table, write
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TITLES = {
+    "clip": "Pictures and captions in one space, and guidance by a sentence",
     "cascade": "A cascade and its levels",
     "families": "The families on the digits",
     "image_to_image": "Pictures from pictures, three ways",

@@ -25,6 +25,7 @@ SCRIPTS = {
     "compare_solvers.py": (["--smoke"], ["work_precision.png"]),
     "emoji_data.py": (["--smoke", "--out", "emoji.npz"], ["emoji.npz", "emoji.png"]),
     "text_to_image.py": (["--smoke", "--out", "text"], ["text/text.png", "text/run/metrics.csv"]),
+    "clip.py": (["--smoke", "--out", "pairs"], ["pairs/guided.png"]),
     "inpaint.py": (["--smoke", "--out", "inpainted"], ["inpainted/masks.png", "inpainted/passes.png"]),
     "edit_and_translate.py": (
         ["--smoke", "--out", "edited"],
