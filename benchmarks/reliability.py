@@ -3,6 +3,7 @@
 Processes are killed, disks filled, files damaged; the table says how often, and how often a promise was broken.
 
     python benchmarks/reliability.py [--kills 20] [--corruptions 600] [--only kill disk ...]
+    python benchmarks/reliability.py --quick       # a few of each, about four minutes
     python benchmarks/reliability.py --long        # 500 kills, 10 000 corruptions, 100 pairs, 50 interrupted samplings
 """
 
@@ -13,11 +14,9 @@ import builtins
 import errno
 import functools
 import io
-import multiprocessing
 import os
 import random
 import resource
-import runpy
 import shutil
 import signal
 import subprocess
@@ -28,97 +27,19 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import damage
+import promises
 import torch
+from report import table, write
 from torch import Tensor
+from victims import STEPS, Row, Victim, newest_step, reference, train, trained_by
 
 import sdegen as sg
 from sdegen import storage
 
 ROOT = Path(__file__).resolve().parent.parent
-FORK = multiprocessing.get_context("fork")
-STEPS, SAVE_EVERY = 40, 4
-
-
-class Row(NamedTuple):
-    """A line of the table: the fault, what the user gets, tries, broken promises, and what else was seen."""
-
-    fault: str
-    promise: str
-    tries: int
-    broken: int
-    seen: str = ""
-
-
-# ---- a run to be hurt
-
-
-def points() -> Tensor:
-    return torch.randn(100, 2, generator=torch.Generator().manual_seed(3)) * 0.5 + 0.2
-
-
-def fresh_model(seed: int = 0) -> sg.Denoiser:
-    torch.manual_seed(seed)
-    return sg.Denoiser(sg.nets.MLP(2, hidden=16, layers=1, embedding=8), sg.VPSDE())
-
-
-def train(out: Path | None, steps: int = STEPS, callback: Callable[..., Any] | None = None, **words: Any) -> Tensor:
-    """A short run with everything on: bf16, averages, batches in parts that end in mid-pass. The weights, in a row."""
-    model = fresh_model()
-    words = {"precision": "bf16", "accumulate": 2, "save_every": SAVE_EVERY, **words}
-    how: dict[str, Any] = {"batch_size": 16, "seed": 0, "progress": False, "device": "cpu"}
-    sg.fit(model, points(), steps=steps, out=out, callback=callback, callback_every=1, **how, **words)
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
-
-
-@functools.cache
-def reference(steps: int = STEPS) -> Tensor:
-    """What a run that nobody disturbs ends with."""
-    return train(None, steps)
-
-
-class Victim:
-    """A process that does something, to be killed; it tells how far it is."""
-
-    def __init__(self, work: Callable[..., Any], *arguments: Any) -> None:
-        self.at = FORK.Value("q", -1)
-        self.process = FORK.Process(target=self._run, args=(work, arguments))
-        self.process.start()
-
-    def _run(self, work: Callable[..., Any], arguments: tuple) -> None:
-        torch.set_num_threads(1)
-        with open(os.devnull, "w") as nothing:
-            sys.stdout = sys.stderr = nothing
-            work(self.tell, *arguments)
-
-    def tell(self, at: int, *_: Any) -> None:
-        self.at.value = at
-
-    def reach(self, at: int) -> None:
-        while self.at.value < at and self.process.is_alive():
-            time.sleep(0.0005)
-
-    def end(self, number: int | None = None, seconds: float = 60) -> int | None:
-        """Its exit code, after a signal; None if it hangs."""
-        if number is not None and self.process.is_alive():
-            os.kill(self.process.pid or 0, number)
-        self.process.join(seconds)
-        if self.process.is_alive():
-            self.process.kill()
-            return None
-        return self.process.exitcode
-
-
-def trained_by(tell: Callable[..., None], out: Path, steps: int, words: dict[str, Any] | None = None) -> None:
-    train(out, steps, tell, **words or {})
-
-
-def newest_step(out: Path) -> int:
-    """Of the newest valid checkpoint, 0 if there is none; damage raises."""
-    found = storage.newest(out, ["model", "training"])
-    return 0 if found is None else found[1]["training"]["step"]
-
 
 # ---- the faults
 
@@ -346,101 +267,6 @@ def filled(tell: Callable[..., None], out: Path, limit: int | None) -> None:
         os._exit(3)
 
 
-def corrupt(folder: Path, n: int, dice: random.Random) -> Row:
-    """Damage of every kind to one of two checkpoints of a run: named when it is loaded, passed over by a run."""
-    out = folder / "run"
-    train(out, 8, save_every=4)
-    sound = folder / "sound"
-    shutil.copytree(out, sound)
-    newest = storage.steps(out)[-1]
-    other = storage.steps(out)[0]
-    silent, unnamed, not_passed = 0, 0, 0
-    for i in range(n):
-        damage(newest, other, KINDS[i % len(KINDS)], dice)
-        try:
-            storage.read(newest, ["model", "training"])
-            silent += 1
-        except sg.CheckpointError:
-            pass
-        except Exception:
-            unnamed += 1
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
-            not_passed += newest_step(out) != 4 or not any("skipped step-00000008" in str(w.message) for w in told)
-        shutil.rmtree(newest)
-        shutil.copytree(sound / newest.name, newest)
-    seen = f"{silent} silent, {unnamed} unnamed, {not_passed} not passed over"
-    return Row("corrupt checkpoint", "a named error; a run falls back", n, silent + unnamed + not_passed, seen)
-
-
-KINDS = ("flip", "zero", "truncate", "grow", "swap", "missing", "manifest", "other's")
-
-
-def damage(path: Path, other: Path, kind: str, dice: random.Random) -> None:
-    files = sorted(path.iterdir())
-    file = dice.choice(files)
-    data = bytearray(file.read_bytes())
-    if kind == "flip":
-        data[dice.randrange(len(data))] ^= 1 << dice.randrange(8)
-    elif kind == "zero":
-        page = dice.randrange(len(data)) // 512 * 512
-        if not any(data[page : page + 512]):
-            page = 0
-        data[page : page + 512] = bytes(len(data[page : page + 512]))
-    elif kind == "truncate":
-        del data[dice.randrange(len(data)) :]
-    elif kind == "grow":
-        data += bytes(dice.randrange(1, 5000))
-    elif kind == "swap":
-        second = dice.choice([f for f in files if f != file])
-        data, theirs = bytearray(second.read_bytes()), bytes(data)
-        second.write_bytes(theirs)
-    elif kind == "missing":
-        file.unlink()
-        return
-    elif kind == "manifest":
-        file = path / storage.MANIFEST
-        text = file.read_text()
-        at = dice.choice([i for i, c in enumerate(text) if c.isdigit()])
-        data = bytearray((text[:at] + str((int(text[at]) + dice.randrange(1, 10)) % 10) + text[at + 1 :]).encode())
-    else:  # a file of the same run's other checkpoint; the same in both would be no damage
-        file = path / dice.choice(["model.safetensors", "training.safetensors", storage.STATE, storage.MANIFEST])
-        data = bytearray((other / file.name).read_bytes())
-    file.write_bytes(data)
-
-
-def malicious(folder: Path) -> Row:
-    """The tests' hand-made attacks, in a process that counts what it runs and what memory it takes."""
-    sys.path.insert(0, str(ROOT / "tests" / "storage"))
-    import test_checkpoint as attacks
-
-    broken = 0
-    for i, attack in enumerate(attacks.MALICE.values()):
-        path = folder / f"{i}"
-        attacks.save(attacks.small(), path)
-        attack(path)
-        attacks.reseal(path)
-        broken += Victim(attacked, path).end() != 0
-    return Row("malicious checkpoint", "refused; nothing runs; under 300 MB more memory", len(attacks.MALICE), broken)
-
-
-def attacked(tell: Callable[..., None], path: Path) -> None:
-    ran = []
-    sys.addaudithook(
-        lambda event, _: (
-            ran.append(event) if event in ("os.system", "subprocess.Popen", "exec", "os.exec") and watch else None
-        )
-    )
-    before, watch = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, True
-    try:
-        sg.load(path, device="cpu")
-        os._exit(1)
-    except sg.CheckpointError:
-        pass
-    watch = False
-    os._exit(0 if not ran and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000 else 2)
-
-
 def pairs(folder: Path, n: int) -> Row:
     broken, slowest = 0, 0.0
     out = folder / "run"
@@ -455,12 +281,12 @@ def pairs(folder: Path, n: int) -> Row:
             broken += f"process {victim.process.pid}" not in str(error)
         took = time.monotonic() - start
         slowest = max(slowest, took)
-        broken += took > 1
+        broken += took > 5  # it takes hundredths: the rest is for busy machines
         victim.end(signal.SIGKILL)
         shutil.rmtree(out)
     return Row(
         "two runs in one folder",
-        "the second refused under 1 s, naming the first",
+        "the second refused at once (5 s at most), naming the first",
         n,
         broken,
         f"slowest {slowest:.3f} s",
@@ -500,10 +326,14 @@ def killed_rank(folder: Path, n: int, dice: random.Random) -> Row:
             torchrun.kill()
             broken += 1
         slowest = max(slowest, time.monotonic() - start)
-        broken += slowest > 30 or any(Path(f"/proc/{rank}").exists() for rank in ranks)
+        broken += slowest > 60 or any(Path(f"/proc/{rank}").exists() for rank in ranks)
         broken += newest_step(out) < 5
     return Row(
-        "one of two processes killed", "all end under 30 s; a valid checkpoint", n, broken, f"slowest {slowest:.1f} s"
+        "one of two processes killed",
+        "all end (60 s at most); a valid checkpoint",
+        n,
+        broken,
+        f"slowest {slowest:.1f} s",
     )
 
 
@@ -546,43 +376,6 @@ def two_processes(folder: Path) -> Row:
     )
 
 
-def sampling(folder: Path, n: int, dice: random.Random) -> Row:
-    """sample_images.py killed again and again; the folder against that of an undisturbed run."""
-    torch.manual_seed(0)
-    model = sg.Denoiser(sg.nets.UNet(1, channels=8, multipliers=(1, 2)), sg.VPSDE(), data_std=0.5)
-    model.event_shape = (1, 8, 8)
-    sg.save(model, folder / "model")
-    whole, hurt_ = folder / "whole", folder / "hurt"
-    start = time.monotonic()
-    Victim(sampled, folder / "model", whole).end()
-    length = time.monotonic() - start
-    wanted = {p.name: p.read_bytes() for p in whole.iterdir()}
-    broken, done, rounds = 0, 0, 0
-    while done < n:
-        shutil.rmtree(hurt_, ignore_errors=True)
-        rounds += 1
-        for _ in range(min(10, n - done)):
-            done += 1
-            victim = Victim(sampled, folder / "model", hurt_)
-            time.sleep(dice.random() * length)
-            victim.end(signal.SIGKILL)
-            broken += any(wanted[p.name] != p.read_bytes() for p in hurt_.glob("[0-9]*.png")) if hurt_.exists() else 0
-        broken += Victim(sampled, folder / "model", hurt_).end() != 0
-        broken += {p.name: p.read_bytes() for p in hurt_.iterdir() if not p.name.startswith(".")} != wanted
-    return Row(
-        "interrupted sampling",
-        "killed and restarted: an identical folder",
-        n,
-        broken,
-        f"{rounds} folders of {len(wanted) - 2}",
-    )
-
-
-def sampled(tell: Callable[..., None], model: Path, out: Path) -> None:
-    sys.argv = ["sample_images.py", str(model), "--out", str(out), "--n", "24", "--batch-size", "4", "--steps", "4"]
-    runpy.run_path(str(ROOT / "examples" / "sample_images.py"), run_name="__main__")
-
-
 # ---- the table
 
 
@@ -594,46 +387,81 @@ def rows(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
     dice = random.Random(args.seed)
     tests: dict[str, Callable[[Path], Row | list[Row]]] = {
         "kill": lambda f: killed(f, args.kills, dice),
+        "pictures": lambda f: promises.pictures(f, args.pictures, dice),
         "signals": lambda f: signalled(f, args.signals, dice),
         "faults": lambda f: faulty(f, args.stride),
         "disk": lambda f: disk_full(f, args.disks),
-        "corrupt": lambda f: corrupt(f, args.corruptions, dice),
-        "malicious": malicious,
+        "corrupt": lambda f: damage.corrupt(f, args.corruptions, dice),
+        "malicious": lambda f: damage.malicious(f, args.malice, dice),
         "pairs": lambda f: pairs(f, args.pairs),
         "rank": lambda f: killed_rank(f, args.ranks, dice),
         "processes": two_processes,
-        "sampling": lambda f: sampling(f, args.samplings, dice),
+        "sampling": lambda f: promises.sampling(f, args.samplings, dice),
+        "evaluation": lambda f: promises.evaluation(f, args.evaluations, dice),
+        "nan": promises.not_finite,
+        "unreachable": promises.unreachable,
+        "calls": lambda f: promises.wrong_calls(f, args.calls, dice),
+        "shapes": promises.shapes,
+        "splits": promises.splits,
+        "threads": lambda f: promises.threads(f, args.threads),
     }
     for name in args.only or tests:
+        if name not in tests:
+            raise SystemExit(f"--only {name}: expected some of {' '.join(tests)}")
         found = tests[name](room(name))
         yield from [found] if isinstance(found, Row) else found
 
 
+# how many tries, or of the file operations every how manyth (stride)
+USUAL = {
+    "kills": 20,
+    "pictures": 10,
+    "signals": 10,
+    "stride": 1,
+    "disks": 3,
+    "corruptions": 600,
+    "malice": 200,
+    "pairs": 10,
+}
+USUAL |= {"ranks": 2, "samplings": 10, "evaluations": 5, "calls": 2000, "threads": 8}
+QUICK = {"kills": 5, "pictures": 3, "signals": 2, "stride": 19, "disks": 1, "corruptions": 64, "malice": 30, "pairs": 2}
+QUICK |= {"ranks": 1, "samplings": 3, "evaluations": 2, "calls": 300, "threads": 4}
+LONG = {"kills": 500, "pictures": 50, "corruptions": 10_000, "malice": 2000, "pairs": 100, "samplings": 50, "ranks": 10}
+LONG |= {"evaluations": 20, "calls": 10_000}
+ABOUT = (
+    "Processes are killed, disks filled, files damaged, networks return NaN, calls are wrong: how often it was tried, and how "
+    'often a promise was broken. The runs have bf16, averages, batches in two parts and an end in mid-pass; "to the bit" means '
+    "as in a run that nobody disturbed."
+)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--signals", type=int, default=10)
-    parser.add_argument("--stride", type=int, default=1, help="of the file operations, which ones meet a fault")
-    parser.add_argument("--disks", type=int, default=3)
-    parser.add_argument("--corruptions", type=int, default=600)
-    parser.add_argument("--pairs", type=int, default=10)
-    parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--samplings", type=int, default=10)
+    for name, usual in USUAL.items():
+        parser.add_argument(f"--{name}", type=int, default=None, help=f"how many; default: {usual}")
     parser.add_argument(
-        "--only", nargs="+", help="kill signals faults disk corrupt malicious pairs rank processes sampling"
+        "--only", nargs="+", metavar="ROW", help="kill pictures signals faults disk corrupt malicious pairs ..."
     )
-    parser.add_argument("--long", action="store_true", help="500 kills, 10 000 corruptions, 100 pairs, 50 samplings")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="a few of each")
+    size.add_argument("--long", action="store_true", help="500 kills, 10 000 corruptions, 100 pairs, 50 samplings")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
-    if args.long:
-        args.kills, args.corruptions, args.pairs, args.samplings, args.ranks = 500, 10_000, 100, 50, 10
+    usual = {**USUAL, **(QUICK if args.quick else LONG if args.long else {})}
+    for name, number in usual.items():
+        if getattr(args, name) is None:
+            setattr(args, name, number)
     torch.set_num_threads(1)
+    broken, lines = 0, []
     print("| fault | what the user gets | tries | broken | |\n|---|---|---|---|---|")
-    broken = 0
     with tempfile.TemporaryDirectory() as folder:
         for row in rows(args, Path(folder)):
-            print(f"| {row.fault} | {row.promise} | {row.tries} | {row.broken} | {row.seen} |", flush=True)
+            lines.append([str(cell) for cell in row])
+            print(f"| {' | '.join(lines[-1])} |", flush=True)
             broken += row.broken
+    if arguments is None and not args.only:
+        table(["fault", "what the user gets", "tries", "broken", "seen"], lines)
+        write("reliability", "What survives", ABOUT)
     return int(broken > 0)
 
 

@@ -58,7 +58,7 @@ def _mix_(z: Tensor) -> Tensor:
 
 def fresh_seed() -> int:
     """A seed from torch's global generator: what `seed=None` means everywhere."""
-    return int(torch.randint(0, 2**31 - 1, ()).item())
+    return int(torch.randint(0, 2**31 - 1, (), device="cpu").item())
 
 
 def check_seed(seed: int | None) -> int:

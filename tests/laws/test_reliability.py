@@ -13,6 +13,7 @@ PATH = Path(__file__).parents[2] / "benchmarks" / "reliability.py"
 
 @pytest.fixture(scope="module")
 def harness():
+    sys.path.insert(0, str(PATH.parent))
     spec = importlib.util.spec_from_file_location("reliability", PATH)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -20,6 +21,7 @@ def harness():
     spec.loader.exec_module(module)
     yield module
     del sys.modules["reliability"]
+    sys.path.remove(str(PATH.parent))
 
 
 @pytest.mark.parametrize(
@@ -32,6 +34,15 @@ def harness():
         ("corrupt", ["--corruptions", "64"], 1),
         ("pairs", ["--pairs", "1"], 1),
         ("sampling", ["--samplings", "2"], 1),
+        ("malicious", ["--malice", "12"], 2),
+        ("calls", ["--calls", "60"], 1),
+        ("shapes", [], 1),
+        ("threads", ["--threads", "3"], 1),
+        pytest.param("nan", [], 1, marks=pytest.mark.slow),
+        pytest.param("splits", [], 1, marks=pytest.mark.slow),
+        pytest.param("unreachable", [], 1, marks=pytest.mark.slow),
+        pytest.param("pictures", ["--pictures", "3"], 1, marks=pytest.mark.slow),
+        pytest.param("evaluation", ["--evaluations", "1"], 1, marks=pytest.mark.slow),
         pytest.param("rank", ["--ranks", "2"], 1, marks=pytest.mark.slow),
         pytest.param("processes", [], 1, marks=pytest.mark.slow),
     ],
@@ -46,3 +57,21 @@ def test_a_broken_promise_is_counted(harness, monkeypatch, capsys):
     """Where nothing is verified, damage passes: the harness must see it."""
     monkeypatch.setattr(harness.storage.folders, "_verify", lambda file, entry, max_bytes: None)
     assert harness.main(["--corruptions", "16", "--only", "corrupt"]) == 1
+
+
+def test_a_model_whose_samples_depend_on_each_other_is_seen(harness, monkeypatch):
+    """Where NaN of one sample reaches the others, the harness must see it."""
+    monkeypatch.setattr(harness.promises, "OWN", ["ddim", "adams", "sra1"])
+    assert harness.main(["--only", "nan"]) == 0
+    exact = harness.promises.Hurt.forward
+
+    def coupled(self, x, t, number):
+        return exact(self, x, t, number) + 0 * exact(self, x, t, number).sum()
+
+    monkeypatch.setattr(harness.promises.Hurt, "forward", coupled)
+    assert harness.main(["--only", "nan"]) == 1
+
+
+def test_what_is_typed_wrong_is_told(harness):
+    with pytest.raises(SystemExit, match="expected some of kill"):
+        harness.main(["--only", "nothing"])
