@@ -169,8 +169,9 @@ class _OfModel(Term):
         return type(self).evaluations is _OfModel.evaluations and self.model.asks_once
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
-        rates = self._rates(self.sde.at(t))
-        return self.predict(x, t).combine(*rates)
+        level = self.sde.at(t)
+        d_alpha, d_sigma = self._rates(level) if self.eta else level.rates
+        return self.predict(x, t).combine(d_alpha, d_sigma)
 
     def moved(self, x: Tensor, t: Tensor, h: float | Tensor) -> Tensor:
         """Since x = alpha x0 + sigma noise, one combination of the two."""

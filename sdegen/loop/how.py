@@ -76,7 +76,7 @@ class How:
             max_steps=self.max_steps,
             noisy=noisy,
             grid=kind,
-            view=None if span is None else _VIEWS[advise(solver, term).coordinates](term.model),
+            view=None if span is None else _VIEWS[solver.coordinates](term.model),
         )
 
     def _check_options(self) -> None:

@@ -19,7 +19,7 @@ from ..core.shapes import as_time, check_time, expand
 from ..core.show import Shown
 from ..processes import SDE, Level
 from .facts import DataFacts, statistic
-from .prediction import Prediction, some_noise
+from .prediction import FIRST, SECOND, Prediction, some_noise
 from .space import LatentSpace
 
 Statistic = float | Sequence[Any] | Tensor | None  # one number, or event-shaped
@@ -385,7 +385,7 @@ class OnPath(Wrapped):
     """
 
     def __init__(self, model: ScoreModel, sde: SDE, centre: Tensor | None = None) -> None:
-        self._shared: tuple[SDE, SDE] | None = None  # the model's process, and ours narrowed to its levels
+        self._shared: tuple[SDE, SDE | None, SDE] | None = None  # the model's process, ours, and ours narrowed to its
         self._map = CachedFunction(self._evaluate_map)
         facts = {} if centre is None else {"mean": torch.zeros_like(centre)}
         super().__init__(model, sde=sde, **facts)
@@ -395,28 +395,25 @@ class OnPath(Wrapped):
     @property
     def sde(self) -> SDE:  # type: ignore[override]
         """The other process, narrowed to what the model knows now: its own process may be assigned later."""
-        known, shared = vars(self)["_modules"]["model"].sde, self._shared
-        if shared is None or shared[0] is not known:
+        known, own, shared = vars(self)["_modules"]["model"].sde, self._own_sde, self._shared
+        if shared is None or shared[0] is not known or shared[1] is not own:
             self._map.clear()
-            shared = self._shared = known, _narrowed(self._own_sde or known, known)
-        return shared[1]
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if name == "sde":
-            self._shared = None
+            shared = self._shared = known, own, _narrowed(own or known, known)
+        return shared[2]
 
     def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Prediction:
         t = as_time(t)
         check_time(t, x)
         sde = self.sde
         there, ratio, alpha = self._map(t)
-        x = x * expand(ratio, x)
+        if isinstance(ratio, Tensor):
+            ratio, alpha = expand(ratio, x), expand(alpha, x)
+        x = x * ratio
         if self.centre is None:
             return self.model(x, as_time(there), **cond).on(sde, t)
         centre = self.centre.to(x)
-        belief = self.model(x + expand(alpha, x) * centre, as_time(there), **cond)
-        return Prediction(belief.x0 - centre, belief.noise, sde, t)
+        belief = self.model(x + alpha * centre, as_time(there), **cond)
+        return Prediction.spanned(belief.x0 - centre, belief.noise, FIRST, SECOND, sde, t)
 
     def evaluations(self, t):
         return self.model.evaluations(as_time(self._map(t)[0]))

@@ -14,6 +14,7 @@ from ..core.show import Shown
 from ..processes import SDE
 
 Coefficient = Any  # a float, or a tensor of t's shape
+FIRST, SECOND = (1.0, 0.0), (0.0, 1.0)  # coefficients of x0 and noise where these two are the basis
 
 
 class Prediction(Shown):
@@ -36,8 +37,8 @@ class Prediction(Shown):
 
     def __init__(self, x0: Tensor, noise: Tensor, sde: SDE, t: float | Tensor) -> None:
         self._basis: tuple[Tensor, Tensor] = (x0, noise)
-        self._x0: tuple[Coefficient, Coefficient] = (1.0, 0.0)
-        self._noise: tuple[Coefficient, Coefficient] = (0.0, 1.0)
+        self._x0: tuple[Coefficient, Coefficient] = FIRST
+        self._noise: tuple[Coefficient, Coefficient] = SECOND
         self.sde, self.t = sde, as_time(t)
 
     @classmethod
@@ -78,6 +79,8 @@ class Prediction(Shown):
     def combine(self, a: Coefficient, b: Coefficient) -> Tensor:
         """a x0 + b noise, (B, *event), with coefficients of t's shape: combine(alpha', sigma') is DDIM's step."""
         (p0, q0), (p1, q1) = self._x0, self._noise
+        if self._x0 is FIRST and self._noise is SECOND:
+            return _mixed(a, self._basis[0], b, self._basis[1])
         return _mixed(_sum(a, p0, b, p1), self._basis[0], _sum(a, q0, b, q1), self._basis[1])
 
     def on(self, sde: SDE, t: Tensor) -> Prediction:

@@ -100,7 +100,9 @@ def advise(
     Returns:
         Advice.
     """
-    row = next((_TABLE[kind] for kind in type(solver).__mro__ if kind in _TABLE), _PLAIN)
+    row = _PLAIN
+    for kind in reversed(type(solver).__mro__):  # the nearest class counts
+        row = _TABLE.get(kind, row)
     model = subject.model if isinstance(subject, Term) else subject
     fine: bool = (model is None or model.smooth) if smooth is None else smooth
     n = row.steps if steps is None else steps
