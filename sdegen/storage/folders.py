@@ -40,14 +40,27 @@ _FORMAT = "sdegen checkpoint"
 
 _FILE = re.compile(r"[a-z]+(-\d{5})?\.(safetensors|json)")
 
+READ_BY_PEOPLE = ("README.md", ".gitattributes")  # may lie in a checkpoint's folder, and are changed at will
 _STEP = re.compile(r"step-\d+")
 
 MAX_BYTES = 1 << 22  # of JSON, which Python makes up to thirty times as much of in memory
 _MOST_MANIFEST = 1 << 20  # bytes
 
 
-def write(path: str | os.PathLike, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+def write(
+    path: str | os.PathLike,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    *,
+    beside: Mapping[str, str] | None = None,
+) -> None:
     """Write a checkpoint folder of `<name>.safetensors` files and a JSON state, atomically.
+
+    Args:
+        path: the folder.
+        tensors: by the names of their files, and their own.
+        state: as JSON has it.
+        beside: texts of files in `READ_BY_PEOPLE`, which are not sealed; those of a checkpoint that is replaced stay.
 
     Raises:
         InvalidInputError: `path` holds something that is no checkpoint, or a tensor that is sparse or of a dtype that
@@ -59,6 +72,8 @@ def write(path: str | os.PathLike, tensors: Mapping[str, Mapping[str, Tensor]], 
     try:
         with replacing(place, _check_replaceable) as fresh:
             fresh.mkdir()
+            for name, content in _beside(place, beside or {}).items():
+                write_synced(fresh / name, [content])
             entries = {STATE: _entry(write_synced(fresh / STATE, [text]))}
             for name, group in tensors.items():
                 file = f"{name}.safetensors"
@@ -66,6 +81,12 @@ def write(path: str | os.PathLike, tensors: Mapping[str, Mapping[str, Tensor]], 
             write_synced(fresh / MANIFEST, [_manifest(entries)])
     except OSError as error:
         raise _unwritten(place, error) from error
+
+
+def _beside(place: Path, texts: Mapping[str, str]) -> dict[str, bytes]:
+    """What people read in a checkpoint's folder: as it is there, and as it is given."""
+    there = {name: (place / name).read_bytes() for name in READ_BY_PEOPLE if (place / name).is_file()}
+    return {**there, **{name: text.encode() for name, text in texts.items()}}
 
 
 def read(
@@ -109,6 +130,7 @@ def write_together(
     team: Team,
     *,
     in_parts: Sequence[str] = (),
+    beside: Mapping[str, str] | None = None,
 ) -> None:
     """`write` where tensors are sharded over processes, which all have to call it, and share a disk.
 
@@ -124,6 +146,8 @@ def write_together(
         def begun() -> Path:
             fresh = stack.enter_context(replacing(place, _check_replaceable))
             fresh.mkdir()
+            for name, content in _beside(place, beside or {}).items():
+                write_synced(fresh / name, [content])
             entries[STATE] = _entry(write_synced(fresh / STATE, [text]))
             return fresh
 
@@ -370,7 +394,11 @@ def _raw(value: Tensor) -> memoryview:
 def _check_replaceable(path: Path) -> None:
     if not path.exists():
         return
-    others = [p.name for p in path.iterdir() if not _FILE.fullmatch(p.name)] if path.is_dir() else [path.name]
+    others = (
+        [p.name for p in path.iterdir() if not _FILE.fullmatch(p.name) and p.name not in READ_BY_PEOPLE]
+        if path.is_dir()
+        else [path.name]
+    )
     if others or (any(path.iterdir()) and not (path / MANIFEST).exists()):
         raise InvalidInputError(
             f"{path} is there and is no checkpoint ({', '.join(others[:3]) or 'no manifest'}): it would be replaced. "

@@ -36,6 +36,8 @@ from ..models.networks import class_of, unwrapped
 from ..nets.conditions import Conditional
 from ..processes import SDE
 from ..solvers import Fitted
+from .card import README
+from .card import card as card_of
 from .folders import MANIFEST, MAX_BYTES, newest, read, steps, write, write_together
 from .networks import NETS, named, rebuilt_net, set_weights, weights_of
 from .solvers import described_solvers, rebuilt_solvers, solvers_to_keep
@@ -64,7 +66,13 @@ _SDES: dict[str, type[SDE]] = {
 
 
 @checked
-def save(model: nn.Module, path: str | os.PathLike, *, solvers: Fitted | Sequence[Fitted] | None = None) -> None:
+def save(
+    model: nn.Module,
+    path: str | os.PathLike,
+    *,
+    solvers: Fitted | Sequence[Fitted] | None = None,
+    card: str | None = None,
+) -> None:
     """Write a Denoiser to a checkpoint folder: weights, process, parametrisation, statistics, event shape, solvers,
     and its latent space.
 
@@ -78,10 +86,12 @@ def save(model: nn.Module, path: str | os.PathLike, *, solvers: Fitted | Sequenc
         model: a Denoiser, or a module.
         path: the folder to make.
         solvers: what `fit_solver` returned for it, one or several; None: those in `model.solvers`.
+        card: what the model is, in Markdown: the folder gets a README.md with that, its facts and a snippet that
+            samples it, as model hubs show it. None: a README.md that is there stays.
 
     Raises:
-        InvalidInputError: a model of scores that is not a Denoiser, a solver fitted to other weights, or a folder at
-            `path` that holds other things.
+        InvalidInputError: a model of scores that is not a Denoiser, a solver fitted to other weights, a folder at
+            `path` that holds other things, or a card for a model that a snippet cannot sample.
         IncompatibleCheckpointError: a Parametrization object: only its name could be stored.
         CheckpointError: the files could not be written (what was there before is unharmed).
 
@@ -98,10 +108,17 @@ def save(model: nn.Module, path: str | os.PathLike, *, solvers: Fitted | Sequenc
     groups = tensor_groups(model)
     if found := solvers_to_keep(model, solvers):
         groups["solvers"], state["solvers"] = described_solvers(found)
+    texts = {} if card is None else {README: card_of(model, as_path(path).name, card, ours=_is_ours(state["model"]))}
     if any(map(is_sharded, groups["model"].values())):
-        write_together(path, groups, state, team(torch.device("cpu")))
+        write_together(path, groups, state, team(torch.device("cpu")), beside=texts)
     else:
-        write(path, groups, state)
+        write(path, groups, state, beside=texts)
+
+
+def _is_ours(state: Mapping[str, Any]) -> bool:
+    """Whether `load` rebuilds everything from a description like this."""
+    parts = (state.get("net"), state.get("sde"), state.get("space", {}).get("autoencoder"))
+    return all(part["config"] is not None for part in parts if part is not None)
 
 
 @checked
