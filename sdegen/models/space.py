@@ -226,7 +226,7 @@ def _per_channel(name: str, value: Any, channels: int | None) -> Tensor:
     if tensor.ndim > 1 or not tensor.numel() or not bool(torch.isfinite(tensor).all()):
         raise InvalidInputError(f"{name}: got {tensor.tolist()!r:.80}, expected finite numbers, one or (C,)")
     if channels is None or not tensor.ndim:
-        return tensor if channels is None else tensor.expand(channels).clone()
+        return tensor if channels is None else tensor.repeat(channels)
     if len(tensor) != channels:
         raise InvalidInputError(f"{name} is for {len(tensor)} channels, the autoencoder's latents have {channels}")
     return tensor

@@ -387,7 +387,8 @@ def _raw(value: Tensor) -> memoryview:
     """(bytes,) the elements in a row, little-endian; a view of the tensor's own memory where that is what it holds."""
     value = whole(value).detach().to("cpu").resolve_conj().resolve_neg().contiguous()
     value = torch.view_as_real(value) if value.is_complex() else value
-    numbers = value.reshape(-1).view(torch.uint8).numpy().view(f"u{value.element_size()}")
+    row = value.as_strided((value.numel(),), (1,))  # of one number the stride may be anything
+    numbers = row.view(torch.uint8).numpy().view(f"u{value.element_size()}")
     return numbers.astype(f"<{numbers.dtype.str[1:]}", copy=False).view(np.uint8).data
 
 

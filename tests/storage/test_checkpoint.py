@@ -939,3 +939,18 @@ def test_a_run_folder_that_cannot_be_listed_says_so(tmp_path, monkeypatch):
         monkeypatch.setattr(os, name, refuse)
     with pytest.raises(CheckpointError, match=r"cannot be read: .*Permission denied"):
         storage.steps(tmp_path)
+
+
+def test_a_tensor_of_one_number_is_saved_whatever_its_stride(tmp_path):
+    net = nn.Linear(1, 1)
+    net.register_buffer("one", torch.tensor(3.0).expand(1).clone())
+    net.register_buffer("shared", torch.tensor(2.0).expand(4, 1))
+    save(net, tmp_path / "m")
+    back = load(tmp_path / "m", net=with_buffers_of(nn.Linear(1, 1), net), device="cpu")
+    assert back.one.tolist() == [3.0] and back.shared.tolist() == [[2.0]] * 4
+
+
+def with_buffers_of(made: nn.Module, like: nn.Module) -> nn.Module:
+    for name, value in like.named_buffers():
+        made.register_buffer(name, torch.zeros(value.shape))
+    return made
