@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -171,6 +172,7 @@ OWN: dict[str, dict[str, Callable[[], Any]]] = {
     "solve": {"noise": lambda: 0, "steps": lambda: 3},
     "Parametrization": {**{k: (lambda v=v: v) for k, v in _C.items()}, "c_noise": lambda: lambda sde, t: t},
     "from_diffusers": {"network": lambda: _unet_of_diffusers()[0], "scheduler": lambda: _unet_of_diffusers()[1]},
+    "from_pipeline": {"folder": lambda: _pipeline_of_diffusers()},
     "to_scheduler": {"model": lambda: _table_model(counted=True)},
     "Observation.function": {"std": lambda: 0.1},
     "Observation.linear": {"std": lambda: 0.1},
@@ -355,6 +357,13 @@ def _unet_of_diffusers() -> tuple[Any, Any]:
         down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
     )  # fmt: skip
     return unet, diffusers.DDPMScheduler(num_train_timesteps=10)
+
+
+@functools.cache
+def _pipeline_of_diffusers() -> Any:
+    import diffusers
+
+    return diffusers.DDIMPipeline(*_unet_of_diffusers())
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,13 @@ import sdegen as sg
 SEED = 20
 DOORS = [door for door in doors() if door.name not in LEFT_OUT]
 PARTS = 6  # tests, so that several processes share them
-SLOW = ("plot.", "from_diffusers", "data.images.digits", "LogProb.")  # a call takes a tenth of a second or more
+SLOW = (
+    "plot.",
+    "from_diffusers",
+    "from_pipeline",
+    "data.images.digits",
+    "LogProb.",
+)  # a call takes a tenth of a second or more
 
 
 @pytest.fixture(autouse=True)
@@ -122,7 +128,7 @@ def as_numpy(value: Any) -> Any:
 def test_numbers_of_numpy_are_numbers() -> None:
     found, asked = [], 0
     for door in DOORS:
-        if door.name.startswith("from_diffusers"):
+        if door.name.startswith(("from_diffusers", "from_pipeline")):
             continue
         for argument in door.open:
             value = as_numpy(door.base[argument]() if argument in door.base else door.defaults.get(argument))

@@ -25,8 +25,10 @@ RANK, PROCESSES = (int(os.environ.get(name, default)) for name, default in (("RA
 def settings_of(model: ScoreModel, how: dict[str, Any], **more: Any) -> dict[str, Any]:
     """What decides the samples of a folder."""
     parts = [*model.parameters(), *(model.space.state_dict().values() if model.space is not None else ())]
-    weights = hashlib.sha256(b"".join(p.detach().cpu().numpy().tobytes() for p in parts)).hexdigest()
-    return {**how, **more, "weights": weights}
+    weights = hashlib.sha256()
+    for part in parts:  # one at a time: a large model is not copied
+        weights.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return {**how, **more, "weights": weights.hexdigest()}
 
 
 def check(out: Path, settings: dict[str, Any]) -> None:

@@ -1,7 +1,11 @@
 """sdegen sample fashion --out samples.png
 sdegen sample fashion --n 64 --label boot --rtol 1e-3 --out boots.npy
 sdegen sample fashion --index 100-163 --solver dpm++2m-sde --steps 40 --to samples
+sdegen sample stable-diffusion-folder --prompt "a red boot" --scale 5 --rtol 1e-2 --to boots
 torchrun --standalone --nproc-per-node 8 -m sdegen sample fashion --samples 50000 --kind npz --to samples
+
+A folder of a diffusers pipeline is sampled by its prompts, with its own text encoders and autoencoder; nothing is
+downloaded. Several --prompt come in turn.
 
 Sample i is decided by the seed and i. A folder (--to, or an --out without an ending) holds a file for each image, or
 with --kind npz or png for every thousand samples or so: kill it and start it again, and what is there and whole stays,
@@ -29,8 +33,8 @@ from ...inference.files import KINDS, sample_files
 from ...inference.sampling import sample
 from ...inference.shard import shard
 from ...models.space import shown_shape
-from ...storage.models import load
-from ..options import add_how, add_model, count, how, label_of, labels
+from ..asked import Asked, asked, sides
+from ..options import add_how, add_model, count, how
 from ..sample_folder import MODES, PROCESSES, RANK, check, claim, decoded, encoded, meet, settings_of, write_whole
 from ..told import Told
 
@@ -43,6 +47,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--index", help="which samples instead, such as 0-63,100")
     add_how(parser)
     parser.add_argument("--label", help="class of all samples, its name or number (default: the classes in turn)")
+    parser.add_argument("--prompt", action="append", help="of a pipeline of diffusers: what to show (several: in turn)")
+    parser.add_argument(
+        "--negative-prompt", help="what guidance goes away from (default: what the pipeline takes for none)"
+    )
+    parser.add_argument(
+        "--size", type=sides, help="of a pipeline's pictures, HEIGHTxWIDTH (default: what it was made for)"
+    )
+    parser.add_argument("--scale", type=float, help="guidance: 1 none (default: 5 for prompts, none for classes)")
     parser.add_argument("--batch-size", type=count, help="solve so many at a time")
     parser.add_argument("--out", help="a picture (.png) or the numbers (.npy); without an ending as --to")
     parser.add_argument("--to", help="a folder: images 000000.png, 000001.png, ... or files of many samples")
@@ -65,13 +77,12 @@ def run(args: argparse.Namespace) -> Told:
         )
     if args.smoke:
         args.n, args.batch_size, args.steps, args.rtol, args.atol = min(args.n or 6, 6), 4, 4, None, None
-    model: Any = load(args.model, device=_device(args.device))
-    label = label_of(args.label, model)
+    what = asked(args, _device(args.device))
     if not folder:
-        return _into_file(args, model, label, out)
-    if (args.kind or ("image" if _is_image(shown_shape(model)) else "npz")) == "image":
-        return _into_folder(args, model, label, Path(out))
-    return _into_files(args, model, label, out)
+        return _into_file(args, what, out)
+    if (args.kind or ("image" if _is_image(shown_shape(what.model)) else "npz")) == "image":
+        return _into_folder(args, what, Path(out))
+    return _into_files(args, what, out)
 
 
 def _is_image(shape: Sequence[int] | None) -> bool:
@@ -99,15 +110,21 @@ def chosen(args: argparse.Namespace, default: int) -> list[int]:
 # ---- one file
 
 
-def _into_file(args: argparse.Namespace, model: Any, label: int | None, out: str) -> Told:
+def _into_file(args: argparse.Namespace, what: Asked, out: str) -> Told:
+    model = what.model
     _check_out(out, shown_shape(model))
     processes, wanted = team(torch.device("cpu")), torch.tensor(chosen(args, 16))
     index = wanted[shard(len(wanted), batch_size=args.batch_size)]
     drawn: Any = None
     if len(index):
-        cond = labels(index, label, model, next(model.parameters()).device)
+        cond = what.conditions(index)
         solution = sample(model, len(index), index=index, batch_size=args.batch_size, **how(args), **cond)
-        drawn = (model.decode(solution.x).cpu(), solution.nfe.double().cpu(), solution.calls, str(solution.solver))
+        drawn = (
+            _decoded(model, solution.x, args.batch_size or 64),
+            solution.nfe.double().cpu(),
+            solution.calls,
+            str(solution.solver),
+        )
     parts = [part for part in processes.of_all(drawn) if part is not None]
     if not processes.leads:
         return Told("")
@@ -123,6 +140,12 @@ def _into_file(args: argparse.Namespace, model: Any, label: int | None, out: str
         f"{parts[0][3]}; {nfe:.1f} evaluations a sample, {calls} network calls, seed {args.seed}",
         values,
     )
+
+
+def _decoded(model: Any, x: Tensor, rows: int) -> Tensor:
+    """What samples show, some at a time."""
+    with torch.no_grad():
+        return torch.cat([model.decode(part).cpu() for part in x.split(rows)])
 
 
 def _check_out(out: str, event: Sequence[int] | None) -> None:
@@ -141,14 +164,13 @@ def _check_out(out: str, event: Sequence[int] | None) -> None:
 # ---- a folder
 
 
-def _into_files(args: argparse.Namespace, model: Any, label: int | None, out: str) -> Told:
+def _into_files(args: argparse.Namespace, what: Asked, out: str) -> Told:
     """Files of many samples."""
     if args.index is not None:
         raise InvalidInputError("got --index, expected --n where files hold many samples: use --kind image")
-    processes, n, size = team(torch.device("cpu")), args.n or 64, args.batch_size or 64
-    device = next(model.parameters()).device
-    cond = lambda index: labels(index, label, model, device)  # noqa: E731
-    written = sample_files(model, out, n, kind=args.kind or "npz", batch_size=size, labels=cond, **how(args))
+    processes, n, rows = team(torch.device("cpu")), args.n or 64, args.batch_size or 64
+    kind, cond = args.kind or "npz", what.conditions
+    written = sample_files(what.model, out, n, kind=kind, batch_size=rows, labels=cond, **how(args))
     found = processes.of_all((len(written.made), len(written.kept)))
     if not processes.leads:
         return Told("")
@@ -157,18 +179,18 @@ def _into_files(args: argparse.Namespace, model: Any, label: int | None, out: st
     return Told(f"{out}: {n} samples in {made + kept} files, {kept} of which were there", values)
 
 
-def _into_folder(args: argparse.Namespace, model: Any, label: int | None, out: Path) -> Told:
+def _into_folder(args: argparse.Namespace, what: Asked, out: Path) -> Told:
+    model = what.model
     if not _is_image(shape := shown_shape(model)):
         raise InvalidInputError(f"{args.model} makes events of shape {shape}, which are no images")
     if args.steps is None and args.rtol is None and args.atol is None:
         args.steps = 20
     size = args.batch_size or 64
-    settings = settings_of(model, how(args), label=label, batch_size=size)
+    settings = settings_of(model, how(args), **what.settings, batch_size=size)
     check(out, settings)
-    device = next(model.parameters()).device
 
     def made(batch: Tensor, **options: Any) -> Any:
-        return sample(model, len(batch), index=batch, **how(args), **options, **labels(batch, label, model, device))
+        return sample(model, len(batch), index=batch, **how(args), **options, **what.conditions(batch))
 
     def path_of(i: int) -> Path:
         return out / f"{i:06d}.png"
@@ -180,7 +202,7 @@ def _into_folder(args: argparse.Namespace, model: Any, label: int | None, out: P
         batch = torch.arange(k * size, (k + 1) * size)
         solution = made(batch)
         claim(out, settings)
-        x = model.decode(solution.x)
+        x = _decoded(model, solution.x, size)
         for i in sorted(set(batch.tolist()) & set(todo)):
             write_whole(path_of(i), encoded(x[i - int(batch[0])]))
         print(f"{solution.solver}: {float(solution.nfe.double().mean()):.1f} evaluations a sample", flush=True)
@@ -191,7 +213,7 @@ def _into_folder(args: argparse.Namespace, model: Any, label: int | None, out: P
     plot.save(plot.image_grid(torch.stack([x for x in some if x is not None]), nrow=10), out / "grid.png")
     if args.strips:
         few = index[: args.strips]
-        plot.save(_strips(model, made(few, save="all"), labels(few, label, model, device)), out / "strips.png")
+        plot.save(_strips(model, made(few, save="all"), what.conditions(few)), out / "strips.png")
     there = len(index) - len(todo)
     values = {"out": str(out), "made": len(todo), "were_there": there, **settings}
     return Told(f"{out}: {len(todo)} samples made, {there} were there", values)

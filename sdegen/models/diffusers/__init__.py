@@ -1,7 +1,8 @@
-"""Models of diffusers: its networks with their schedulers, and the way back."""
+"""Models of diffusers: its networks with their schedulers, whole pipelines, and the way back."""
 
 from .networks import as_network, is_network
 from .outward import to_scheduler
+from .pipelines import Pipeline, from_pipeline
 from .verb import from_diffusers
 
-__all__ = ["as_network", "from_diffusers", "is_network", "to_scheduler"]
+__all__ = ["Pipeline", "as_network", "from_diffusers", "from_pipeline", "is_network", "to_scheduler"]

@@ -38,10 +38,11 @@ def library(*, text: bool = False) -> Any:
 
 def door_of(folder: Path) -> str | None:
     """Which function reads a folder of diffusers; None: it is none."""
-    if (folder / INDEX).is_file():
+    if os.path.isfile(folder / INDEX):
         return "from_pipeline"
     config = folder / "config.json"
-    return "from_diffusers" if config.is_file() and "_diffusers_version" in config.read_text(errors="replace") else None
+    own = os.path.isfile(config) and "_diffusers_version" in config.read_text(errors="replace")
+    return "from_diffusers" if own else None
 
 
 def pipeline_in(path: str | os.PathLike) -> Any:
@@ -93,7 +94,7 @@ def scheduler_in(path: str | os.PathLike) -> Any:
         CheckpointError: there is none, or it cannot be read.
     """
     folder = as_path(path)
-    if (folder / "scheduler").is_dir():
+    if os.path.isdir(folder / "scheduler"):
         folder = folder / "scheduler"
     name = _json(folder / "scheduler_config.json").get("_class_name")
     made = getattr(library(), str(name), None)
@@ -104,10 +105,10 @@ def scheduler_in(path: str | os.PathLike) -> Any:
 
 def _folder(path: str | os.PathLike) -> Path:
     folder = as_path(path)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise CheckpointError(
-            f"there is no folder {folder}: expected one that save_pretrained of diffusers wrote (nothing is downloaded "
-            "here; `hf download NAME --local-dir FOLDER` fetches one)"
+            f"there is no folder {shortened(str(folder), 200)}: expected one that save_pretrained of diffusers wrote "
+            "(nothing is downloaded here; `hf download NAME --local-dir FOLDER` fetches one)"
         )
     if (folder / "manifest.json").is_file() and door_of(folder) is None:
         raise CheckpointError(f"{folder} is a checkpoint of sdegen: sg.load({os.fspath(path)!r}) reads it")

@@ -28,6 +28,7 @@ class Network(SaysConditions):
 
     Attributes:
         unet: the network itself. (Its name in files, whatever its class.)
+        patch: pixels that become one token, side by side.
         event_shape: of a sample, None where any size will do.
     """
 
@@ -36,15 +37,21 @@ class Network(SaysConditions):
     def __init__(self, unet: nn.Module, channels: int, out_channels: int) -> None:
         super().__init__()
         inner: Any = unwrapped(unet)
-        self.unet, self.out_channels = unet, out_channels
+        self.unet, self.channels, self.out_channels = unet, channels, out_channels
         self._class, form = form_of(inner)
         self._words = list(inspect.signature(inner.forward).parameters)
         self._conditions = {k: c for k, c in form.conditions(inner.config).items() if k in self._words}
         extra = _in_channels(inner.config) // form.patch**2 - channels
         if extra and "in_channels" in inner.config:
             self._conditions["image"] = Condition((extra, None, None))
-        self._always, self._time, self._patch = form.always(inner.config), form.time(inner.config), form.patch
+        self._always, self._time, self.patch = form.always(inner.config), form.time(inner.config), form.patch
         self.event_shape = form.event(inner.config, channels)
+
+    @property
+    def classes(self) -> int | None:
+        """How many numbers `class_labels` may be, None where it is no such condition."""
+        labels = self._conditions.get("class_labels")
+        return labels.below if isinstance(labels, Condition) else None
 
     def condition_names(self) -> set[str]:
         return set(self._conditions)
@@ -84,9 +91,9 @@ class Network(SaysConditions):
                 cond[name] = None
         time = "timestep" if "timestep" in self._words else self._words[1]
         words = {self._words[0]: x, time: t * self._time, "return_dict": False, **self._always, **cond}
-        if self._patch == 1:
+        if self.patch == 1:
             return self.unet(**words)[0][:, : self.out_channels]
-        return _as_tokens(self.unet, self._words[0], words, self._patch)
+        return _as_tokens(self.unet, self._words[0], words, self.patch)
 
     def _as_told(self, value: Any, asked: Condition | dict[str, Condition] | None, x: Tensor) -> Any:
         """A condition as the network gets it: rows for what all share, and in the network's dtype."""
