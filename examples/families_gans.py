@@ -13,7 +13,7 @@ from torch import Tensor, nn
 class GAN(Family):
     """Non-saturating (Goodfellow et al. 2014); both kinds of pictures are shown to D with noise of 0.1."""
 
-    lr = 5e-4
+    lr = 5e-3
     critic_steps: ClassVar[int] = 1
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class LeastSquares(GAN):
 class Wasserstein(GAN):
     """Five steps of a critic with weights within 0.01, RMSProp (Arjovsky et al. 2017); tells the critic's estimate."""
 
-    critic_steps = 5
+    critic_steps, lr = 5, 5e-4
 
     def adam(self, weights: Any, lr: float, **how: Any) -> torch.optim.Optimizer:
         return torch.optim.RMSprop(weights, lr=lr)
@@ -100,11 +100,13 @@ class Wasserstein(GAN):
 class Conditional(GAN):
     """G and D are told the class (Mirza & Osindero 2014)."""
 
-    conditional = True
+    conditional, lr = True, 1.5e-3
 
 
 class Convolutions(GAN):
     """DCGAN's layers (Radford et al. 2016): strided convolutions and batch norm."""
+
+    lr = 1.5e-3
 
     def __init__(self) -> None:
         super().__init__()
