@@ -45,6 +45,7 @@ def objects():
     yield from (sg.make_solver(row.name) for row in sg.solvers()[::5])
     yield sg.measure_noise(PLAIN, X, levels=3, seed=0)
     yield sg.data.load_images("digits")
+    yield sg.LatentSpace(sg.nets.Autoencoder(1, 2, patch=2, width=8, blocks=1), mean=0.0, std=1.0)
     yield from SDES.values()
 
 
