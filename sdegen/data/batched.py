@@ -36,5 +36,5 @@ class Batched(ABC):
         """x0, or (x0, conditions) where there are some."""
         if not -len(self) <= i < len(self):
             raise IndexError(f"sample {i} of {len(self)}")
-        x0, cond = self.batch(torch.tensor([i % len(self)]))
+        x0, cond = self.batch(torch.tensor([i % len(self)], device="cpu"))
         return (x0[0], rows_of(cond, 0)) if cond else x0[0]

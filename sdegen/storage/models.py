@@ -168,11 +168,12 @@ def load(
         if given is not None and not isinstance(given, nn.Module):
             raise InvalidInputError(f"{name}: got {shortened(given)}, expected a torch.nn.Module")
     tensors, state = _read_model(_place_of(path), max_bytes)
-    model = _rebuilt(state.get("model"), tensors["model"], net, sde)
-    if isinstance(model, Denoiser):
-        model.space = rebuilt_space(state["model"].get("space"), tensors.get("autoencoder"), autoencoder)
-    if isinstance(model, ScoreModel):
-        model.solvers = rebuilt_solvers(state.get("solvers", []), tensors.get("solvers", {}), model)
+    with torch.device("cpu"):  # whatever the default device, that of the file's tensors
+        model = _rebuilt(state.get("model"), tensors["model"], net, sde)
+        if isinstance(model, Denoiser):
+            model.space = rebuilt_space(state["model"].get("space"), tensors.get("autoencoder"), autoencoder)
+        if isinstance(model, ScoreModel):
+            model.solvers = rebuilt_solvers(state.get("solvers", []), tensors.get("solvers", {}), model)
     if device is None:
         device = local_device(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     return model.to(device).eval()

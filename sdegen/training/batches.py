@@ -137,10 +137,8 @@ class Batches(ABC):
                 n += k
                 some.add(chunk)
         if bad:
-            raise InvalidInputError(
-                f"data holds NaN or infinity in {len(bad)} samples ({numbers(torch.tensor(bad[:9]))}): clean the data "
-                "first"
-            )
+            first = numbers(torch.tensor(bad[:9], device="cpu"))
+            raise InvalidInputError(f"data holds NaN or infinity in {len(bad)} samples ({first}): clean the data first")
         return Statistics(mean, (squares / (n * max(mean.numel(), 1))) ** 0.5, n, turning_of(some.rows()))
 
 

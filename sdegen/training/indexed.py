@@ -124,7 +124,7 @@ class Indexed(_Loaded):
         if (e, seed) not in self._passes:
             self._passes = {k: v for k, v in self._passes.items() if k == (e - 1, seed)}
             generator = torch.Generator().manual_seed(derived_seed(seed, "order", e))
-            self._passes[e, seed] = torch.randperm(self.length, generator=generator) % len(self.data)
+            self._passes[e, seed] = torch.randperm(self.length, generator=generator, device="cpu") % len(self.data)
         return self._passes[e, seed]
 
     def _whole_batches(self, step: int, seed: int) -> Iterator[Tensor]:
@@ -200,7 +200,9 @@ class Loaded(_Loaded):
     def _once(self) -> Iterator[Batch]:
         """The batches of the first pass of seed 0."""
         for n, numbers in enumerate(self._pass(0, 0)):
-            yield self._made(self.load(Task(derived_seed(0, "data", n, 0), numbers)), torch.tensor(numbers), 0, 0)
+            yield self._made(
+                self.load(Task(derived_seed(0, "data", n, 0), numbers)), torch.tensor(numbers, device="cpu"), 0, 0
+            )
 
     def _whole_batches(self, step: int, seed: int) -> Iterator[Tensor]:
         e = n = 0

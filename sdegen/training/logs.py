@@ -77,7 +77,7 @@ def _bands(levels: LossByLevel) -> dict[str, float]:
     """The mean loss in few bands of noise levels, from noise to data; those that had samples."""
     found = {}
     sums = (levels.loss * levels.count).nan_to_num(0.0)
-    for k, part in enumerate(torch.arange(len(sums)).chunk(_BANDS), 1):
+    for k, part in enumerate(torch.arange(len(sums), device="cpu").chunk(_BANDS), 1):
         low, high = float(levels.edges[part[0]]), float(levels.edges[part[-1] + 1])
         if count := float(levels.count[part].sum()):
             found[f"{k}_from_{low:.1f}_to_{high:.1f}"] = float(sums[part].sum()) / count

@@ -224,3 +224,23 @@ def test_verbs_work_beside_another_default_device():
         expected = call()
         with torch.device("meta"):
             assert torch.equal(call(), expected)
+
+
+def test_a_run_is_the_same_beside_another_default_device(tmp_path):
+    """Trained, saved, resumed and loaded: a default device without numbers is not asked for any."""
+    data = torch.randn(40, 2)
+
+    def trained(out, steps):
+        torch.manual_seed(0)
+        with torch.device("cpu"):
+            model = sg.Denoiser(sg.nets.MLP(2, hidden=8, layers=1), sg.VPSDE())
+        words = dict(batch_size=8, out=out, progress=False, device="cpu", workers=0)
+        seed = sg.fit(model, data, steps=steps, **words).seed
+        assert sg.fit(model, data, steps=6, **words).seed == seed
+        return sg.load(out, device="cpu")
+
+    expected = trained(tmp_path / "plain", 3)
+    with torch.device("meta"):
+        found = trained(tmp_path / "meta", 3)
+    pairs = zip(found.parameters(), expected.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)

@@ -854,9 +854,9 @@ def operations_of_a_save(tmp_path, monkeypatch) -> int:
 def test_everything_is_synced_before_and_after_it_gets_its_name(tmp_path, monkeypatch):
     save(small(0), tmp_path / "m")
     done = []
-    for operation in ("fsync", "rename"):
+    for operation, kind in (("fsync", "fsync"), ("rename", "rename"), ("replace", "rename")):
         function = getattr(os, operation)
-        monkeypatch.setattr(os, operation, lambda *a, o=operation, f=function: (done.append(o), f(*a))[1])
+        monkeypatch.setattr(os, operation, lambda *a, k=kind, f=function: (done.append(k), f(*a))[1])
     save(small(1), tmp_path / "m")
     assert done == ["fsync"] * 4 + ["rename"] * 2 + ["fsync"]  # three files and their folder; the parent
 
