@@ -1,6 +1,6 @@
 """Two autoencoders of Fashion-MNIST, and a model of latents beside one of pixels with as many parameters.
 
-python benchmarks/latents.py [--data FOLDER] [--steps 2500] [--minutes 2] [--out FOLDER]
+python benchmarks/latents.py [--data FOLDER] [--steps 2500 2500] [--minutes 2] [--out FOLDER]
 
 The autoencoders are those of examples/train_autoencoder.py (patches of 4 pixels to 4 numbers), variational and with 256
 codes; their runs are in OUT, and go on or are read if they are there. Then two U-Nets of about 0.25M parameters are
@@ -93,7 +93,7 @@ def show(title: str, rows: list[dict]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="fashion-mnist")
-    parser.add_argument("--steps", type=int, default=2500, help="of the autoencoders")
+    parser.add_argument("--steps", type=int, nargs=2, default=(2500, 2500), help="of the one and the other autoencoder")
     parser.add_argument("--minutes", type=float, default=2.0, help="of training each model")
     parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()) / "sdegen-latents")
     chosen = parser.parse_args()
@@ -102,9 +102,9 @@ def main() -> None:
             at = sys.argv.index(name)
             del sys.argv[at : at + 2]
     torch.set_num_threads(1)
-    words = ["--data", chosen.data, "--patch", "4", "--steps", str(chosen.steps)]
-    rows = train_autoencoder([*words, "--out", str(chosen.out / "kl")])
-    rows += train_autoencoder([*words, "--codes", "256", "--out", str(chosen.out / "vq")])
+    words = ["--data", chosen.data, "--patch", "4", "--steps"]
+    rows = train_autoencoder([*words, str(chosen.steps[0]), "--out", str(chosen.out / "kl")])
+    rows += train_autoencoder([*words, str(chosen.steps[1]), "--codes", "256", "--out", str(chosen.out / "vq")])
     models = compared(chosen.data, chosen.out / "kl", chosen.minutes) if chosen.minutes else []
     show("autoencoder", rows)
     if models:
