@@ -41,7 +41,8 @@ class LinearRate:
 
     def time(self, integral: Tensor) -> Tensor:
         half, slope = self.beta_min / 2, self.beta_max - self.beta_min
-        return integral / ((integral * (slope / 2) + half**2).sqrt() + half)
+        root = (integral * (slope / 2) + half**2).sqrt() + half
+        return integral / root.clamp_min(torch.finfo(root.dtype).tiny)  # 0 at 0, where beta_min = 0 leaves a root of 0
 
 
 class CosineRate:

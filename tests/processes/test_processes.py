@@ -590,3 +590,9 @@ def test_derivatives_and_axes_of_a_time_are_never_lost_to_what_is_remembered(nam
         several = torch.stack([torch.as_tensor(of_time(u), dtype=F64) for u in ts])
         torch.testing.assert_close(torch.func.vmap(of_time)(ts), several, rtol=1e-12, atol=0)
         torch.testing.assert_close(torch.tensor(of_time(t), dtype=F64), several[2])  # and nothing foreign is kept
+
+
+def test_a_process_whose_rate_begins_at_0_has_a_time_for_no_noise():
+    rate = VPSDE(beta_min=0.0)._rate
+    for dtype in (torch.float32, torch.float64):
+        assert rate.time(torch.tensor([0.0, 1e-6], dtype=dtype))[0] == 0
