@@ -95,7 +95,14 @@ class Autoencoder(nn.Module):
 
     @checked
     def forward(self, x: Tensor) -> Tensor:
-        """The reconstruction of images (B, C, H, W), from the mean of their latents."""
+        """The reconstruction of images, from the mean of their latents.
+
+        Args:
+            x: (B, C, H, W), both sides divisible by the patch.
+
+        Returns:
+            As x.
+        """
         return self.decode(self.encode(x)[0])
 
     @checked

@@ -389,7 +389,7 @@ def test_check_model_catches_a_wrong_path():
         def on(self, sde):
             moved = super().on(sde)
             if self.widen:
-                moved._shared = (self.sde, sde)
+                moved._shared = (self.sde, sde, sde)
                 return moved
             inner = moved.forward
             moved.forward = lambda x, t: inner(self.factor * x, t)
