@@ -50,6 +50,15 @@ class Shown:
         )
 
 
+class ShownNet(Shown):
+    """For networks: the number of parameters and the arguments they were made with; inside others, one phrase."""
+
+    __slots__ = ()
+
+    def _facts(self) -> Mapping[str, Any]:
+        return {"parameters": parameters(self), **getattr(self, "config", {})}  # type: ignore[arg-type]
+
+
 def brief(value: Any) -> str:
     """One value in a few characters: numbers to four digits, tensors by shape and spread, functions by name."""
     if isinstance(value, str):
@@ -60,7 +69,7 @@ def brief(value: Any) -> str:
         return f"{value:.4g}"
     if isinstance(value, Tensor):
         return _of_tensor(value)
-    if isinstance(value, nn.Module) and not isinstance(value, Shown):
+    if isinstance(value, nn.Module) and (isinstance(value, ShownNet) or not isinstance(value, Shown)):
         return f"{type(value).__name__} of {parameters(value)} parameters"
     if callable(value) and not isinstance(value, (Shown, type)):
         return getattr(value, "__qualname__", type(value).__name__).replace("<locals>.", "")

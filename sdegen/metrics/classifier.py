@@ -19,13 +19,14 @@ from ..core.errors import CorruptCheckpointError, InvalidInputError
 from ..core.files import as_path, cure, write_whole
 from ..core.kinds import checked
 from ..core.modes import evaluating
+from ..core.show import ShownNet
 from ..training.loop import fit
 
 FEATURES = 64
 _RECIPE = 2  # changes when training does: a file of another recipe is not taken for this one's
 
 
-class Classifier(nn.Module):
+class Classifier(ShownNet, nn.Module):
     """Convolutions to 4x4 pixels or so, their mean, one hidden layer, one output per class.
 
     `classifier(x)` gives features (N, 64), the hidden layer: what `frechet_distance`, `kernel_distance` and
@@ -52,6 +53,9 @@ class Classifier(nn.Module):
         self.hidden = nn.Linear(FEATURES, FEATURES)
         self.out = nn.Linear(FEATURES, n_classes)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on the CPU
+
+    def _facts(self):
+        return {**super()._facts(), "shape": self.shape, "n_classes": self.n_classes}
 
     @checked
     def forward(self, x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..core.errors import InvalidInputError
 from ..core.kinds import checked
+from ..core.show import ShownNet
 from .attention import group_norm, to_patches, zero
 from .conditions import check_count
 from .embeddings import check_input
@@ -20,7 +21,7 @@ _NARROWEST = 16  # channels of the decoder's finest level
 _LOG_VARIANCE = -3.0  # of images in [-1, 1], to begin with
 
 
-class Autoencoder(nn.Module):
+class Autoencoder(ShownNet, nn.Module):
     """Images (B, C, H, W) as latents (B, latent_channels, H/patch, W/patch), and latents as images.
 
     The encoder sees a patch of pixels as the channels of one, so that all of its residual blocks work at the latents'

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.errors import InvalidInputError
+from ..core.show import ShownNet
 
 CONDITIONS = frozenset({"label", "tokens", "token_mask", "vector", "image"})
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)
@@ -65,7 +66,7 @@ class ConditionOptions:
         return {name: value for name in names if (value := getattr(self, name))}
 
 
-class Conditional(nn.Module):
+class Conditional(ShownNet, nn.Module):
     """The base of networks that are told more than x and t.
 
     Attributes:

@@ -47,6 +47,9 @@ def objects():
     yield sg.data.load_images("digits")
     yield sg.LatentSpace(sg.nets.Autoencoder(1, 2, patch=2, width=8, blocks=1), mean=0.0, std=1.0)
     yield from SDES.values()
+    yield from (sg.nets.MLP(2), sg.nets.UNet(3, n_classes=10), sg.nets.DiT(1, patch=2, hidden=32, depth=1, heads=2))
+    yield sg.nets.Autoencoder(1, 2, patch=2, width=8, blocks=1)
+    yield sg.metrics.train_classifier(torch.zeros(8, 1, 8, 8), torch.arange(8) % 2, steps=1)
 
 
 OBJECTS = list(objects())
@@ -70,6 +73,13 @@ def test_the_table_is_html_that_closes_what_it_opens(shown):
     ElementTree.fromstring(text.replace("&nbsp;", " "))
     for value in (f for f in shown._facts().values() if isinstance(f, str)):
         assert value[:20].split("<")[0] in text
+
+
+def test_a_network_tells_its_parameters_and_arguments_and_is_one_phrase_inside_a_model():
+    net = sg.nets.UNet(3, n_classes=10)
+    count = sum(p.numel() for p in net.parameters())
+    assert f"parameters={count / 1e3:.3g}k" in repr(net) and "n_classes=10" in repr(net)
+    assert f"net=UNet of {count / 1e3:.3g}k parameters" in repr(sg.Denoiser(net, sg.VPSDE()))
 
 
 def test_what_a_reader_needs_is_in_the_line():
