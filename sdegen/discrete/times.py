@@ -13,6 +13,7 @@ from ..core.arguments import whole
 from ..core.errors import InvalidInputError
 from ..core.kinds import checked, told
 from ..core.shapes import check_size
+from ..core.show import Shown
 from ..models.base import ScoreModel
 from ..noise.purposes import Purpose
 from ..noise.white import noise_of
@@ -24,7 +25,7 @@ def _counts(n: Any) -> bool:
     return isinstance(n, int) and not isinstance(n, bool) and n >= 1
 
 
-class LossAware:
+class LossAware(Shown):
     """A loss over nodes that draws them by how much they cost: p_i proportional to sqrt(mean of its last losses^2).
 
     The result is divided by N p_i, so its mean stays that of uniform nodes; for the bound, whose terms differ by orders
@@ -54,6 +55,10 @@ class LossAware:
         self.loss, self.n, self.history, self.uniform = loss, int(n), int(history), float(uniform)
         self._last = torch.zeros(self.n, self.history, dtype=torch.float64, device="cpu")
         self._seen = torch.zeros(self.n, dtype=torch.int64, device="cpu")
+
+    def _facts(self):
+        seen = int((self._seen >= self.history).sum())
+        return {"loss": self.loss, "n": self.n, "history": self.history, "uniform": self.uniform, "nodes_known": seen}
 
     def __call__(
         self,

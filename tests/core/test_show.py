@@ -47,6 +47,7 @@ def objects():
     yield sg.data.load_images("digits")
     yield sg.LatentSpace(sg.nets.Autoencoder(1, 2, patch=2, width=8, blocks=1), mean=0.0, std=1.0)
     yield from SDES.values()
+    yield sg.discrete.LossAware(sg.discrete.vlb_term, 100)
     yield from (sg.nets.MLP(2), sg.nets.UNet(3, n_classes=10), sg.nets.DiT(1, patch=2, hidden=32, depth=1, heads=2))
     yield sg.nets.Autoencoder(1, 2, patch=2, width=8, blocks=1)
     yield sg.metrics.train_classifier(torch.zeros(8, 1, 8, 8), torch.arange(8) % 2, steps=1)
