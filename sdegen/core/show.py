@@ -50,10 +50,13 @@ class Shown:
         )
 
 
-class ShownNet(Shown):
-    """For networks: the number of parameters and the arguments they were made with; inside others, one phrase."""
+class ShownNet:
+    """`Shown` for networks: the number of parameters, and the arguments they were made with.
 
-    __slots__ = ()
+    No subclass of it: PyTorch's FSDP gives a network another class, which a base with `__slots__` forbids.
+    """
+
+    _title, _picture, __repr__, _repr_html_ = Shown._title, Shown._picture, Shown.__repr__, Shown._repr_html_
 
     def _facts(self) -> Mapping[str, Any]:
         return {"parameters": parameters(self), **getattr(self, "config", {})}  # type: ignore[arg-type]
@@ -69,7 +72,7 @@ def brief(value: Any) -> str:
         return f"{value:.4g}"
     if isinstance(value, Tensor):
         return _of_tensor(value)
-    if isinstance(value, nn.Module) and (isinstance(value, ShownNet) or not isinstance(value, Shown)):
+    if isinstance(value, nn.Module) and not isinstance(value, Shown):
         return f"{type(value).__name__} of {parameters(value)} parameters"
     if callable(value) and not isinstance(value, (Shown, type)):
         return getattr(value, "__qualname__", type(value).__name__).replace("<locals>.", "")
