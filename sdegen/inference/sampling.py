@@ -144,7 +144,7 @@ def sample(
             else:
                 parts.append(run(plan, _equation(model, level, own), x, noise=noise, report=tell, places=places))
     solution = joined(parts).or_raise(on_failure)
-    if plan.denoise:
+    if plan.denoise or plan.end == 0:
         solution = _settled(solution, model, given)
     return solution if x_init is not None else replace(solution, seed=seed)
 

@@ -53,12 +53,10 @@ class ScoreModel(Shown, nn.Module):
         needs_grid: why steps chosen by error control make no sense, with the cure; "": they do.
         space: the `LatentSpace` whose latents the data are; None: the data are what they are.
         solvers: those fitted to it (see `sdegen.fit_solver`), which `sdegen.save` keeps; "auto" takes one that agrees.
-        ends_denoised: whether samples must end with the model's own E[x0 | x], as where it knows some numbers exactly.
     """
 
     smooth: bool = False
     conditioned: bool = False
-    ends_denoised: bool = False
     needs_grid: str = ""
     solvers: tuple[Any, ...] = ()
     sde: SDE
@@ -349,7 +347,6 @@ class Wrapped(ScoreModel):
         return self.model.evaluations(t)
 
     conditioned = property(lambda self: self.model.conditioned)  # type: ignore[assignment]
-    ends_denoised = property(lambda self: self.model.ends_denoised)  # type: ignore[assignment]
     needs_grid = property(lambda self: self.model.needs_grid)  # type: ignore[assignment]
 
     def breaks(self) -> tuple[float, ...]:

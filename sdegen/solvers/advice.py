@@ -116,8 +116,7 @@ def advise(
     if solver.leaps:
         leap = leap_of_steps(n) if isinstance(solver, AdamsMethod) else FAR
     fewest, most = _LANDS[fine]
-    free = model is None or not model.ends_denoised
-    lands = orders is not None and leap is None and free and fewest <= n <= most
+    lands = orders is not None and leap is None and fewest <= n <= most
     return Advice(solver.coordinates, grid, orders, leap, first, row.largest, row.steps, lands)
 
 

@@ -93,7 +93,7 @@ class Posterior(Wrapped):
             observation.check_event(model.event_shape)
         self.observation, self.likelihood = observation, likelihood
 
-    conditioned = ends_denoised = True  # type: ignore[assignment]
+    conditioned = True  # type: ignore[assignment]
 
     @property
     def needs_grid(self) -> str:  # type: ignore[override]
