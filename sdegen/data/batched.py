@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from ..core.conditions import rows_of
+from ..core.errors import InvalidInputError
+from ..core.kinds import checked, told
 
 
 class Batched(ABC):
@@ -20,6 +22,22 @@ class Batched(ABC):
 
     @abstractmethod
     def __len__(self) -> int: ...
+
+    @checked
+    def check_numbers(self, numbers: Tensor) -> None:
+        """Refuse what `batch` cannot be asked for.
+
+        Args:
+            numbers: (B,) integers, 0 .. len - 1.
+
+        Raises:
+            InvalidInputError: another shape or kind, numbers that the set has not.
+        """
+        expected = f"expected (B,) integers in 0 .. {len(self) - 1}"
+        if numbers.ndim != 1 or numbers.is_floating_point() or numbers.dtype == torch.bool:
+            raise InvalidInputError(f"got numbers={told(numbers)}, {expected}")
+        if numbers.numel() and not 0 <= int(numbers.min()) <= int(numbers.max()) < len(self):
+            raise InvalidInputError(f"got numbers from {int(numbers.min())} to {int(numbers.max())}, {expected}")
 
     @abstractmethod
     def batch(self, numbers: Tensor) -> tuple[Tensor, dict[str, Any]]:

@@ -111,8 +111,7 @@ class Conditioned(Batched, Shown):
         Raises:
             InvalidInputError: numbers that are no whole numbers.
         """
-        if numbers.ndim != 1 or numbers.is_floating_point() or numbers.dtype == torch.bool:
-            raise InvalidInputError(f"numbers: got {_kind(numbers)}, expected (B,) integers")
+        self.check_numbers(numbers)
         if isinstance(self.data, Tensor):
             x0, theirs = self.data[numbers.to(self.data.device)], {}
         else:

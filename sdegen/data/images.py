@@ -90,10 +90,7 @@ class Images(Batched, Shown):
         Raises:
             InvalidInputError: numbers that are no integers of the set.
         """
-        if numbers.ndim != 1 or numbers.is_floating_point() or numbers.dtype == torch.bool:
-            raise InvalidInputError(f"got numbers={told(numbers)}, expected (B,) integers")
-        if numbers.numel() and not 0 <= int(numbers.min()) <= int(numbers.max()) < len(self):
-            raise InvalidInputError(f"got numbers up to {int(numbers.max())}, expected them in 0 .. {len(self) - 1}")
+        self.check_numbers(numbers)
         rows = numbers % self._n
         x = self._scaled(self.stored[rows if self.rows is None else self.rows[rows]])
         if self.flips:

@@ -73,9 +73,7 @@ class Latents(Batched, Shown):
         Raises:
             InvalidInputError: numbers that are no integers of the set.
         """
-        whole = numbers.ndim == 1 and not numbers.is_floating_point() and numbers.dtype != torch.bool
-        if not whole or (numbers.numel() and not 0 <= int(numbers.min()) <= int(numbers.max()) < len(self)):
-            raise InvalidInputError(f"numbers: expected (B,) integers in 0 .. {len(self) - 1}")
+        self.check_numbers(numbers)
         z = self.mean[numbers]
         if self.std is not None:
             noise = Noise(fresh_seed() if self.seed is None else self.seed, index=numbers)
