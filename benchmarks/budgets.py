@@ -15,7 +15,6 @@ denoised, over the data's standard deviation.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import warnings
@@ -186,8 +185,8 @@ def main() -> None:
     for kind, problems in (("exact score", exact_scores()), ("network", networks(options.nets))):
         rows += [problem.measured() for problem in problems]
         print(report(rows, kind), flush=True)
-    path = write("budgets", 'What "auto" makes of a number of evaluations', __doc__.split("\n\n")[1].replace("\n", " "))
-    path.write_text(json.dumps({**json.loads(path.read_text()), "errors": rows}, indent=1) + "\n")
+    about = __doc__.split("\n\n")[1].replace("\n", " ")
+    write("budgets", 'What "auto" makes of a number of evaluations', about, errors=rows)
 
 
 if __name__ == "__main__":

@@ -21,10 +21,8 @@ Of digits there is also the Frechet distance, in the features of a classifier, t
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import math
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +32,7 @@ from typing import Any
 
 import torch
 from learned import CHECKPOINT, KINDS, scheduled, schedulers
-from solvers import table
+from report import table, write
 from torch import Tensor
 
 import sdegen as sg
@@ -42,7 +40,6 @@ import sdegen as sg
 BUDGETS = (5, 8, 10, 15, 20)
 ASKED = {5: (0.5, 0.7), 8: (0.35, 0.55), 10: (0.35, 0.55), 15: (0.4, 0.6), 20: (0.4, 0.6)}
 OF_AUTO = {5: 0.8, 8: 0.7, 10: 0.6, 15: 0.6, 20: 0.6}
-RESULTS = Path(__file__).parent / "results" / "few_evaluations.json"
 KEPT = Path(__file__).parent.parent / "build" / "few_evaluations"  # trained networks
 SEED = 2000  # of the noise that is measured on
 
@@ -353,28 +350,14 @@ def main() -> None:
             case.found.write(path)
         if options.only is None or name in options.only:
             found.append(Found.read(path))
-    shown = list(tables(found))
-    print(
-        *(
-            f"{t['title']}\n{table(t['columns'], [[str(c) if not isinstance(c, float) else f'{c:.3g}' for c in r] for r in t['rows']])}"
-            for t in shown
-        ),
-        sep="\n",
-    )
+    for shown in tables(found):
+        print(table(shown.pop("columns"), shown.pop("rows"), **shown))
     if options.only:
         return
-    report = {
-        "title": "Few evaluations on trained networks",
-        "about": __doc__.split("\n\n")[1].replace("\n", " "),
-        "command": "python benchmarks/few_evaluations.py",
-        "date": datetime.date.today().isoformat(),
-        "version": sg.__version__,
-        "machine": f"{platform.system()} {platform.machine()}, one core",
-        "tables": shown,
-        "errors": {case.name: case.errors for case in found},
-        "frechets": {case.name: case.frechets for case in found if case.frechets},
-    }
-    RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+    errors = {case.name: case.errors for case in found}
+    frechets = {case.name: case.frechets for case in found if case.frechets}
+    about = __doc__.split("\n\n")[1].replace("\n", " ")
+    write("few_evaluations", "Few evaluations on trained networks", about, errors=errors, frechets=frechets)
 
 
 if __name__ == "__main__":

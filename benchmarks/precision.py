@@ -10,24 +10,19 @@ the two are from each other, and the mean evaluations of a sample. Times: a call
 
 from __future__ import annotations
 
-import datetime
-import json
 import os
-import platform
 import time
-from pathlib import Path
 from typing import Any
 
 os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"  # first calls compile
 
 import torch
 from few_evaluations import Case, cases
-from solvers import table
+from report import table, write
 
 import sdegen as sg
 from sdegen.core.modes import computing
 
-RESULTS = Path(__file__).parent / "results" / "precision.json"
 HOW = ({"steps": 8}, {"steps": 20}, {"rtol": 1e-2}, {"rtol": 1e-3}, {"solver": "dopri5", "rtol": 1e-3})
 REPEATS = 15
 
@@ -79,28 +74,15 @@ def called(model: Any, n: int) -> tuple[float, float]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    began, tables = time.process_time(), []
     columns = ["", "error", "error in bf16", "apart", "evaluations", "evaluations in bf16"]
     for name in ("fashion", "ring"):
         with torch.no_grad():
             case = cases()[name]()
-            tables.append({"title": case.name, "columns": columns, "rows": errors(case)})
+            print(table(columns, errors(case), title=case.name))
     about = "The first call compiles, and so does the first with another number of samples."
     columns = ["network", "seconds a call", "first call", "first call with 40 samples"]
-    tables.append({"title": "Time of a call", "about": about, "columns": columns, "rows": times()})
-    for shown in tables:
-        rows = [[str(c) if not isinstance(c, float) else f"{c:.3g}" for c in row] for row in shown["rows"]]
-        print(f"{shown['title']}\n{table(shown['columns'], rows)}")
-    report = {
-        "title": "Half precision and compilation",
-        "about": __doc__.split("\n\n")[1].replace("\n", " "),
-        "command": "python benchmarks/precision.py",
-        "date": datetime.date.today().isoformat(),
-        "version": sg.__version__,
-        "machine": f"{platform.system()} {platform.machine()}, one core, {time.process_time() - began:.0f} s of CPU time",
-        "tables": tables,
-    }
-    RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+    print(table(columns, times(), title="Time of a call", about=about))
+    write("precision", "Half precision and compilation", __doc__.split("\n\n")[1].replace("\n", " "))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import sdegen as sg
 
@@ -17,10 +18,17 @@ _MADE: list[dict] = []  # the tables of this process, in order
 _DRAWN: list[dict] = []  # its figures
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose first heading is its title, as Markdown; it is kept for `write`."""
-    _MADE.append({"title": head[0], "columns": ["", *head[1:]], "rows": [list(row) for row in rows]})
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows]) + "\n"
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str = "", about: str = "") -> str:
+    """A table as Markdown, kept for `write`: its title is the first heading where no other is given.
+
+    Cells are words or numbers; numbers are kept as they are and shown with three digits.
+    """
+    columns = list(head) if title else ["", *head[1:]]
+    kept = {"title": title or head[0], "columns": columns, "rows": [list(row) for row in rows]}
+    _MADE.append({**kept, "about": about} if about else kept)
+    shown = [[f"{c:.3g}" if isinstance(c, float) else str(c) for c in row] for row in rows]
+    lines = "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *shown])
+    return f"{title}\n{lines}\n".lstrip("\n")
 
 
 def figure(title: str, lines: Mapping[str, Iterable[tuple[float, float]]], error: str) -> None:
@@ -29,9 +37,10 @@ def figure(title: str, lines: Mapping[str, Iterable[tuple[float, float]]], error
     _DRAWN.append({"title": title, "error": error, "lines": kept})
 
 
-def write(name: str, title: str, about: str) -> Path:
-    """Write the tables made so far, with the command, the day, the version and the machine; returns the file."""
-    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(shlex.quote, sys.argv[1:])])
+def write(name: str, title: str, about: str, **more: Any) -> Path:
+    """Write the tables made so far, with the command, the day, the version, the machine and more; returns the file."""
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]  # no path of a machine
+    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(shlex.quote, words)])
     report = {
         "title": title,
         "about": about,
@@ -41,6 +50,7 @@ def write(name: str, title: str, about: str) -> Path:
         "machine": _machine(),
         "tables": _MADE,
         "figures": _DRAWN,
+        **more,
     }
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(report, indent=1) + "\n")

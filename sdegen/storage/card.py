@@ -79,11 +79,8 @@ def _facts(model: Any) -> list[tuple[str, str]]:
 
 
 def _conditions(net: Any) -> list[str]:
-    if not isinstance(net, Conditional):
-        return []
-    asked = net.conditions
-    kinds = {"label": asked.n_classes, "tokens": asked.token_channels, "vector": asked.vector_channels}
-    return [kind for kind, size in {**kinds, "image": asked.image_channels or None}.items() if size is not None]
+    """Those that it was built for."""
+    return sorted(net.conditions.names - {"token_mask"}) if isinstance(net, Conditional) else []
 
 
 def _snippet(model: Any) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,3 +64,19 @@ def test_a_published_grid_spends_its_steps_where_euler_errs(learned):
         for kind, times in (("gits", grid), ("even", case.grid(n, "uniform"))):
             ddim[kind, n] = case.error(case.sampled(solver="ddim", steps=times).x, clean=False)
         assert ddim["gits", n] < ddim["even", n]
+
+
+def test_a_report_keeps_tables_as_they_are_and_no_path_of_the_machine(learned, tmp_path, monkeypatch):
+    report = importlib.import_module("report")
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(report, "_MADE", [])
+    monkeypatch.setattr(sys, "argv", ["/somewhere/x.py", "--data", "/home/me/shoes", "--steps", "5"])
+    printed = report.table(["n", "error"], [[5, 0.123456]], title="errors", about="of what")
+    assert printed == "errors\n| n | error |\n| --- | --- |\n| 5 | 0.123 |\n"
+    report.table(["by solver", "5"], [["adams", "1e-2"]])
+    kept = json.loads(report.write("x", "X", "what it is", raw=[1.5]).read_text())
+    assert kept["command"] == "python benchmarks/x.py --data shoes --steps 5" and kept["raw"] == [1.5]
+    assert kept["tables"] == [
+        {"title": "errors", "columns": ["n", "error"], "rows": [[5, 0.123456]], "about": "of what"},
+        {"title": "by solver", "columns": ["", "5"], "rows": [["adams", "1e-2"]]},
+    ]
