@@ -37,7 +37,7 @@ def run(name: str, options: list[str]) -> None:
     example = importlib.import_module(name)
     with tempfile.TemporaryDirectory() as out:
         rows = example.main([*options, *([] if "--out" in options else ["--out", out])])
-    heads = [key for key in rows[0] if key]
+    heads = [key for key in dict.fromkeys(key for row in rows for key in row) if key]  # a row may lack some
     if "--out" in sys.argv:
         at = sys.argv.index("--out")
         del sys.argv[at : at + 2]  # where the pictures went is of no interest

@@ -60,9 +60,6 @@ class Denoiser(ScoreModel):
     ) -> None:
         self._coefficients = CachedFunction(self._evaluate_coefficients)
         self._std_in_use: tuple[Tensor | None, int] = (None, 0)  # by the coefficients
-        self._space: tuple[
-            LatentSpace, ...
-        ] = ()  # in a tuple: it moves with the model, its weights are not the model's
         super().__init__(
             sde, data_mean=data_mean, data_std=data_std, event_shape=getattr(unwrapped(net), "event_shape", None)
         )

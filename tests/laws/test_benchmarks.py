@@ -7,6 +7,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -80,3 +81,17 @@ def test_a_report_keeps_tables_as_they_are_and_no_path_of_the_machine(learned, t
         {"title": "errors", "columns": ["n", "error"], "rows": [[5, 0.123456]], "about": "of what"},
         {"title": "by solver", "columns": ["", "5"], "rows": [["adams", "1e-2"]]},
     ]
+
+
+def test_the_table_of_an_example_has_the_columns_of_all_its_rows(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    report, examples = (importlib.import_module(name) for name in ("report", "examples"))
+    rows = [{"": "held out", "right": 0.5}, {"": "samples", "distance": 2.0, "right": 1}]
+    found = SimpleNamespace(main=lambda argv: rows, __doc__="What it is.\n\nMore.")
+    monkeypatch.setitem(sys.modules, "clip", found)
+    for name, value in (("RESULTS", tmp_path), ("_MADE", [])):
+        monkeypatch.setattr(report, name, value)
+    examples.run("clip", [])
+    (kept,) = json.loads((tmp_path / "example-clip.json").read_text())["tables"]
+    assert kept["columns"] == ["", "right", "distance"]
+    assert kept["rows"] == [["held out", "0.5", ""], ["samples", "1", "2"]]
