@@ -16,7 +16,7 @@ from ..core.show import Shown
 from ..data.batched import Batched
 from ..data.conditioned import Conditioned
 from ..noise.purposes import Purpose
-from ..noise.white import Noise
+from ..noise.white import Noise, noise_of
 from .latents import Latents, kept, moments_of
 
 _ROWS = 64  # images encoded at a time
@@ -244,5 +244,4 @@ def _checked(data: Any) -> Batched:
 
 
 def _normal(seed: int | Noise, like: Tensor) -> Tensor:
-    noise = seed if isinstance(seed, Noise) else Noise(seed)
-    return noise.normal(like.shape, Purpose.LATENT, dtype=like.dtype, device=like.device)
+    return noise_of(seed).normal(like.shape, Purpose.LATENT, dtype=like.dtype, device=like.device)

@@ -13,7 +13,7 @@ from ..core.shapes import event_mean, event_sum
 from ..models.networks import unwrapped
 from ..nets import Autoencoder
 from ..noise.purposes import Purpose
-from ..noise.white import Noise
+from ..noise.white import Noise, noise_of
 
 _COMMITMENT = 0.25
 
@@ -109,5 +109,4 @@ def _quantised(net: Autoencoder, z: Tensor) -> tuple[Tensor, Tensor]:
 def _normal(seed: int | Noise | None, like: Tensor) -> Tensor:
     if seed is None:
         return torch.randn_like(like)
-    noise = seed if isinstance(seed, Noise) else Noise(seed)
-    return noise.normal(like.shape, Purpose.LATENT, dtype=like.dtype, device=like.device)
+    return noise_of(seed).normal(like.shape, Purpose.LATENT, dtype=like.dtype, device=like.device)
