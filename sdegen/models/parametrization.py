@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -49,14 +51,24 @@ def counting(of: str | Parametrization) -> Parametrization:
     Source: Ho et al. 2020 (arXiv 2006.11239) counts t = 1..N in the paper, 0..N - 1 in its code.
     """
 
-    def c_noise(sde: SDE, t: Tensor) -> Tensor:
-        nodes = getattr(sde, "nodes", None)
-        if nodes is None:
-            raise InvalidInputError(f"{sde} has no nodes to count: use TabulatedVPSDE(betas) or TabulatedVESDE(sigmas)")
-        count = len(nodes) * t - 1
-        return count + (count.round() - count).detach() * ((count.round() - count).abs() < 1e-6)  # t = i/N is rounded
+    return replace(parametrization(of), c_noise=_node)
 
-    return replace(parametrization(of), c_noise=c_noise)
+
+def _node(sde: SDE, t: Tensor) -> Tensor:
+    nodes = getattr(sde, "nodes", None)
+    if nodes is None:
+        raise InvalidInputError(f"{sde} has no nodes to count: use TabulatedVPSDE(betas) or TabulatedVESDE(sigmas)")
+    count = len(nodes) * t - 1
+    return count + (count.round() - count).detach() * ((count.round() - count).abs() < 1e-6)  # t = i/N is rounded
+
+
+def _sigma(sde: SDE, t: Tensor) -> Tensor:
+    return _at(sde, t).sigma
+
+
+def _log_sigma(sde: SDE, t: Tensor) -> Tensor:
+    """log(sigma/alpha)/4."""
+    return -sde.half_log_snr(t) / 4
 
 
 def ones(sde: SDE, t: Tensor) -> Tensor:
@@ -94,7 +106,7 @@ _LINEAR = {
 }
 
 NAMES = (*_LINEAR, "edm")
-COUNTING = "counting-"
+TOLD: dict[str, Function] = {"counting": _node, "sigma": _sigma, "log-sigma": _log_sigma}  # instead of t
 
 
 def _edm(sigma_data: float) -> Parametrization:
@@ -115,15 +127,31 @@ def _edm(sigma_data: float) -> Parametrization:
         c_skip=lambda sde, t: _at(sde, t).alpha * s**2 / r(sde, t) ** 2,
         c_out=lambda sde, t: _at(sde, t).sigma * s / r(sde, t),
         c_in=lambda sde, t: 1 / r(sde, t),
-        c_noise=lambda sde, t: -sde.half_log_snr(t) / 4,
+        c_noise=_log_sigma,
     )
+
+
+def without_told(name: str) -> tuple[str, Function | None]:
+    """What the output of a network means, by name, and what it is told where the name says that it is not t."""
+    told, dash, of = name.rpartition("-")
+    if not dash:
+        return name, None
+    if re.fullmatch(r"[1-9]\d{0,8}t", told):
+        return of, partial(_times, int(told[:-1]))
+    return (of, TOLD[told]) if told in TOLD else (name, None)
+
+
+def _times(n: int, sde: SDE, t: Tensor) -> Tensor:
+    return n * t
 
 
 def parametrization(name: str | Parametrization, sigma_data: float = 1.0) -> Parametrization:
     """The coefficients behind a name; a Parametrization is returned as it is.
 
     Args:
-        name: "x0" | "noise" | "score" | "v" | "velocity" | "edm"; "counting-noise" and so on: see `counting`.
+        name: "x0" | "noise" | "score" | "v" | "velocity" | "edm". Before a dash it may say what the network is told in
+            place of t: "counting-noise" (see `counting`), "1000t-velocity" (1000 t, or another whole number),
+            "sigma-score" (sigma(t)), "log-sigma-v" (log(sigma/alpha)/4, as "edm" does by itself).
         sigma_data: the data's standard deviation, which "edm" needs.
 
     Raises:
@@ -131,11 +159,11 @@ def parametrization(name: str | Parametrization, sigma_data: float = 1.0) -> Par
     """
     if isinstance(name, Parametrization):
         return name
-    plain = name.removeprefix(COUNTING) if isinstance(name, str) else None
+    plain, told = without_told(name) if isinstance(name, str) else (None, None)
     if plain not in NAMES:
         raise InvalidInputError(
             f"parametrization: got {shortened(name)}, expected one of {', '.join(map(repr, NAMES))}, any of them after "
-            f"{COUNTING!r}, or a Parametrization"
+            f"{', '.join(repr(word + '-') for word in TOLD)} or '1000t-', or a Parametrization"
         )
     found = _edm(sigma_data) if plain == "edm" else _LINEAR[plain]
-    return found if plain == name else counting(found)
+    return found if told is None else replace(found, c_noise=told)

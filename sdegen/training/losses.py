@@ -21,7 +21,7 @@ from ..core.kinds import checked
 from ..core.shapes import as_time, check_state, check_time, event_mean, expand, flat, plus
 from ..models.base import ScoreModel
 from ..models.networks import unwrapped
-from ..models.parametrization import COUNTING
+from ..models.parametrization import without_told
 from ..noise.purposes import Purpose
 from ..noise.white import Noise, noise_of
 from ..processes import SDE
@@ -282,7 +282,7 @@ def _chosen(model: ScoreModel, t: Times | None, weight: Weight | None) -> tuple[
     if not known:
         raise InvalidInputError(f"weight={weight!r}: expected {_listed(_WEIGHTS)}, or a function of (sde, t)")
     kind = getattr(model, "parametrization", None)
-    law, suited = _SUITS.get(kind.removeprefix(COUNTING), _SUITS_ANY) if isinstance(kind, str) else _SUITS_ANY
+    law, suited = _SUITS.get(without_told(kind)[0], _SUITS_ANY) if isinstance(kind, str) else _SUITS_ANY
     if weight is not None:
         law = _LAW_OF_WEIGHT.get(weight, "uniform") if isinstance(weight, str) else "uniform"
     return law if t is None else t, suited if weight is None else weight

@@ -400,15 +400,28 @@ def test_a_learned_variance_is_saved_and_trained_in_a_folder(tmp_path):
         sg.fit(plain, data, steps=3, batch_size=4, seed=0, out=tmp_path / "run", device="cpu", schedule="constant")
 
 
-def test_a_model_of_diffusers_is_saved(diffusers, tmp_path):
-    model = sg.from_diffusers(unet(diffusers), diffusers.DDPMScheduler(num_train_timesteps=50))
+SAVED = {
+    "betas": lambda d: d.DDPMScheduler(num_train_timesteps=50),
+    "flow": lambda d: d.FlowMatchEulerDiscreteScheduler(num_train_timesteps=500, shift=3.0),
+    "flow, other solver": lambda d: d.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
+    "Karras": lambda d: d.EDMEulerScheduler(),
+    "VE": lambda d: d.ScoreSdeVeScheduler(),
+    "continuous": lambda d: d.EulerDiscreteScheduler(prediction_type="v_prediction", timestep_type="continuous"),
+}
+
+
+@pytest.mark.parametrize("scheduler", SAVED)
+def test_a_model_of_diffusers_is_saved(diffusers, scheduler, tmp_path):
+    """And read with the user's own network, whose weights are replaced."""
+    model = sg.from_diffusers(unet(diffusers), SAVED[scheduler](diffusers))
     sg.save(model, tmp_path / "model")
     torch.manual_seed(7)
-    other = sg.from_diffusers(unet(diffusers, layers_per_block=1), diffusers.DDPMScheduler(num_train_timesteps=50))
+    other = unet(diffusers, layers_per_block=1)
     with torch.no_grad():
         for p in other.parameters():
             p.zero_()
-    back = sg.load(tmp_path / "model", net=other.net)
+    back = sg.load(tmp_path / "model", net=other)
+    assert back.parametrization == model.parametrization
     with torch.no_grad():
         close(back(images(), 0.5).x0, model(images(), 0.5).x0, 0.0)
 

@@ -14,7 +14,7 @@ from sdegen.core.shapes import expand, scaled
 from sdegen.models.denoiser import Denoiser
 from sdegen.models.parametrization import NAMES, Parametrization, parametrization
 from sdegen.models.prediction import Prediction
-from sdegen.processes import EDMSDE, SDE, VPSDE, TrigSDE
+from sdegen.processes import EDMSDE, SDE, VESDE, VPSDE, LinearPathSDE, TrigSDE
 
 F64 = torch.float64
 PROCESSES = {
@@ -171,6 +171,34 @@ def test_edm_along_its_own_process_is_the_paper_s_table():
     torch.testing.assert_close(c.c_out(sde, sigma), sigma * s / torch.sqrt(sigma**2 + s**2))
     torch.testing.assert_close(c.c_in(sde, sigma), 1 / torch.sqrt(sigma**2 + s**2))
     torch.testing.assert_close(c.c_noise(sde, sigma), torch.log(sigma) / 4)
+
+
+@pytest.mark.parametrize("of", ["noise", "velocity", "edm"])
+@pytest.mark.parametrize("process", ["vp", "ve", "linear"])
+def test_a_word_before_the_name_is_what_the_network_is_told(of, process):
+    """Only that: what its output means stays."""
+    sde = {"vp": VPSDE(), "ve": VESDE(), "linear": LinearPathSDE()}[process]
+    t = times(sde, -4, 4)
+    plain = parametrization(of, 0.7)
+    told = {
+        "1000t": 1000 * t,
+        "25t": 25 * t,
+        "sigma": sde.sigma(t),
+        "log-sigma": (sde.sigma(t) / sde.alpha(t)).log() / 4,
+    }
+    for word, expected in told.items():
+        named = parametrization(f"{word}-{of}", 0.7)
+        torch.testing.assert_close(named.c_noise(sde, t), expected)
+        for part in ("c_skip", "c_out", "c_in"):
+            assert torch.equal(getattr(named, part)(sde, t), getattr(plain, part)(sde, t))
+
+
+@pytest.mark.parametrize(
+    "name", ["0t-noise", "t-noise", "-noise", "1.5t-noise", "-5t-v", "noise-1000t", "sigma-", "12345678901t-v"]
+)
+def test_other_words_are_refused(name):
+    with pytest.raises(InvalidInputError, match="parametrization: got"):
+        parametrization(name)
 
 
 @pytest.mark.parametrize("name", PARAMETRIZATIONS)

@@ -7,7 +7,6 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ...core.errors import InvalidInputError
 from ...processes import EDMSDE, SDE, VESDE, LinearPathSDE, TabulatedVPSDE
@@ -26,7 +25,7 @@ def process_of(scheduler: Any) -> tuple[SDE, str | Parametrization, float | None
         return _karras(config, name)
     if "sampling_eps" in config and "sigma_max" in config:
         sde = VESDE(config["sigma_min"], config["sigma_max"], t_min=config["sampling_eps"])
-        return sde, dataclasses.replace(parametrization("score"), c_noise=lambda sde, t: sde.sigma(t)), None
+        return sde, "sigma-score", None
     if name.startswith("FlowMatch") or config.get("use_flow_sigmas"):
         return _flow(scheduler, config)
     if getattr(scheduler, "betas", None) is not None and "prediction_type" in config:
@@ -38,24 +37,23 @@ def process_of(scheduler: Any) -> tuple[SDE, str | Parametrization, float | None
     )
 
 
-def _tabulated(scheduler: Any, config: Any) -> tuple[SDE, str | Parametrization, None]:
+def _tabulated(scheduler: Any, config: Any) -> tuple[SDE, str, None]:
     betas = scheduler.betas.detach().cpu().double()
     left = scheduler.alphas_cumprod.detach().cpu().double()
     if betas[-1] >= 1 and 0 < left[-1] < left[-2]:  # some keep a little signal at the last node, by hand
         betas[-1] = 1 - left[-1] / left[-2]
     name = _prediction(config, ("epsilon", "sample", "v_prediction"))
     if config.get("timestep_type") == "continuous" and config["prediction_type"] == "v_prediction":
-        return TabulatedVPSDE(betas), dataclasses.replace(parametrization(name), c_noise=_quarter_log_sigma), None
+        return TabulatedVPSDE(betas), f"log-sigma-{name}", None
     return TabulatedVPSDE(betas), f"counting-{name}", None
 
 
-def _flow(scheduler: Any, config: Any) -> tuple[SDE, Parametrization, None]:
+def _flow(scheduler: Any, config: Any) -> tuple[SDE, str, None]:
     if config.get("invert_sigmas"):
         raise InvalidInputError("invert_sigmas=True runs from data to noise: expected a scheduler that samples")
     n = config["num_train_timesteps"]
     name = "velocity" if "prediction_type" not in config else _prediction(config, tuple(PREDICTIONS))
-    kind = dataclasses.replace(parametrization(name), c_noise=lambda sde, t: n * t)
-    return LinearPathSDE(t_min=1 / n, t_max=1.0), kind, None
+    return LinearPathSDE(t_min=1 / n, t_max=1.0), f"{n}t-{name}", None
 
 
 def _karras(config: Any, name: str) -> tuple[SDE, str | Parametrization, float]:
@@ -80,7 +78,3 @@ def _prediction(config: Any, known: tuple[str, ...]) -> str:
             f"prediction_type={kind!r} has no meaning for this process: expected {', '.join(map(repr, known))}"
         )
     return PREDICTIONS[kind]
-
-
-def _quarter_log_sigma(sde: SDE, t: Tensor) -> Tensor:
-    return -sde.half_log_snr(t) / 4
