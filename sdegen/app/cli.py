@@ -13,6 +13,7 @@ from typing import Any
 
 from .. import __version__
 from ..core.errors import SdegenError
+from .told import Told
 
 COMMANDS = {
     "train": "train a model on images: a folder, a file, a named set",
@@ -53,7 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _print(told: Any, args: argparse.Namespace) -> None:
-    """The result, as words or as JSON."""
+    """The result, as words or as JSON; nothing of a process that leaves speaking to another."""
+    if told == Told(""):
+        return
     if args.json:
         print(json.dumps(told.values), flush=True)
     elif told.text and not args.quiet:

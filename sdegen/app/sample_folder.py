@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from ..core.files import write_whole
 from ..models.base import ScoreModel
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-RANK, PROCESSES = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
 
 
 def settings_of(model: ScoreModel, how: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -53,14 +51,6 @@ def claim(out: Path, settings: dict[str, Any]) -> None:
     check(out, settings)
     if not (out / "settings.json").exists():
         write_whole(out / "settings.json", json.dumps(settings, indent=1, sort_keys=True).encode())
-
-
-def meet() -> None:
-    """Wait for the other processes."""
-    if PROCESSES > 1:
-        torch.distributed.init_process_group("gloo")
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
 
 
 def encoded(x: Tensor) -> bytes:

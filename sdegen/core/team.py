@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
@@ -23,6 +24,7 @@ T = TypeVar("T")
 Groups = dict[str, dict[str, Tensor]]
 
 _OF_A_CONNECTION = re.compile("gloo|[Cc]onnection (closed|reset|refused)|[Bb]roken pipe|NCCL")  # in words of torch's
+_ALONE: ContextVar[bool] = ContextVar("alone", default=False)
 _CONTROL: dict[Any, Any] = {}  # the group of the process, and the one for small things beside it
 
 
@@ -52,13 +54,14 @@ class Team:
         return self.rank * total // self.size, (self.rank + 1) * total // self.size
 
     def from_leader(self, make: Callable[[], T]) -> T:
-        """What `make` gives, or raises, in the leader: everywhere."""
+        """What `make` gives, or raises, in the leader, which makes it alone: everywhere."""
         if self.size == 1:
             return make()
         box: list[Any] = [None, None]
         if self.leads:
             try:
-                box[0] = make()
+                with alone():
+                    box[0] = make()
             except Exception as error:
                 box[1] = error
         with watched():
@@ -143,7 +146,7 @@ def team(device: torch.device) -> Team:
 
     A group that is begun here lives as long as the process: to end one and begin the next is a race.
     """
-    if not dist.is_available():
+    if _ALONE.get() or not dist.is_available():
         return Team()
     if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -155,9 +158,21 @@ def team(device: torch.device) -> Team:
 
 def place_here() -> tuple[int, int]:
     """This process's number and how many there are: of the group that is there, else as torchrun says."""
+    if _ALONE.get():
+        return 0, 1
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """What is done inside, this process does by itself, without the others of its run."""
+    before = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(before)
 
 
 def _end() -> None:

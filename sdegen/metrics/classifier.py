@@ -20,6 +20,7 @@ from ..core.files import as_path, cure, write_whole
 from ..core.kinds import checked
 from ..core.modes import evaluating
 from ..core.show import ShownNet
+from ..core.team import alone
 from ..training.loop import fit
 
 FEATURES = 64
@@ -180,9 +181,9 @@ def train_classifier(
             _read(net, file, made_from)
         else:
             how: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "lr": lr, "weight_decay": 1e-2}
-            fit(
-                net, images, label=labels, loss=_cross_entropy, ema=None, seed=seed, device="cpu", progress=False, **how
-            )
+            how |= {"loss": _cross_entropy, "ema": None, "seed": seed, "device": "cpu", "progress": False}
+            with alone():  # in several processes the same features as in one
+                fit(net, images, label=labels, **how)
             if file is not None:
                 _write(net, file, made_from)
     return net.eval().requires_grad_(False)

@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from crew import Crew
 from PIL import Image
+from safetensors.torch import load_file
 
 import sdegen as sg
 from sdegen.app import cli
@@ -208,12 +210,43 @@ def test_an_error_is_one_line(name, tmp_path, monkeypatch):
     refused(monkeypatch, *ERRORS[name])
 
 
-def test_scores_are_made_by_one_process(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "start it without torchrun" in refused(monkeypatch, "evaluate_images.py", tmp_path)
-
-
 # several processes
+
+
+def torchrun(*words: object, processes: int = 2) -> subprocess.CompletedProcess:
+    """The command line as a user starts it."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return subprocess.run(
+        [*command, "-m", "sdegen", *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def command(rank: int, step, *words: object) -> int:
+    torch.set_num_threads(1)
+    return cli.main([*map(str, words)])
+
+
+def test_processes_share_the_scores(tmp_path, monkeypatch, capfd):
+    """Samples, bits and reconstructions by whole batches: the numbers of one process, written and told by one."""
+    pytest.importorskip("torchmetrics")
+    pictures(tmp_path / "photos", 48, channels=1)
+    told = {"data": {"source": "photos", "channels": 1}}
+    for processes in (1, 2):
+        model, out = saved(tmp_path / f"m{processes}", told), tmp_path / f"{processes}.json"
+        words = ("--data", tmp_path / "photos", "--held-out-every", 3, "--batch-size", 1, "--smoke", "--out", out)
+        assert (
+            Crew(processes, command, "evaluate", model, *words, "--device", "cpu", "--json").results()
+            == [0] * processes
+        )
+    assert (tmp_path / "1.json").read_bytes() == (tmp_path / "2.json").read_bytes()
+    lines = capfd.readouterr().out.splitlines()
+    assert [json.loads(line) for line in lines] == [json.loads((tmp_path / "1.json").read_text())] * 2
+    one, two = (load_file(tmp_path / f"m{processes}" / "classifier.safetensors") for processes in (1, 2))
+    assert all(torch.equal(value, two[name]) for name, value in one.items()), "trained by one process alone"
 
 
 @pytest.mark.slow
@@ -222,13 +255,9 @@ def test_processes_share_the_samples(tmp_path, monkeypatch):
     model = saved(tmp_path / "model")
     words = ["--samples", "10", "--batch-size", "3", "--steps", "3", "--device", "cpu"]
     run(monkeypatch, "sample_images.py", model, *words, "--out", tmp_path / "one")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    script = [str(EXAMPLES / "sample_images.py"), str(model), *words, "--out", str(tmp_path / "two")]
-    done = subprocess.run(
-        [*command, *script], capture_output=True, text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    done = torchrun("sample", model, *words, "--out", tmp_path / "two")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("evaluations a sample") == 4 and done.stdout.count("samples made") == 1
+    assert done.stdout.count("10 samples made, 0 were there; 3.0 evaluations a sample") == 1
     one, two = ({p.name: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in ("one", "two"))
     assert one == two and len(one) == 12  # samples, settings, grid
 

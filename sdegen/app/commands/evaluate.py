@@ -1,10 +1,14 @@
 """sdegen evaluate fashion
 sdegen evaluate fashion --solver ancestral --steps 200 --n 1000 --only frechet
+torchrun --standalone --nproc-per-node 8 -m sdegen evaluate fashion --samples 50000 --batch-size 250
 
 Frechet and kernel distance are of the features of a small classifier that is trained on the same images first (and kept
 beside the model): no FID, and to be compared with the floor that stands beside them, real training images of the same
 number. How the data are scaled and which process it is, the checkpoint knows. Which data, it only tells: a folder, a
 file or a data set of the hub is read when you pass it as --data, or say yes when asked.
+
+Started by torchrun, the processes share the samples, the bits and the reconstructions batch by batch; the numbers are
+those of one process.
 """
 
 from __future__ import annotations
@@ -17,19 +21,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ... import data, metrics
 from ...core.errors import InvalidInputError
+from ...core.team import team
 from ...inference.bits import bits_per_dim
 from ...inference.sampling import encode, sample
 from ...models.denoiser import Denoiser
 from ...models.space import shown_shape
 from ...storage.models import load
 from ..options import add_how, add_model, count, how
+from ..shared import device_here, of_all
 from ..told import Told
 
 PARTS = ("frechet", "bits", "reconstruction")
 BUILT_IN = ("digits", "mnist", "fashion-mnist")  # data that are on the machine and belong to nobody
+CPU = torch.device("cpu")
 FEWEST = 40  # samples that a kernel distance needs
 
 
@@ -38,7 +46,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", help="what the model was trained on: a name, file or folder, see load_images")
     parser.add_argument("--held-out-every", type=int, help="evaluate on every so-many-th, where none were held out")
     parser.add_argument("--cache", help="a folder where decoded pictures are kept for the next time")
-    parser.add_argument("--n", type=count, default=1000, help="samples, and held-out images they are compared with")
+    parser.add_argument(
+        "--n",
+        "--samples",
+        type=count,
+        default=1000,
+        help="samples, and held-out images they are compared with (torchrun takes --n for its own: --samples)",
+    )
     parser.add_argument("--n-bits", type=count, default=64, help="held-out images for bits per dimension")
     parser.add_argument("--n-reconstructions", type=count, default=64)
     parser.add_argument("--only", nargs="+", choices=PARTS, help="default: all that the model has")
@@ -84,7 +98,7 @@ def chosen(told: Any, args: argparse.Namespace) -> dict[str, Any]:
 
 def parts(model: Denoiser, args: argparse.Namespace) -> tuple[data.Images, data.Images]:
     """Images for training and held out."""
-    source = chosen(model.about["data"], args)
+    source = team(CPU).from_leader(lambda: chosen(model.about["data"], args))
     try:
         train, held_out = (data.load_images(**source, split=part) for part in ("train", "held-out"))
     except InvalidInputError as error:
@@ -108,23 +122,27 @@ def distances(model: Denoiser, train: data.Images, held_out: data.Images, args: 
     if min(len(train), len(held_out), args.n) < 2:
         return {"left out": f"needs two images or more, got {min(len(train), len(held_out), args.n)}"}
     real: Any = spread(held_out, args.n)
-    solution = sample(
-        model,
-        len(real),
-        **how(args),
-        batch_size=args.batch_size,
-        **cond(real, args.device),
-    )
-    drawn = model.decode(solution.x).cpu()
     short = {"steps": 20} if args.smoke else {}
     every: Any = spread(train, 20_000)
-    features = metrics.train_classifier(every.images, every.labels, path=args.classifier, **short)
-    x, y, floor = features(drawn), features(real.images), features(spread(train, len(real)).images)
+    features = team(CPU).from_leader(
+        lambda: metrics.train_classifier(every.images, every.labels, path=args.classifier, **short)
+    )
+    solver = ""
+
+    def made(numbers: Tensor) -> tuple[Tensor, ...]:
+        nonlocal solver
+        label = cond(real.only(numbers), args.device)
+        solution = sample(model, len(numbers), index=numbers, **how(args), progress=False, **label)
+        solver, drawn = str(solution.solver), model.decode(solution.x).cpu()
+        return features(drawn), features.probabilities(drawn).argmax(1), solution.nfe
+
+    x, classes, nfe = of_all(len(real), args.batch_size, made, "samples")
+    y, floor = features(real.images), features(spread(train, len(real)).images)
     found = {
-        "solver": solution.solver,
-        "evaluations": float(solution.nfe.double().mean()),
+        "solver": max(team(CPU).of_all(solver)),  # "" where a process has no samples
+        "evaluations": float(nfe.double().mean()),
         "classifier's accuracy on held-out images": features.accuracy(real.images, real.labels),
-        "classifier's accuracy on samples": features.accuracy(drawn, real.labels),
+        "classifier's accuracy on samples": float((classes == real.labels).double().mean()),
         "Frechet distance": metrics.frechet_distance(x, y),
         "Frechet distance, floor": metrics.frechet_distance(floor, y),
     }
@@ -137,31 +155,34 @@ def distances(model: Denoiser, train: data.Images, held_out: data.Images, args: 
 def bits(model: Denoiser, held_out: data.Images, args: argparse.Namespace) -> dict[str, Any]:
     """A bound on -log2 of the probability of held-out images, for each number in them."""
     some = spread(held_out, args.n_bits)
-    x = some.images.to(args.device)
-    found = bits_per_dim(
-        model,
-        x,
-        levels=some.levels,  # type: ignore[arg-type] (asked for before)
-        rtol=args.bits_rtol,
-        divergence="hutchinson",
-        seed=args.seed,
-        batch_size=args.batch_size,
-        **cond(some, x.device),
-    )
-    stderr = [float(found.bits.std() / len(found.bits) ** 0.5)] if len(some) > 1 else []
-    return {"bits per dimension": [float(found.bits.mean()), *stderr], "images": len(some), "levels": some.levels}
+
+    def made(numbers: Tensor) -> tuple[Tensor, ...]:
+        own = some.only(numbers)
+        x = own.images.to(args.device)
+        options = {"rtol": args.bits_rtol, "divergence": "hutchinson", "seed": args.seed, "progress": False}
+        found = bits_per_dim(model, x, levels=some.levels, index=numbers, **options, **cond(own, x.device))  # type: ignore[arg-type]
+        return (found.bits,)
+
+    (bits,) = of_all(len(some), args.batch_size, made, "bits")
+    stderr = [float(bits.std() / len(bits) ** 0.5)] if len(some) > 1 else []
+    return {"bits per dimension": [float(bits.mean()), *stderr], "images": len(some), "levels": some.levels}
 
 
 def reconstruction(model: Denoiser, held_out: data.Images, args: argparse.Namespace) -> dict[str, Any]:
     """Along the probability flow into noise, and back; of a model of latents by way of these."""
     some = spread(held_out, args.n_reconstructions)
-    x = some.images.to(args.device)
-    how = {"steps": args.reconstruction_steps, "batch_size": args.batch_size, **cond(some, x.device)}
-    x0 = x if model.space is None else model.space.encode(x)
-    noise = encode(model, x0 * model.sde.alpha(model.sde.t_min), **how)
-    back = model.decode(sample(model, len(x), x_init=noise.x, **how).x).cpu()
+
+    def made(numbers: Tensor) -> tuple[Tensor, ...]:
+        own = some.only(numbers)
+        x = own.images.to(args.device)
+        how = {"steps": args.reconstruction_steps, "progress": False, **cond(own, x.device)}
+        x0 = x if model.space is None else model.space.encode(x)
+        noise = encode(model, x0 * model.sde.alpha(model.sde.t_min), **how)
+        return (model.decode(sample(model, len(x), x_init=noise.x, **how).x),)
+
+    (back,) = of_all(len(some), args.batch_size, made, "reconstructions")
     found = {"PSNR": float(metrics.psnr(back, some.images, data_range=2.0).mean())}
-    side = min(x.shape[2:])
+    side = min(back.shape[2:])
     if side >= 5:
         sigma = 1.5 if side >= 11 else 0.5
         found["SSIM"] = float(metrics.ssim(back, some.images, data_range=2.0, sigma=sigma).mean())
@@ -186,15 +207,13 @@ def check(train: data.Images, held_out: data.Images, args: argparse.Namespace) -
 
 def run(args: argparse.Namespace) -> Told:
     """All scores asked for."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise InvalidInputError("evaluate is one process: start it without torchrun")
     if args.smoke:
         args.n, args.n_bits, args.n_reconstructions, args.reconstruction_steps = 80, 2, 4, 4
         args.steps, args.rtol, args.bits_rtol = 4, None, 0.1
     elif args.steps is None and args.rtol is None:
         args.steps = 20
     args.classifier = args.classifier or Path(args.model) / "classifier.safetensors"
-    model = load(args.model, device=args.device)
+    model = load(args.model, device=device_here(args.device))
     if not isinstance(model, Denoiser) or "data" not in model.about:
         raise InvalidInputError(f"{args.model} does not tell its data: it was not made by sdegen train")
     args.device = next(model.parameters()).device
@@ -210,6 +229,8 @@ def run(args: argparse.Namespace) -> Told:
         found["likelihood"] = bits(model, held_out, args)
     if "reconstruction" in args.only:
         found["reconstruction"] = reconstruction(model, held_out, args)
+    if not team(CPU).leads:
+        return Told("")
     if args.out:
         args.out.write_text(json.dumps(found, indent=1))
     return Told("\n".join(line for part in found.items() for line in lines(*part)), found)

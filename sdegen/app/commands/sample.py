@@ -28,6 +28,7 @@ from torch import Tensor
 
 from ... import plot
 from ...core.errors import InvalidInputError
+from ...core.progress import progress_bar
 from ...core.team import team
 from ...inference.files import KINDS, sample_files
 from ...inference.sampling import sample
@@ -35,7 +36,8 @@ from ...inference.shard import shard
 from ...models.space import shown_shape
 from ..asked import Asked, asked, sides
 from ..options import add_how, add_model, count, how
-from ..sample_folder import MODES, PROCESSES, RANK, check, claim, decoded, encoded, meet, settings_of, write_whole
+from ..sample_folder import MODES, check, claim, decoded, encoded, settings_of, write_whole
+from ..shared import device_here
 from ..told import Told
 
 
@@ -77,7 +79,7 @@ def run(args: argparse.Namespace) -> Told:
         )
     if args.smoke:
         args.n, args.batch_size, args.steps, args.rtol, args.atol = min(args.n or 6, 6), 4, 4, None, None
-    what = asked(args, _device(args.device))
+    what = asked(args, device_here(args.device))
     if not folder:
         return _into_file(args, what, out)
     if (args.kind or ("image" if _is_image(shown_shape(what.model)) else "npz")) == "image":
@@ -87,13 +89,6 @@ def run(args: argparse.Namespace) -> Told:
 
 def _is_image(shape: Sequence[int] | None) -> bool:
     return shape is not None and len(shape) == 3 and shape[0] in MODES
-
-
-def _device(asked: str | None) -> str | None:
-    """Each process its own."""
-    if asked is None and torch.cuda.is_available():
-        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if PROCESSES > 1 else "cuda"
-    return asked
 
 
 def chosen(args: argparse.Namespace, default: int) -> list[int]:
@@ -196,27 +191,30 @@ def _into_folder(args: argparse.Namespace, what: Asked, out: Path) -> Told:
         return out / f"{i:06d}.png"
 
     # A batch is i // size, whichever of its samples are wanted: rounding then cannot depend on what is there.
-    index = torch.tensor(chosen(args, 64))
-    todo = [i for i in index.tolist() if decoded(path_of(i)) is None]
-    for k in sorted({i // size for i in todo if i // size % PROCESSES == RANK}):
+    index, processes = torch.tensor(chosen(args, 64)), team(torch.device("cpu"))
+    mine = [i for i in index.tolist() if i // size % processes.size == processes.rank]
+    todo = {i for i in mine if decoded(path_of(i)) is None}
+    evaluations: list[Tensor] = []
+    for k in progress_bar(None if processes.leads else False, sorted({i // size for i in todo}), desc="batches"):
         batch = torch.arange(k * size, (k + 1) * size)
-        solution = made(batch)
+        solution = made(batch, progress=False)
         claim(out, settings)
         x = _decoded(model, solution.x, size)
-        for i in sorted(set(batch.tolist()) & set(todo)):
+        for i in sorted(set(batch.tolist()) & todo):
             write_whole(path_of(i), encoded(x[i - int(batch[0])]))
-        print(f"{solution.solver}: {float(solution.nfe.double().mean()):.1f} evaluations a sample", flush=True)
-    meet()
-    if RANK:
+        evaluations.append(solution.nfe.double().cpu())
+    parts = processes.of_all((len(todo), torch.cat(evaluations).tolist() if evaluations else []))
+    if not processes.leads:
         return Told("")
     some = [decoded(path_of(i)) for i in index[:100].tolist()]
     plot.save(plot.image_grid(torch.stack([x for x in some if x is not None]), nrow=10), out / "grid.png")
     if args.strips:
         few = index[: args.strips]
         plot.save(_strips(model, made(few, save="all"), what.conditions(few)), out / "strips.png")
-    there = len(index) - len(todo)
-    values = {"out": str(out), "made": len(todo), "were_there": there, **settings}
-    return Told(f"{out}: {len(todo)} samples made, {there} were there", values)
+    new, spent = sum(n for n, _ in parts), [nfe for _, those in parts for nfe in those]
+    values = {"out": str(out), "made": new, "were_there": len(index) - new, **settings}
+    cost = f"; {sum(spent) / len(spent):.1f} evaluations a sample" if spent else ""
+    return Told(f"{out}: {new} samples made, {len(index) - new} were there{cost}", values)
 
 
 def _strips(model: Any, path: Any, cond: dict[str, Any]) -> Any:
