@@ -156,6 +156,21 @@ def test_what_is_cached_is_what_would_be_made(tmp_path, monkeypatch):
 # ---- carried by a model
 
 
+def test_many_are_decoded_a_few_at_a_time(monkeypatch):
+    """Unless z asks for gradients; what comes out is the same."""
+    net, seen = sg.nets.Autoencoder(1, 4, patch=2, width=8, blocks=1), []
+    space, decode = sg.LatentSpace(net, mean=0.5, std=2.0), net.decode
+    monkeypatch.setattr(net, "decode", lambda z: seen.append(len(z)) or decode(z))
+    z = torch.randn(150, 4, 8, 8)
+    x = space.decode(z)
+    assert sum(seen) == len(z) and max(seen) * z[0].numel() <= 2**13, seen
+    del seen[:]
+    whole = space.decode(z.requires_grad_())
+    assert seen == [150] and whole.requires_grad and not x.requires_grad
+    torch.testing.assert_close(x, whole.detach(), rtol=1e-5, atol=1e-6)
+    assert space.decode(z[:0].detach()).shape == (0, 1, 16, 16)
+
+
 def test_training_leaves_the_space_alone_and_it_moves_with_the_model():
     space = sg.LatentSpace.measured(autoencoder(6), images())
     before = copy.deepcopy(space.state_dict())
