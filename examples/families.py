@@ -185,9 +185,10 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         print(*(f"{k} {v:.3g}" if isinstance(v, float) else f"{v}" for k, v in rows[-1].items()), flush=True)
     rows.append({"": "training images: the floor", **judge.scores(judge.real)})
     rows.append({"": "held-out images", "nearest": nearest(judge.held_out.images, judge.train.images)})
-    grid = sg.plot.image_grid(torch.cat([judge.real[:12], *pictures.values()]), nrow=12, smooth=False)
+    shown = torch.cat([judge.real[:12], *pictures.values()])
+    grid = sg.plot.image_grid(shown, nrow=12, rows=["training images", *pictures], smooth=False)
     sg.plot.save(grid, args.out / "families.png")
-    print(f"floor {judge.floor:.3f}; wrote {args.out / 'families.png'}: training images, then a row for each family")
+    print(f"floor {judge.floor:.3f}; wrote {args.out / 'families.png'}")
     return rows
 
 

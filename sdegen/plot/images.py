@@ -35,6 +35,7 @@ def image_grid(
     value_range: tuple[float, float] | None = None,
     titles: str | Sequence[str] | Tensor | None = None,
     columns: Sequence[Any] | None = None,
+    rows: Sequence[Any] | None = None,
     title: str | None = None,
     smooth: bool | None = None,
 ) -> Axes:
@@ -48,6 +49,7 @@ def image_grid(
         value_range: the values shown as black and as white; others are clipped. None: (-1, 1), for bytes (0, 255).
         titles: one per image, such as its label, written above it.
         columns: one per column, such as the name of its class, written above the first row.
+        rows: one per row, such as the method that made it, written to its left.
         title: above the whole; None: of a Solution its solver and evaluations, else nothing.
         smooth: whether pixels are joined smoothly, or each is a sharp square; None: smoothly from 6 to 15
             pixels a side.
@@ -71,15 +73,20 @@ def image_grid(
     words = _words(titles, n, "titles", "images")
     heads = _words(columns, across, "columns", "columns")
     tiles = Mosaic(images.shape[1:3], parts * across, -(-n // across), room=0.22 if words else 0.0, smooth=smooth)
+    names = _words(rows, tiles.rows, "rows", "rows") or []
     side = max(0.45, min(0.9, 6 / tiles.columns)) * (1.0 if words is None else 1.1)
     wide = side * tiles.columns
     more = 0.3 * bool(title) + 0.2 * (heads is not None)
-    (a,) = panels(ax, 1, width=wide + 0.1, height=wide * tiles.shape[0] / tiles.shape[1] + 0.1 + more)
+    beside = max([0.1 + 0.055 * len(name) for name in names], default=0.0)
+    (a,) = panels(ax, 1, width=wide + 0.1 + beside, height=wide * tiles.shape[0] / tiles.shape[1] + 0.1 + more)
     show(a, tiles.of(shades(images, black_white)))
     for i, word in enumerate(words or heads or []):
         top, left = tiles.corner(*divmod(i * parts, tiles.columns))
         middle = left + (parts * (tiles.tile[1] + tiles.gap) - tiles.gap) / 2 - 0.5
         a.text(middle, top - 0.5 - 0.02 * tiles.tile[0], word, ha="center", va="bottom", fontsize=7)
+    for i, name in enumerate(names):
+        top, _ = tiles.corner(i, 0)
+        a.text(-0.5 - 2 * tiles.gap, top + tiles.tile[0] / 2 - 0.5, name, ha="right", va="center", fontsize=7)
     if title:
         a.set_title(title, pad=16 if heads and not words else None)
     return a

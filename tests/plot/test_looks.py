@@ -126,6 +126,20 @@ def test_columns_are_named_above_the_first_row():
         plot.image_grid(torch.zeros(6, 1, 8, 8), nrow=3, columns=["a", "b"])
 
 
+def test_rows_are_named_to_the_left_of_their_first_image():
+    a = plot.image_grid(torch.zeros(5, 1, 8, 8), nrow=3, rows=["real", "made by a model of a long name"])
+    assert [t.get_text() for t in a.texts] == ["real", "made by a model of a long name"]
+    tiles = Mosaic((8, 8), 3, 2)
+    for i, t in enumerate(a.texts):
+        x, y = t.get_position()
+        assert x < -0.5 and tiles.corner(i, 0)[0] < y < tiles.corner(i, 0)[0] + tiles.tile[0]
+    figure = a.get_figure()
+    figure.canvas.draw()
+    assert all(t.get_window_extent().x0 >= 0 for t in a.texts)  # nothing is cut off
+    with pytest.raises(sg.InvalidInputError, match="rows holds 1 words for 2 rows"):
+        plot.image_grid(torch.zeros(5, 1, 8, 8), nrow=3, rows=["a"])
+
+
 def test_a_grid_of_a_solution_says_what_made_it():
     model = sg.EmpiricalModel(torch.rand(5, 1, 8, 8), sg.VPSDE())
     found = sg.sample(model, 4, solver="ddim", steps=7, seed=0)
