@@ -84,6 +84,8 @@ def image_grid(
         top, left = tiles.corner(*divmod(i * parts, tiles.columns))
         middle = left + (parts * (tiles.tile[1] + tiles.gap) - tiles.gap) / 2 - 0.5
         a.text(middle, top - 0.5 - 0.02 * tiles.tile[0], word, ha="center", va="bottom", fontsize=7)
+    if names:
+        a.set_anchor("W")  # where the layout looks for them
     for i, name in enumerate(names):
         top, _ = tiles.corner(i, 0)
         a.text(-0.5 - 2 * tiles.gap, top + tiles.tile[0] / 2 - 0.5, name, ha="right", va="center", fontsize=7)
