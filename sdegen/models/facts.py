@@ -146,11 +146,19 @@ def spread_out(x0: Tensor) -> Tensor:
 
 
 def turning_of(x0: Tensor) -> float:
-    """The turning level of samples (n, *event), by the variances along their principal axes."""
-    x = x0.detach().double().reshape(len(x0), -1)
-    x = x - x.mean(0)
-    gram = x @ x.T if len(x) < x.shape[1] else x.T @ x
+    """The turning level of samples (n, *event), by the variances along their principal axes, a part in float64 at a time."""
+    x = x0.detach().reshape(len(x0), -1)
+    columns = max(2**21 // max(len(x), 1), 1)
+    if len(x) < x.shape[1]:
+        gram = sum(part @ part.T for part in map(_centred, x.split(columns, 1)))
+    else:
+        gram = (centred := _centred(x)).T @ centred
     return turning_level(torch.linalg.eigvalsh(gram / max(len(x), 1)))
+
+
+def _centred(x: Tensor) -> Tensor:
+    x = x.double()
+    return x - x.mean(0)
 
 
 def statistic(name: str, value: Any, event_shape: Sequence[int] | None) -> Tensor | None:

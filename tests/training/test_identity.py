@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import random
 import warnings
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 from cases import points, small
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import sdegen as sg
@@ -19,6 +21,7 @@ from sdegen.core.errors import IncompatibleCheckpointError, InvalidInputError
 from sdegen.storage import read, steps, write
 from sdegen.training.identity import in_words
 from sdegen.training.losses import dsm_loss, implicit_loss
+from sdegen.training.sources import batches
 
 fit = functools.partial(sg.fit, progress=False, device="cpu")
 X = points(100)
@@ -336,6 +339,29 @@ def test_a_mapped_file_trains_as_the_array(tmp_path, view):
         fit(one, array[cut].copy(), steps=5, batch_size=16, seed=0)
         fit(two, mapped[cut], steps=5, batch_size=16, seed=0)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def test_what_is_measured_of_a_mapped_file_takes_no_more_memory_for_more_or_larger_samples(tmp_path):
+    """The largest tensor that is made on the way, samples that are kept for principal axes among them."""
+
+    class Largest(TorchDispatchMode):
+        nbytes = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            for part in out if isinstance(out, tuple | list) else (out,):
+                if isinstance(part, torch.Tensor) and part.untyped_storage().data_ptr() != given:
+                    self.nbytes = max(self.nbytes, part.untyped_storage().nbytes())
+            return out
+
+    for shape in ((900, 1, 160, 160), (40_000, 600), (33, 1, 512, 512)):
+        with open(tmp_path / "x", "wb") as file:
+            file.truncate(4 * math.prod(shape))
+        data = torch.from_numpy(np.memmap(tmp_path / "x", np.float32, "r+", shape=shape))
+        given = data.untyped_storage().data_ptr()
+        with Largest() as seen:
+            batches(data, {}, 4).statistics()
+        assert seen.nbytes <= 2**26, shape
 
 
 @pytest.mark.parametrize("dtype", [">f4", "f2", "i8", "O", "U3", "c8"])
