@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import storage
 from ..core.conditions import check_rows
-from ..core.errors import IncompatibleCheckpointError, InvalidInputError, SdegenError
+from ..core.errors import IncompatibleCheckpointError, InvalidInputError, SdegenError, warn
 from ..core.shapes import check_state
 from ..core.team import Team
 from ..models.base import ScoreModel
@@ -131,10 +132,29 @@ def learn_about_data(
     if model.event_shape is None:
         model.event_shape = tuple(first.x0.shape[1:])
     if found:
-        model.set_statistics(*(found[0]["model"].get(name) for name in ("data_mean", "data_std")))
+        kept = {name: found[0]["model"].get(name) for name in ("data_mean", "data_std")}
+        if tell:
+            _tell_unlike(model, kept)
+        model.set_statistics(kept["data_mean"], kept["data_std"])
         model.data_turn = found[0]["model"].get("data_turn")
         return "data_mean and data_std of the checkpoint"
     if measured is None:
         return "data_mean kept, data_std kept"
     wish, steps = options.statistics, options.steps
     return learn_statistics(model, measured.mean, measured.std, turn=measured.turn, wish=wish, steps=steps, tell=tell)
+
+
+def _tell_unlike(model: ScoreModel, kept: Mapping[str, Tensor | None]) -> None:
+    """Warn of statistics that a model was given and that are not those of the run that goes on."""
+    changed = []
+    for name, value in kept.items():
+        own = getattr(model, name)
+        if own is None or value is None:
+            continue
+        own, value = own.double().cpu(), value.double().cpu()
+        if not torch.allclose(*torch.broadcast_tensors(own, value), rtol=1e-4, atol=1e-6):
+            changed.append(
+                f"{name} of the model, on average {float(own.mean()):.4g}, is taken to be {float(value.mean()):.4g}"
+            )
+    if changed:
+        warn(f"this run goes on with what its checkpoint knows of the data: {'; '.join(changed)}", UserWarning)

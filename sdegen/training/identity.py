@@ -5,23 +5,42 @@ When it goes on, what may have changed is told, what may not is refused.
 
 from __future__ import annotations
 
-import functools
-import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import nn
 
 from ..core.conditions import tensors_of
-from ..core.errors import IncompatibleCheckpointError, shortened, warn
+from ..core.errors import IncompatibleCheckpointError, warn
+from ..models.networks import plain_names
 from .batches import Batch, Batches, Statistics
+from .functions import bytes_of, hash_of_code, in_words
+from .optimiser import optimiser_in_words
 from .options import Options
 
 # Settings that another part of a run may have.
-_FREE = ("batch_size", "lr", "schedule", "warmup", "clip", "weight_decay", "decay", "precision")
+_FREE = (
+    "steps",
+    "batch_size",
+    "accumulate",
+    "lr",
+    "schedule",
+    "warmup",
+    "clip",
+    "weight_decay",
+    "decay",
+    "precision",
+)
+_FUNCTIONS = ("loss", "optimizer", "lr_scheduler")
+_FIXED = {
+    "loss": "pass the same one",
+    "average": "ema= decides it: pass the same",
+    "weights": "requires_grad decides which are trained: train the same",
+    "optimizer": "pass the same one",
+    "lr_scheduler": "pass the same one",
+}
 
 # Of mean and standard deviation, relative to the latter: what rounding, and at least what chance may change.
 _ROUNDING, _CHANCE = 1e-5, 0.1
@@ -47,14 +66,19 @@ def fingerprint(source: Batches, statistics: Statistics) -> dict[str, Any]:
     }
 
 
-def settings(options: Options) -> dict[str, Any]:
-    """The settings that decide a run, as JSON: by name, the loss with its options in words."""
+def settings(options: Options, model: nn.Module) -> dict[str, Any]:
+    """The settings that decide a run, as JSON: by name, functions in words and by a hash of their code."""
     widths = list(options.widths)
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    trained = sorted(plain_names(model, named).values())
     return {
         "loss": in_words(options.loss),
         "average": widths or "exponential",
         "decay": None if widths else options.ema,
+        "weights": f"{len(named)} tensors ({blake2b(repr(trained).encode(), digest_size=4).hexdigest()})",
+        **optimiser_in_words(named.values(), options),
         **{name: getattr(options, name) for name in _FREE if name != "decay"},
+        "code": {name: hash_of_code(getattr(options, name)) for name in _FUNCTIONS},
     }
 
 
@@ -66,18 +90,21 @@ def check_same_run(found: Mapping[str, Any], data: Mapping[str, Any], own: Mappi
         data, own: the same of now.
 
     Raises:
-        IncompatibleCheckpointError: other data, another loss or weighting, other averages: with the two values.
+        IncompatibleCheckpointError: other data, another loss or weighting, other averages, another optimizer, other
+            weights that are trained: with the two values.
 
     Warns:
         UserWarning: lists the settings that have changed and may; or that the data are others of the same law, as when
             they were drawn anew.
     """
     before = found.get("settings", {})
-    for name, cure in (("loss", "pass the same one"), ("average", "ema= decides it: pass the same")):
+    for name, cure in _FIXED.items():
         if name in before and before[name] != own[name]:
             raise _refused(name, own[name], before[name], cure)
     names = [name for name in _FREE if name in before and not _alike(before[name], own[name])]
     changed = [f"{name} {before[name]!r} -> {own[name]!r}" for name in names]
+    code = before.get("code", {})
+    changed += [f"{name}: a function with other code" for name in code if code[name] != own["code"].get(name)]
     if found.get("data") and not _same_data(found["data"], data):
         changed.append("data: other samples, of the same number, mean and standard deviation as far as chance allows")
     if changed:
@@ -94,9 +121,9 @@ def _same_data(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
         if before[name] != now[name]:
             raise _other_data(before, now, name)
     chance = max(_CHANCE, 5 / math.sqrt(max(1, min(before["measured"], now["measured"]))))
-    std = max(before["std"], now["std"])
-    apart = max(abs(before["mean"] - now["mean"]), abs(before["std"] - now["std"]))
-    if not apart <= chance * std:
+    low, std = sorted((before["std"], now["std"]))
+    apart = max(abs(before["mean"] - now["mean"]), std - low)
+    if not (apart <= chance * std and std - low <= chance * low):
         raise _other_data(before, now, "values")
     theirs, ours = before["hashes"], now["hashes"]
     if theirs is None or ours is None:
@@ -145,50 +172,9 @@ def _hash(named: Mapping[str, Any]) -> str:
         digest.update(f"{name} {_kind(value)};".encode())
         for words, tensor in tensors_of(value, name):
             digest.update(f"{words} {tensor.dtype} {tuple(tensor.shape)};".encode())
-            digest.update(_bytes(tensor))
+            digest.update(bytes_of(tensor))
     return digest.hexdigest()
-
-
-def _bytes(value: Tensor) -> Any:
-    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def _kind(value: Any) -> str:
     return repr(value) if isinstance(value, int | float | str | bool | None) else type(value).__name__
-
-
-# ---- settings
-
-
-def in_words(function: Callable[..., Any]) -> str:
-    """A function by its name, with the arguments that functools.partial gives it and that are not its defaults."""
-    if not isinstance(function, functools.partial):
-        module = getattr(function, "__module__", None) or type(function).__module__
-        return f"{module}.{getattr(function, '__qualname__', None) or type(function).__qualname__}"
-    defaults = _defaults(function.func)
-    given = [_value(value) for value in function.args]
-    given += [
-        f"{name}={_value(value)}"
-        for name, value in sorted(function.keywords.items())
-        if not (name in defaults and _value(defaults[name]) == _value(value))
-    ]
-    name = in_words(function.func)
-    return f"{name}({', '.join(given)})" if given else name
-
-
-def _defaults(function: Any) -> dict[str, Any]:
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return {}
-    return {p.name: p.default for p in parameters if p.default is not p.empty}
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"tensor{tuple(value.shape)}-{blake2b(_bytes(value), digest_size=8).hexdigest()}"
-    if isinstance(value, tuple):
-        return f"({', '.join(map(_value, value))})"
-    if isinstance(value, int | float | str | bool | None):
-        return shortened(value)
-    return in_words(value) if callable(value) else type(value).__name__

@@ -98,9 +98,9 @@ def fit(
     With `out`, a folder gets checkpoints (`load(out)` is the averaged model of the newest), `metrics.csv`,
     `loss_by_level.csv` and a lock. Run again, it goes on from the newest valid checkpoint, and on the CPU ends with the
     same bits as a run that was never interrupted. It knows its data, by size, shape, mean, standard deviation and the
-    hash of some samples, and its settings: other data, another loss or weighting and other averages are refused, any
-    other change, and other samples of the same size and spread, are told. SIGTERM and SIGINT finish the step, save, and
-    exit with 143 or 130.
+    hash of some samples, and its settings: other data, another loss or weighting, other averages, another optimizer and
+    other weights that are trained are refused, any other change, and other samples of the same size and spread, are
+    told. SIGTERM and SIGINT finish the step, save, and exit with 143 or 130.
 
     Started by torchrun, or where torch.distributed has a process group, the processes share every batch: each makes its
     rows, gradients are added up, the first process writes, shows and speaks. The weights are those that one process
@@ -170,7 +170,8 @@ def fit(
 
     Warns:
         UserWarning: the scale of the data does not suit the process, or is far from what the model knows; a run goes on
-            with another batch_size, lr, schedule, warmup, clip, weight_decay, decay of the average or precision, or
+            with other steps, batch_size, accumulate, lr, schedule, warmup, clip, weight_decay, decay of the average or
+            precision, with a function of the same name and other code, with statistics that were given otherwise, or
             with data that were drawn anew.
 
     Source: Loshchilov & Hutter 2019 (arXiv 1711.05101) for AdamW, 2017 (arXiv 1608.03983) for the schedule; Karras et
@@ -222,7 +223,7 @@ def fit(
         measured, fingerprinted = processes.from_leader(
             lambda: _survey(model, source, options, identified=out is not None)
         )
-        made_with = {"data": fingerprinted, "settings": settings(options)}
+        made_with = {"data": fingerprinted, "settings": settings(options, model)}
         folder = None if out is None or not processes.leads else RunFolder(out)
         sharded = shards(strategy, model, processes)
         found = _found(

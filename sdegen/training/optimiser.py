@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from ..core.errors import IncompatibleCheckpointError, InvalidInputError
 from ..core.shards import local, replicated_beside, sharded_as
+from .functions import value_in_words
 from .options import Options
 from .states import packed, unpacked
 
 _OF_ADAM = ("step", "exp_avg", "exp_avg_sq")
+_HOW = ("params", "foreach", "fused", "capturable", "differentiable")  # of a group: not what is computed
 
 
 class Optimiser:
@@ -107,6 +109,29 @@ def check_optimiser(parameters: Iterable[nn.Parameter], options: Options) -> Non
     if options.optimizer is not None or options.lr_scheduler is not None:
         trained = [p for p in parameters if p.requires_grad]
         Optimiser(trained, [str(i) for i in range(len(trained))], options)
+
+
+def optimiser_in_words(parameters: Iterable[nn.Parameter], options: Options) -> dict[str, str]:
+    """The user's optimiser, with the numbers of its groups, and scheduler, by the options' names."""
+    found = {"optimizer": "that of fit", "lr_scheduler": "that of fit"}
+    if options.optimizer is None and options.lr_scheduler is None:
+        return found
+    made = Optimiser(trained := list(parameters), [str(i) for i in range(len(trained))], options)
+    if options.optimizer is not None:
+        groups = [_told({**group, "weights": len(group["params"])}) for group in made.inner.param_groups]
+        found["optimizer"] = f"{_words(made.inner)} {'; '.join(groups)}"
+    if made.scheduler is not None:
+        found["lr_scheduler"] = f"{_words(made.scheduler)} {_told(made.scheduler.state_dict())}"
+    return found
+
+
+def _told(state: Mapping[str, Any]) -> str:
+    """The numbers of an optimiser's group or a scheduler, but for those that choose how they are computed."""
+    return ", ".join(
+        f"{name}={value_in_words(tuple(value) if isinstance(value, list) else value)}"
+        for name, value in sorted(state.items())
+        if not (name in _HOW or name[0] == "_") and isinstance(value, int | float | str | tuple | list | Tensor)
+    )
 
 
 def _made(parameters: list[nn.Parameter], options: Options) -> Any:

@@ -130,11 +130,9 @@ def test_a_step_that_is_not_finite_changes_nothing_with_any_optimiser(optimizer)
 def test_a_folder_of_another_optimiser_is_refused_and_unharmed(tmp_path):
     fit(small(), points(), steps=4, out=tmp_path, seed=0, optimizer=sgd)
     kept = read(steps(tmp_path)[-1], ["training"])[1]
-    with pytest.raises(
-        IncompatibleCheckpointError, match="optimizer: got torch.optim.adamw.AdamW.*made with torch.optim.sgd"
-    ):
+    with pytest.raises(IncompatibleCheckpointError, match="optimizer: got that of fit.*made with torch.optim.sgd"):
         fit(small(), points(), steps=8, out=tmp_path)
-    with pytest.raises(IncompatibleCheckpointError, match="lr_scheduler: got True"):
+    with pytest.raises(IncompatibleCheckpointError, match="lr_scheduler: got torch.*made with that of fit"):
         fit(small(), points(), steps=8, out=tmp_path, optimizer=sgd, lr_scheduler=SCHEDULERS["cosine"])
     assert read(steps(tmp_path)[-1], ["training"])[1] == kept
     fit(small(), points(), steps=8, out=tmp_path, optimizer=sgd)
