@@ -234,7 +234,7 @@ class ScoreModel(Shown, nn.Module):
         """The noise levels sigma/alpha at which the belief jumps. Error control steps up to them and begins anew."""
         return ()
 
-    def settled(self, x0: Tensor, **cond: Any) -> Tensor:
+    def settled(self, x0: Tensor, /, **cond: Any) -> Tensor:
         """What samples become after the final denoising: themselves, unless some of their numbers are known."""
         return x0
 
@@ -266,8 +266,9 @@ class ScoreModel(Shown, nn.Module):
 class Wrapped(ScoreModel):
     """A belief made of another one: what is known of the data, and which conditions it takes, are passed on.
 
-    Subclass it and write `forward`; `self.model` is the one inside. Say in `super().__init__` what changes, and nothing
-    else: `super().__init__(model, smooth=False)`. `sdegen.testing.check_wrapper(outer, inner)` proves the rest.
+    Subclass it and write `forward`; `self.model` is the one inside, whose belief it is otherwise. Say in
+    `super().__init__` what changes, and nothing else: `super().__init__(model, smooth=False)`.
+    `sdegen.testing.check_wrapper(outer, inner)` proves the rest.
 
     Args:
         model: the one inside.
@@ -294,6 +295,10 @@ class Wrapped(ScoreModel):
 
     def _facts(self):
         return {"model": self.model, "sde": None if self._own_sde is None else self.sde}
+
+    def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Prediction:
+        model = self.model if self._own_sde is None else self.model.on(self.sde)
+        return model(x, t, **cond)
 
     @property
     def data(self) -> DataFacts:
@@ -352,7 +357,7 @@ class Wrapped(ScoreModel):
     def breaks(self) -> tuple[float, ...]:
         return self.model.breaks()
 
-    def settled(self, x0: Tensor, **cond: Any) -> Tensor:
+    def settled(self, x0: Tensor, /, **cond: Any) -> Tensor:
         return self.model.settled(x0, **cond)
 
     @property

@@ -146,7 +146,7 @@ def spread_out(x0: Tensor) -> Tensor:
 
 
 def turning_of(x0: Tensor) -> float:
-    """The turning level of samples (n, *event), by the variances along their principal axes, a part in float64 at a time."""
+    """The turning level of samples (n, *event), by the variances along their principal axes."""
     x = x0.detach().reshape(len(x0), -1)
     columns = max(2**21 // max(len(x), 1), 1)
     if len(x) < x.shape[1]:

@@ -135,6 +135,8 @@ def sample_posterior(
             "of a Posterior, which is that of its flow"
         )
     given = merged(gathered(cond, conditions), sample_posterior, model.condition_names())
+    if "y" in given:
+        raise InvalidInputError("got a condition y beside y=, what was seen: expected one of another name")
     Posterior(model, observation, likelihood="isotropic").check_conditions({**given, "y": y}, shape[0])
     request = Request(
         model=model,

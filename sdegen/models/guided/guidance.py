@@ -142,7 +142,7 @@ class Guided(Wrapped):
         levels = {*self.model.breaks(), *self._other.breaks(), *(r for r in ends if 0 < r < math.inf)}
         return tuple(sorted(levels))
 
-    def settled(self, x0: Tensor, **cond: Any) -> Tensor:
+    def settled(self, x0: Tensor, /, **cond: Any) -> Tensor:
         return self.model.settled(x0, **taken(self.model, cond))
 
     @property
@@ -228,6 +228,12 @@ class Guided(Wrapped):
         for name in self.null:
             if name not in cond and not self.self_alone:
                 raise InvalidInputError(f"got no {name}=, expected the condition that null= replaces")
+            value, given = self.null[name], cond.get(name)
+            if isinstance(value, Tensor) and isinstance(given, Tensor) and value.ndim != given.ndim - 1:
+                raise InvalidInputError(
+                    f"got null[{name!r}] of shape {tuple(value.shape)}, expected that of one sample of {name}, "
+                    f"{tuple(given.shape[1:])}: it has no batch axis"
+                )
         self.model.check_conditions(taken(self.model, cond), batch)
         self._other.check_conditions(self._unguided(dict(cond), batch), batch)
 

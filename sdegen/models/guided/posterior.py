@@ -100,7 +100,7 @@ class Posterior(Wrapped):
         stiff = 'likelihood="point" is stiff: use steps=, or likelihood="moments", which is not'
         return stiff if self.likelihood == "point" else self.model.needs_grid
 
-    def settled(self, x0: Tensor, *, y: Tensor, **cond: Any) -> Tensor:
+    def settled(self, x0: Tensor, /, *, y: Tensor, **cond: Any) -> Tensor:
         return self.observation.known(self.model.settled(x0, **cond), self.observation.values(y, x0))
 
     def _facts(self):
@@ -174,6 +174,11 @@ class Posterior(Wrapped):
         return Prediction(x0 + change, noise - expand(level.alpha / level.sigma, x0) * change, self.sde, belief.t)
 
     def check_conditions(self, cond: Mapping[str, Any], batch: int) -> None:
+        if "y" in (self.model.condition_names() or ()):
+            raise InvalidInputError(
+                f"got a {type(self.model).__name__} that takes a condition y, what was seen here: expected one "
+                "that calls its own otherwise, such as label"
+            )
         y = cond.get("y")
         if not isinstance(y, Tensor):
             raise InvalidInputError(f"got y={y!r}, expected what was seen of each sample, a tensor (B, m)")

@@ -85,7 +85,7 @@ class Switched(Wrapped):
     def breaks(self) -> tuple[float, ...]:
         return tuple(sorted({self.level, *self.model.breaks()}))
 
-    def settled(self, x0: Tensor, **cond: Any) -> Tensor:
+    def settled(self, x0: Tensor, /, **cond: Any) -> Tensor:
         return self.model.settled(x0, **self._heard(cond, torch.tensor(True)))
 
     def condition_names(self) -> set[str] | None:

@@ -65,7 +65,7 @@ class Tilted(Wrapped):
 
     conditioned = True  # type: ignore[assignment]
 
-    def settled(self, x0: Tensor, **cond: Any) -> Tensor:
+    def settled(self, x0: Tensor, /, **cond: Any) -> Tensor:
         return self.model.settled(x0, **taken(self.model, cond))
 
     def _facts(self):
@@ -89,12 +89,18 @@ class Tilted(Wrapped):
             gradient = pulled_back(value, state, torch.ones_like(value), graph=graph)
         return with_score(belief, self.scale * gradient, level, graph=graph)
 
-    def _words(self) -> tuple[set[str], set[str], bool]:
-        """The conditions the potential names, those it cannot do without, and whether it takes any others."""
+    def _signature(self) -> list[inspect.Parameter] | None:
+        """Those of the potential; None: it does not say."""
         function = self.log_potential
         try:
-            parameters = list(inspect.signature(getattr(function, "forward", function)).parameters.values())
+            return list(inspect.signature(getattr(function, "forward", function)).parameters.values())
         except (TypeError, ValueError):
+            return None
+
+    def _words(self) -> tuple[set[str], set[str], bool]:
+        """The conditions the potential names, those it cannot do without, and whether it takes any others."""
+        parameters = self._signature()
+        if parameters is None:
             return set(), set(), True
         own = [p for p in parameters[1 if self.at == "x0" else 2 :] if p.kind is not p.VAR_POSITIONAL]
         named = [p for p in own if p.kind is not p.VAR_KEYWORD]
@@ -108,6 +114,13 @@ class Tilted(Wrapped):
     def check_conditions(self, cond: Mapping[str, Any], batch: int) -> None:
         super().check_conditions(cond, batch)
         self.model.check_conditions(taken(self.model, cond), batch)
+        places = (self._signature() or [])[: 1 if self.at == "x0" else 2]
+        clash = [p.name for p in places if p.name in cond and p.kind is p.POSITIONAL_OR_KEYWORD]
+        if clash and self._words()[2]:
+            raise InvalidInputError(
+                f"condition {clash[0]!r} has the name of an argument of log_potential: expected another name of that, "
+                "or a / after it, as in def f(x0, /, **cond)"
+            )
         missing = self._words()[1] - set(cond)
         if missing:
             raise InvalidInputError(f"got no {sorted(missing)[0]}=, expected the condition that log_potential takes")
