@@ -138,7 +138,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
             strip = torch.cat([F.interpolate(x[shown], size=args.sizes[-1]) for x in steps])
     low = smaller(real.images, args.sizes[-2])
     tell("last stage on real ones, s = 0", enlarge(models[-1], low, args.sizes[-1], 0.0, y, args), low)
-    sg.plot.save(sg.plot.image_grid(strip, nrow=10, smooth=False), args.out / "cascade.png")
+    sizes = [f"{size} x {size}" for size in args.sizes]
+    sg.plot.save(sg.plot.image_grid(strip, nrow=10, rows=sizes, smooth=False), args.out / "cascade.png")
     print(f"wrote {args.out / 'cascade.png'}")
     return rows
 

@@ -21,11 +21,13 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
+from text_to_image import FASHION
 from torch import Tensor
 
 import sdegen as sg
 
 LEVELS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 50.0)  # sigma/alpha
+VARIED = (0.1, 0.3, 1.0)  # levels below which noise is drawn again
 TONES = ("dark", "middling", "bright")
 
 
@@ -48,7 +50,7 @@ def crossing(rows: list[dict], a: str, b: str) -> float:
 def variations(model: sg.Denoiser, x: Tensor, label: Tensor, how: dict) -> Tensor:
     """Each picture with fresh noise below three levels, three draws of each."""
     out = [x]
-    for level in (0.1, 0.3, 1.0):
+    for level in VARIED:
         t = float(model.sde.time(torch.tensor(-math.log(level), dtype=torch.float64)))
         out += [sg.edit(model, x, t, seed=k, eta=1.0, label=label, **how).x for k in range(3)]
     return torch.stack(out, 1).flatten(0, 1)
@@ -69,7 +71,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
         args.steps, args.sampling_steps, args.n = 4, 3, 12
     args.out.mkdir(parents=True, exist_ok=True)
     data = sg.data.load_images(args.data)
-    x, y = data.images, data.labels
+    x, y, things = data.images, data.labels, FASHION if "fashion" in args.data else range(data.n_classes)
     edges = brightness(x).quantile(torch.tensor([1 / 3, 2 / 3]))
     tone_of = lambda x: torch.bucketize(brightness(x), edges)
     features = sg.metrics.train_classifier(x, y, steps=5 if args.smoke else 400)
@@ -101,7 +103,9 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
     levels = [crossing(rows, f"{what} of A", f"{what} of B") for what in ("class", "tone")]
     print(f"as many follow A as B: class at {levels[0]:.2g}, tone at {levels[1]:.2g}")
 
-    grid = sg.plot.image_grid(torch.stack(strips, 1).flatten(0, 1), nrow=len(LEVELS), columns=LEVELS)
+    names = [f"{TONES[k % 3]} {things[k // 3]}" for k in range(n_classes)]
+    sides = [f"{names[first]} | {names[second]}" for first, second in zip(a[:6], b[:6], strict=True)]
+    grid = sg.plot.image_grid(torch.stack(strips, 1).flatten(0, 1), nrow=len(LEVELS), columns=LEVELS, rows=sides)
     sg.plot.save(grid, args.out / "mixed.png")
     with sg.plot.style():
         axes = plt.figure(figsize=(5, 3), layout="constrained").add_subplot()
@@ -113,7 +117,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
         sg.plot.save(axes, args.out / "curve.png")
     own = sg.sample(model, 4, seed=args.seed, label=a[:4], **how).x
     varied = variations(model, own, a[:4], how)
-    sg.plot.save(sg.plot.image_grid(varied, nrow=10), args.out / "variation.png")
+    columns = ["its own", *(f"below {level:g}" for level in VARIED for _ in range(3))]
+    sg.plot.save(sg.plot.image_grid(varied, nrow=10, columns=columns), args.out / "variation.png")
     print(f"wrote mixed.png, curve.png and variation.png into {args.out}")
     return [{"": f"{row['level']:g}", **row} for row in rows]
 

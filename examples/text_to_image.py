@@ -187,8 +187,9 @@ def main(argv: Sequence[str] | None = None) -> list[dict]:
     shown = torch.tensor([0, 5, 11, 16, 27, *UNSEEN])
     grid = torch.stack([draw_at(shown, scale) for scale in SCALES], 1)
     columns = [f"scale {scale:g}" for scale in SCALES]
-    sg.plot.save(sg.plot.image_grid(grid.flatten(0, 1), nrow=len(SCALES), columns=columns), args.out / "text.png")
-    print("rows:", ", ".join(data.texts[k] for k in shown))
+    rows_of = [data.texts[k] for k in shown[:-3]] + [f"unseen: {data.texts[k]}" for k in UNSEEN]
+    picture = sg.plot.image_grid(grid.flatten(0, 1), nrow=len(SCALES), columns=columns, rows=rows_of)
+    sg.plot.save(picture, args.out / "text.png")
     print(f"wrote {args.out / 'text.png'}")
     return rows
 

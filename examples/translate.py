@@ -161,9 +161,10 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
         rows.append({"": name, **scores(translated, y, b_train, cycle)})
         print(f"{name:24}", *(f"{key} {value:.3g}" for key, value in rows[-1].items() if isinstance(value, float)))
     print(f"{float(there.nfe.double().mean()):.0f} evaluations a picture and way")
-    shown = torch.cat([x[:10], there.x[:10], fake[:10], y[:10], back.x[:10]])
-    sg.plot.save(sg.plot.image_grid(shown, nrow=min(10, len(x)), smooth=False), args.out / "translated.png")
-    print(f"wrote {args.out / 'translated.png'}: pictures, two flows, CycleGAN, partners, there and back")
+    shown = {"picture": x, "two flows": there.x, "CycleGAN": fake, "partner": y, "there and back": back.x}
+    grid = torch.cat([pictures[:10] for pictures in shown.values()])
+    sg.plot.save(sg.plot.image_grid(grid, nrow=min(10, len(x)), rows=list(shown)), args.out / "translated.png")
+    print(f"wrote {args.out / 'translated.png'}")
     return rows
 
 

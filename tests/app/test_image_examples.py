@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,21 @@ def test_a_task_tells_less_than_the_picture_and_is_the_same_of_what_it_told(exam
     hidden = {"larger": lambda x: x + 0.5 * (-1.0) ** torch.arange(8), "half": lambda x: x + (torch.arange(8) > 3)}
     hidden["colour"] = lambda x: x + torch.tensor([0.2, -0.1, -0.1])[:, None, None]
     torch.testing.assert_close(tell(hidden[task](x)), told)
+
+
+def test_the_mean_of_all_answers_is_known_from_a_few(example):
+    """Exact answers of N(m, v) to a truth of the same law: one is 3 dB below the mean of all."""
+    tasks, draw = example("image_to_image"), torch.Generator().manual_seed(0)
+    wanted, *answers = torch.randn(5, 50, 1, 20, 20, generator=draw).unbind()
+    found = torch.stack(answers)
+    one, few, every = (
+        tasks.decibels(found[0], wanted),
+        tasks.decibels(found.mean(0), wanted),
+        tasks.of_all(found, wanted),
+    )
+    assert every == pytest.approx(10 * math.log10(4), abs=0.1) and every - one == pytest.approx(3.01, abs=0.1)
+    assert every - few == pytest.approx(10 * math.log10(1 + 1 / 4), abs=0.1)
+    assert tasks.of_all(found[:1], wanted) == pytest.approx(one)  # of one answer nothing more is known
 
 
 def test_minimax_says_nothing_where_the_discriminator_is_sure_and_the_others_do(example):
