@@ -2,6 +2,7 @@
 
 python benchmarks/examples.py                                                 # all, each with its own defaults
 python benchmarks/examples.py cascade --data fashion-mnist --sizes 7 14 28    # one, with options of the script
+python benchmarks/examples.py translate:emoji --pairs emoji.npz noto twemoji  # kept apart, as example-translate-emoji
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ TITLES = {
     "style_mixing": "Two conditions, changed at a noise level",
     "text_to_image": "Pictures from captions, by the scale of guidance",
     "translate": "Pictures of one kind as another, without pairs",
+    "unclip": "Pictures by way of an embedding: variations, captions, changes, ways between",
 }
 
 
@@ -31,8 +33,8 @@ def cell(value: object) -> str:
     return "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def run(name: str, options: list[str]) -> None:
-    """One example, and its table."""
+def run(name: str, of: str, options: list[str]) -> None:
+    """One example, and its table; `of`: a name for the data, where several are kept."""
     sys.path.insert(0, str(EXAMPLES))
     example = importlib.import_module(name)
     with tempfile.TemporaryDirectory() as out:
@@ -42,16 +44,19 @@ def run(name: str, options: list[str]) -> None:
         at = sys.argv.index("--out")
         del sys.argv[at : at + 2]  # where the pictures went is of no interest
     table([TITLES[name], *heads], [[cell(row.get(key)) for key in ("", *heads)] for row in rows])
-    write(f"example-{name.replace('_', '-')}", TITLES[name], example.__doc__.split("\n\n")[0])
+    write(
+        "-".join(["example", *name.split("_"), *([of] if of else [])]), TITLES[name], example.__doc__.split("\n\n")[0]
+    )
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    name, options = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else (None, [])
-    if name is not None and name not in TITLES:
+    asked, options = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("", [])
+    name, _, of = asked.partition(":")
+    if name and name not in TITLES:
         sys.exit(f"got {name}, expected one of {', '.join(TITLES)}")
-    if name is not None:
-        return run(name, options)
+    if name:
+        return run(name, of, options)
     for one in TITLES:
         subprocess.run([sys.executable, __file__, one], check=True)
 

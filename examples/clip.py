@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from text_to_image import captioned, encoder
+from text_to_image import Captioned, captioned, encoder
 from torch import Tensor, nn
 
 import sdegen as sg
@@ -51,6 +51,15 @@ def contrast(pairs: Pairs, x0: Tensor, text: Tensor) -> Tensor:
     same = (text[:, None] == text).all(-1).to(logits.dtype)
     same = same / same.sum(1, keepdim=True)
     return (F.cross_entropy(logits, same, reduction="none") + F.cross_entropy(logits.mT, same, reduction="none")) / 2
+
+
+def towers(data: Captioned, text: Tensor, args: argparse.Namespace) -> Pairs:
+    """The two, trained on pictures and the sentences of their captions, (K, D)."""
+    torch.manual_seed(args.seed)
+    pairs, rows = Pairs(data.x.shape[1], text.shape[1]), sg.data.Lookup(text, data.which)
+    how = {"steps": args.steps, "batch_size": 128, "lr": 2e-3, "ema": None, "seed": args.seed}
+    sg.fit(pairs, sg.data.Conditioned(data.x, text=rows), loss=contrast, **how)
+    return pairs.eval().requires_grad_(False)
 
 
 def nearest(pairs: Pairs, x: Tensor, text: Tensor) -> Tensor:
@@ -110,12 +119,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
     things = [caption.split(" ", 2)[2] for caption in train.texts[::3]]
     classes = read([f"a {thing}" for thing in things])[2]
 
-    torch.manual_seed(args.seed)
-    pairs = Pairs(train.x.shape[1], text.shape[1])
-    data = sg.data.Conditioned(train.x, text=sg.data.Lookup(text, train.which))
-    sg.fit(pairs, data, steps=args.steps, batch_size=128, lr=2e-3, loss=contrast, ema=None, seed=args.seed)
-    pairs.eval().requires_grad_(False)
-
+    pairs = towers(train, text, args)
     judge = sg.metrics.train_classifier(train.x[:20_000], labels[:20_000], **({"steps": 20} if args.smoke else {}))
     y, found = held_out.x[: 2 * args.n], nearest(pairs, held_out.x, text)
     right = lambda a, b: float((a == b).float().mean())
@@ -128,14 +132,15 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
         {"": "held-out, the judge", "class right": judge.accuracy(held_out.x, theirs)},
         {"": "training pictures: the floor", "Frechet distance": frechet(train.x[: args.n])},
     ]
-    asked, first = torch.arange(args.n) % 10, []
+    asked, first = torch.arange(args.n) % 10, {}
     for name, solution in draws(unguided(train.x, labels, args), pairs, classes, asked, args).items():
         judged = {"class right": judge.accuracy(solution.x, asked), "Frechet distance": frechet(solution.x)}
         rows.append({"": name, **judged, "evaluations": float(solution.nfe.double().mean())})
-        first.append(solution.x[:10])
+        first[name] = solution.x[:10]
     for row in rows:
         print(f"{row['']!s:32}" + "  ".join(f"{name} {value:.3g}" for name, value in row.items() if name))
-    sg.plot.save(sg.plot.image_grid(torch.cat(first), nrow=10, columns=things), args.out / "guided.png")
+    picture = sg.plot.image_grid(torch.cat(list(first.values())), nrow=10, columns=things, rows=list(first))
+    sg.plot.save(picture, args.out / "guided.png")
     print(f"wrote {args.out / 'guided.png'}")
     return rows
 

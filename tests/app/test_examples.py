@@ -40,6 +40,7 @@ SCRIPTS = {
     "image_to_image.py": (["--smoke", "--out", "tasks"], ["tasks/answers.png"]),
     "train_autoencoder.py": (["--smoke", "--out", "coded"], ["coded/reconstructions.png"]),
     "translate.py": (["--smoke", "--out", "translated"], ["translated/translated.png"]),
+    "unclip.py": (["--smoke", "--out", "unclip"], ["unclip/unclip.png", "unclip/between.png"]),
 }
 
 
