@@ -1,7 +1,8 @@
 """A small CLIP-type model: pictures and their captions in one space, and a diffusion model guided by a sentence.
 
 python examples/clip.py --out pairs                              # digits
-python examples/clip.py --data fashion-mnist --out pairs         # or a folder, .npz ..., with classes
+python examples/clip.py --data fashion-mnist --out pairs         # or a folder of its idx files
+python examples/clip.py --data emoji.npz --text minilm --model-steps 0 --out pairs     # of emoji_data.py
 
 Every picture has a caption, such as "a bright sandal" (see text_to_image.py). Two towers, one of pictures and one of
 sentences, learn to bring pictures near their captions (Radford et al. 2021, arXiv 2103.00020, figure 3; captions that
@@ -22,7 +23,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from text_to_image import Captioned, captioned, encoder
+from captions import Captioned, captioned, encoder
 from torch import Tensor, nn
 
 import sdegen as sg
@@ -101,7 +102,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
     parser.add_argument("--data", default="digits")
     parser.add_argument("--text", choices=("hashed", "minilm"), default="hashed")
     parser.add_argument("--steps", type=int, default=1500, help="of training the two towers")
-    parser.add_argument("--model-steps", type=int, default=1200, help="of training a diffusion model")
+    parser.add_argument("--model-steps", type=int, default=1200, help="of training a diffusion model; 0: no guidance")
     parser.add_argument("--gamma", type=float, nargs="+", default=[1.0, 3.0, 10.0])
     parser.add_argument("--sampling-steps", type=int, default=30)
     parser.add_argument("--n", type=int, default=500, help="samples that are judged")
@@ -114,34 +115,38 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
     args.out.mkdir(parents=True, exist_ok=True)
 
     train, held_out = (captioned(args.data, split, size=28) for split in ("train", "held-out"))
-    labels, theirs, read = train.which // 3, held_out.which // 3, encoder(args.text)
-    text = read(train.texts)[2]
-    things = [caption.split(" ", 2)[2] for caption in train.texts[::3]]
-    classes = read([f"a {thing}" for thing in things])[2]
+    labels, theirs = (data.thing[data.which] for data in (train, held_out))
+    read, asked = encoder(args.text), held_out.which.unique()  # the captions that there are to choose from
+    text, classes = read(train.texts)[2], read([f"a {kind}" for kind in train.kinds])[2]
 
     pairs = towers(train, text, args)
     judge = sg.metrics.train_classifier(train.x[:20_000], labels[:20_000], **({"steps": 20} if args.smoke else {}))
-    y, found = held_out.x[: 2 * args.n], nearest(pairs, held_out.x, text)
+    y, found = held_out.x[: 2 * args.n], asked[nearest(pairs, held_out.x, text[asked])]
     right = lambda a, b: float((a == b).float().mean())
     frechet = lambda x: sg.metrics.frechet_distance(judge(x), judge(y))
     zero_shot = right(nearest(pairs, held_out.x, classes), theirs)
-    both = {"tone right": right(found % 3, held_out.which % 3), "both right": right(found, held_out.which)}
+    both = {
+        "tone right": right(train.tone[found], train.tone[held_out.which]),
+        "caption right": right(found, held_out.which),
+    }
     rows: list[dict[str, object]] = [
-        {"": "held-out, nearest caption", "class right": right(found // 3, theirs), **both},
+        {"": "held-out, nearest caption", "class right": right(train.thing[found], theirs), **both},
         {"": "held-out, zero-shot", "class right": zero_shot},
         {"": "held-out, the judge", "class right": judge.accuracy(held_out.x, theirs)},
         {"": "training pictures: the floor", "Frechet distance": frechet(train.x[: args.n])},
     ]
-    asked, first = torch.arange(args.n) % 10, {}
-    for name, solution in draws(unguided(train.x, labels, args), pairs, classes, asked, args).items():
+    asked, first = torch.arange(args.n) % len(classes), {}
+    model = unguided(train.x, labels, args) if args.model_steps else None
+    for name, solution in draws(model, pairs, classes, asked, args).items() if model else ():
         judged = {"class right": judge.accuracy(solution.x, asked), "Frechet distance": frechet(solution.x)}
         rows.append({"": name, **judged, "evaluations": float(solution.nfe.double().mean())})
         first[name] = solution.x[:10]
     for row in rows:
         print(f"{row['']!s:32}" + "  ".join(f"{name} {value:.3g}" for name, value in row.items() if name))
-    picture = sg.plot.image_grid(torch.cat(list(first.values())), nrow=10, columns=things, rows=list(first))
-    sg.plot.save(picture, args.out / "guided.png")
-    print(f"wrote {args.out / 'guided.png'}")
+    if model:
+        picture = sg.plot.image_grid(torch.cat(list(first.values())), nrow=10, columns=train.kinds, rows=list(first))
+        sg.plot.save(picture, args.out / "guided.png")
+        print(f"wrote {args.out / 'guided.png'}")
     return rows
 
 

@@ -6,10 +6,10 @@ python examples/emoji_data.py --size 32 --out emoji.npz
 
 Nothing is downloaded here, and nothing of the packages is run: two archives are read. The file holds, a row for each
 emoji: noto and twemoji (N, S, S, 3), uint8 on white; names and categories; code_points; held_out, every eighth, for
-both artists alike. Skin tones are left out: they would be the same picture on both sides of the split.
+both artists alike. Skin tones are left out: they would be the same picture on both sides of the split. And for scripts
+that take images with classes, both artists' pictures one after the other, with the number of their category:
 
-    data = np.load("emoji.npz")
-    x = torch.from_numpy(data["noto"][~data["held_out"]]).permute(0, 3, 1, 2) / 127.5 - 1
+    data = sg.data.load_images("emoji.npz", split="held-out")
 """
 
 from __future__ import annotations
@@ -123,9 +123,15 @@ def main() -> None:
         drawn = {artist: pictures(path, artist, files, args.size) for artist, path in archives.items()}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     held_out = np.arange(len(told)) % 8 == 7
+    kinds = np.unique([e["category"] for e in told], return_inverse=True)[1]
+    parts = {"train": ~held_out, "test": held_out}
+    images = {f"x_{part}": np.concatenate([drawn[artist][rows] for artist in ARTISTS]) for part, rows in parts.items()}
+    labels = {f"y_{part}": np.tile(kinds[rows], len(ARTISTS)) for part, rows in parts.items()}
     np.savez_compressed(
         args.out,
         **drawn,
+        **images,
+        **labels,
         names=np.array([(e["name"] or e["short_name"]).lower() for e in told]),
         categories=np.array([e["category"] for e in told]),
         code_points=np.array([e["unified"] for e in told]),

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from text_to_image import FASHION
+from captions import FASHION
 from torch import Tensor
 
 import sdegen as sg

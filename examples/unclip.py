@@ -23,8 +23,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from captions import Captioned, brightness, captioned, encoder, spread
 from clip import Pairs, towers
-from text_to_image import Captioned, brightness, captioned, encoder, spread
 from torch import Tensor
 
 import sdegen as sg
@@ -189,8 +189,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     g = pairs.sentence(text)
     model = trained(data, embedded(pairs, data.x), g, args)
     rows = measure(model, data, real, pairs, g, args)
-    things = [caption.split(" ", 2)[2] for caption in data.texts[::3]]
-    pictures(model, real, embedded(pairs, real.x), g, things, args.out)
+    pictures(model, real, embedded(pairs, real.x), g, list(data.kinds), args.out)
     print(f"wrote unclip.png and between.png into {args.out}")
     return rows
 

@@ -159,6 +159,8 @@ def test_solvers_are_compared_on_the_score_that_is_kept_here(tmp_path, monkeypat
 
 def test_emoji_without_packages_say_how_to_get_them_and_with_them_pair_the_artists(tmp_path, monkeypatch):
     """Row i is one emoji in both artists' hands; the split is by emoji; pictures lie on white."""
+    import sdegen as sg
+
     said = str(status(monkeypatch, "emoji_data.py", "--packages", str(tmp_path)))
     assert "npm pack emoji-datasource-" in said
     run(monkeypatch, "emoji_data.py", "--smoke", "--size", "8", "--out", str(tmp_path / "emoji.npz"))
@@ -167,4 +169,7 @@ def test_emoji_without_packages_say_how_to_get_them_and_with_them_pair_the_artis
     assert noto.shape == twemoji.shape == (40, 8, 8, 3)
     ink = [(255 - drawn[..., channel]).reshape(40, -1) / 255 for drawn, channel in ((noto, 2), (twemoji, 0))]
     assert (np.abs(ink[0] - ink[1]).max(1) < 0.01).all()  # the same digit in orange and in blue
+    parts = {part: sg.data.load_images(tmp_path / "emoji.npz", split=part) for part in ("train", "held-out")}
+    assert [len(part) for part in parts.values()] == [70, 10] and not parts["train"].labels.any()
+    assert np.array_equal(parts["held-out"].stored[5:].permute(0, 2, 3, 1), made["twemoji"][made["held_out"]])
     assert made["held_out"].sum() == 5 and len(made["names"]) == len(made["categories"]) == 40

