@@ -33,7 +33,7 @@ def cell(value: object) -> str:
     return "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def run(name: str, of: str, options: list[str]) -> None:
+def run(name: str, options: list[str], of: str = "") -> None:
     """One example, and its table; `of`: a name for the data, where several are kept."""
     sys.path.insert(0, str(EXAMPLES))
     example = importlib.import_module(name)
@@ -56,7 +56,7 @@ def main() -> None:
     if name and name not in TITLES:
         sys.exit(f"got {name}, expected one of {', '.join(TITLES)}")
     if name:
-        return run(name, of, options)
+        return run(name, options, of)
     for one in TITLES:
         subprocess.run([sys.executable, __file__, one], check=True)
 

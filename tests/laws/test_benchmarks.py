@@ -95,3 +95,5 @@ def test_the_table_of_an_example_has_the_columns_of_all_its_rows(monkeypatch, tm
     (kept,) = json.loads((tmp_path / "example-clip.json").read_text())["tables"]
     assert kept["columns"] == ["", "right", "distance"]
     assert kept["rows"] == [["held out", "0.5", ""], ["samples", "1", "2"]]
+    examples.run("clip", [], of="emoji")  # of other data, beside it
+    assert {path.name for path in tmp_path.iterdir()} == {"example-clip.json", "example-clip-emoji.json"}
