@@ -70,7 +70,17 @@ class CachedFunction:
     def warm(self, ts: Tensor) -> None:
         """Compute and remember the answers at all of `ts`, once the first of them is asked for."""
         ts = ts.detach().to("cpu", torch.float64)
+        if all(map(self._at_number.__contains__, ts.tolist())):
+            return
         self._awaited = ts if self._awaited is None else torch.cat([self._awaited, ts])[-_MOST:]
+
+    def of_several(self, ts: Tensor) -> list[Any]:
+        """The answers at each of these times, computed in one go."""
+        self.warm(ts)
+        times = ts.tolist()
+        if self._awaited is not None:
+            self(times[0])
+        return [self._at_number[t] if t in self._at_number else self(t) for t in times]
 
     def keep(self, t: Tensor, answer: Any) -> None:
         """Remember an answer at a tensor of times that was found in another way."""
@@ -82,11 +92,7 @@ class CachedFunction:
 
     def _of_tensor(self, t: Tensor) -> Any:
         answer = self._function(t)
-        if isinstance(answer, tuple):
-            for value in answer:  # a loop: this is asked at every step of every sample
-                if must_not_cache(value):
-                    return answer
-        self._at_tensor.keep(t, answer)
+        self._at_tensor.keep(t, answer, *(answer if isinstance(answer, tuple) else ()))
         return answer
 
     def _of_number(self, t: float) -> Any:
@@ -131,8 +137,9 @@ class LastAnswer:
             return None
         return kept[3]
 
-    def keep(self, t: Tensor, answer: Any) -> None:
-        if not must_not_cache(t):
+    def keep(self, t: Tensor, answer: Any, *parts: Any) -> None:
+        """Remember an answer, unless t or a part of it must not be."""
+        if not must_not_cache(t, *parts):
             self._kept = (t, t._version, torch.is_grad_enabled(), answer)
 
 
@@ -176,13 +183,16 @@ def versions_of(values: Sequence[Tensor | None]) -> list[int]:
     return versions
 
 
-def must_not_cache(value: Any) -> bool:
-    """Whether a value belongs to the computation it was made in: it carries derivatives, or is of inference mode."""
-    return isinstance(value, Tensor) and (
-        value.requires_grad
-        or value.is_inference()
-        or ((maybe_current_level() is not None or forward_ad._current_level >= 0) and carries_derivatives(value))
-    )
+def must_not_cache(*values: Any) -> bool:
+    """Whether one of these belongs to the computation it was made in: it carries derivatives, or is of inference
+    mode."""
+    transformed = maybe_current_level() is not None or forward_ad._current_level >= 0
+    for value in values:  # a loop: this is asked at every step of every sample
+        if isinstance(value, Tensor) and (
+            value.requires_grad or value.is_inference() or (transformed and carries_derivatives(value))
+        ):
+            return True
+    return False
 
 
 def carries_derivatives(value: Tensor) -> bool:

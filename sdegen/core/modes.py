@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 # What networks compute in, under torch.autocast.
 PRECISIONS: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -41,7 +42,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def computing(dtype: torch.dtype | None) -> Iterator[None]:
-    """Networks that this thread asks through `autocast` compute in this dtype; None: nothing changes."""
+    """Networks that this thread asks through `called` compute in this dtype; None: nothing changes."""
     token = _PRECISION.set(dtype) if dtype is not None else None
     try:
         yield
@@ -50,7 +51,10 @@ def computing(dtype: torch.dtype | None) -> Iterator[None]:
             _PRECISION.reset(token)
 
 
-def autocast(device: torch.device) -> AbstractContextManager[object]:
-    """What is around a network's call."""
+def called(net: Any, x: Tensor, t: Tensor, cond: Mapping[str, Any]) -> Any:
+    """What a network returns, in the precision of `computing`."""
     dtype = _PRECISION.get()
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+    if dtype is None:
+        return net(x, t, **cond)
+    with torch.autocast(x.device.type, dtype):
+        return net(x, t, **cond)

@@ -98,6 +98,15 @@ def check_time(t: Tensor, x: Tensor) -> None:
         )
 
 
+def time_of(t: float | Tensor, x: Tensor) -> Tensor:
+    """t as a floating tensor (`as_time`), once it is known to fit the batch x (`check_time`)."""
+    if not isinstance(t, Tensor) or not t.is_floating_point() or t.layout is not torch.strided:
+        t = as_time(t)
+    if t.ndim or not isinstance(x, Tensor) or x.ndim == 0 or not x.is_floating_point():
+        check_time(t, x)
+    return t
+
+
 def check_state(x: Tensor, *, name: str = "x", event_shape: Sequence[int] | None = None, finite: bool = True) -> None:
     """Raise unless x is a floating, finite tensor (B, *event) of the expected event shape."""
     if not isinstance(x, Tensor):

@@ -82,7 +82,7 @@ class DensityColumn:
         model, view = flow.model, plan.view or Coordinates.own_of(flow.model)
         self.plan, self.view, self.inside, self.noise = plan, view, plan.inside(), noise
         x = view.state_there(x, plan.times[0])
-        flow = flow if view.same else flow.along(view.model)
+        flow = flow if view.crossing is None else flow.along(view.model)
         self.event, self.begin, self.dim = tuple(x.shape[1:]), flat(x), math.prod(x.shape[1:])
         self.times = self.inside.times
         self.upward = bool(self.times[-1] > self.times[0])
@@ -140,7 +140,7 @@ class DensityColumn:
         constant = self.prior.log_prob(x_noisy, level) - self.q.log_prob(x_noisy, level)
         if self.upward:
             constant = constant + self.q.log_prob(self.begin, self.term.sde.at(self.times[clean]))
-        if self.view.same:
+        if self.view.crossing is None:
             return constant
         alpha_there = float(self.term.sde.alpha(self.times[clean]))
         return constant + self.dim * math.log(alpha_there / float(self.view.own.alpha(self.plan.times[clean])))

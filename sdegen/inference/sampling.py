@@ -122,7 +122,8 @@ def sample(
     if return_log_prob and is_auto(solver) and not level:
         solver = "adams"  # a fitted solver has no log-densities
     how = How(solver, steps, rtol, atol, t_span, max_steps, on_failure, save, not return_log_prob)
-    plan = how.plan(_equation(model, level, given), dtype, span=(model.sde.t_max, 0.0))
+    term = _equation(model, level, given)
+    plan = how.plan(term, dtype, span=(model.sde.t_max, 0.0))
     if return_log_prob:
         check_density_along(plan, model, level)
     warn_out_of_scale(model.data, model.sde)
@@ -131,7 +132,8 @@ def sample(
     with quiet(model), computing(computing_in), bar(progress) as report:
         places = int(batch_size) if batch_size and plan.refills and not return_log_prob else None
         for rows, tell in chunks(shape[0], None if places else batch_size, report):
-            own, noise = rows_of(given, rows), Noise(seed, index=numbers[rows])
+            whole = len(rows) == shape[0]
+            noise = Noise(seed, index=numbers[rows])
             if x_init is None:
                 several = [numbers[rows[some]] for some, _ in chunks(len(rows), batch_size, tell)]
                 drawn = [_prior(model, plan.start, Noise(seed, index=k), shape[1:], dtype, device) for k in several]
@@ -139,10 +141,12 @@ def sample(
             else:
                 x = x_init[rows.to(x_init.device)].to(dtype)
             if return_log_prob:
-                column = DensityColumn(plan, ProbabilityFlow(model, cond=own), x, noise)
+                flow = ProbabilityFlow(model, cond=given if whole else rows_of(given, rows))
+                column = DensityColumn(plan, flow, x, noise)
                 parts.append(column.read(run(column.inside, column.term, column.x, noise=noise, report=tell)))
             else:
-                parts.append(run(plan, _equation(model, level, own), x, noise=noise, report=tell, places=places))
+                part = term if whole else term.select(rows)
+                parts.append(run(plan, part, x, noise=noise, report=tell, places=places))
     solution = joined(parts).or_raise(on_failure)
     if plan.denoise or plan.end == 0:
         solution = _settled(solution, model, given)
@@ -152,7 +156,8 @@ def sample(
 def _prior(model: ScoreModel, t: float, noise: Noise, event: Sequence[int], dtype: Any, device: Any) -> Tensor:
     """Where samples begin at t."""
     z = noise.initial((len(noise.index), *event), dtype=dtype, device=device)  # type: ignore[arg-type]
-    return model.data.prior.noisy(z, float(model.sde.alpha(t)), float(model.sde.sigma(t)))
+    level = model.sde.at(t)
+    return model.data.prior.noisy(z, level.alpha, level.sigma)
 
 
 def _settled(solution: Solution, model: ScoreModel, cond: dict[str, Any]) -> Solution:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.shapes import finite_rows
-from ..solvers.advice import advise
+from ..solvers.advice import Advice, advise
 from ..solvers.tolerance import effective_variance
 from ..terms import Counted
 from .plan import Plan
@@ -103,25 +103,25 @@ def _solution(plan: Plan, term: Counted, reached: Reached, ts: Tensor, xs: Tenso
 
 def _how(plan: Plan, term: Counted, x: Tensor) -> str:
     """What ran, in words: the tolerance, or the steps with the choices made for them."""
-    if plan.tolerance is not None:
-        words = [f"rtol={plan.tolerance.rtol:g}, atol={plan.tolerance.atol:g}"]
-    else:
-        steps = len(plan.times) - 1
-        orders = advise(plan.solver, term, steps=steps).orders
-        words = [f"{steps + plan.denoise} steps"]
-        words += [] if orders is None else [f"order {orders}"]
-        words += [f"grid {plan.grid!r}"] if plan.grid else []
-    return ", ".join(words if _choices(plan, term, x) == _choices(plan, term, x, True) else [*words, _ROUGH])
-
-
-def _choices(plan: Plan, term: Counted, x: Tensor, smooth: bool | None = None) -> Any:
-    """What was chosen by whether the model is smooth, or would have been chosen."""
     steps = None if plan.tolerance is not None else len(plan.times) - 1
-    advice = advise(plan.solver, term, steps=steps, tolerance=plan.tolerance, smooth=smooth)
-    down = plan.end < plan.start
+    advice = advise(plan.solver, term, steps=steps, tolerance=plan.tolerance)
+    if steps is None:
+        words = [f"rtol={plan.tolerance.rtol:g}, atol={plan.tolerance.atol:g}"]  # type: ignore[union-attr]
+    else:
+        words = [f"{steps + plan.denoise} steps"]
+        words += [] if advice.orders is None else [f"order {advice.orders}"]
+        words += [f"grid {plan.grid!r}"] if plan.grid else []
+    if term.model is not None and not term.model.smooth:
+        other = advise(plan.solver, term, steps=steps, tolerance=plan.tolerance, smooth=True)
+        words += [_ROUGH] * (_choices(plan, term, x, advice, False) != _choices(plan, term, x, other, True))
+    return ", ".join(words)
+
+
+def _choices(plan: Plan, term: Counted, x: Tensor, advice: Advice, smooth: bool) -> Any:
+    """What is chosen by whether the model is smooth."""
+    down = plan.times[-1] < plan.times[0]
     if plan.tolerance is None:
         several = len(plan.times) > 2  # the one step of a grid has the order 1 and the ends, whatever was chosen
-        fine = term.model is not None and term.model.smooth if smooth is None else smooth
-        starts = advice.orders is not None and down and not fine
+        starts = advice.orders is not None and bool(down) and not smooth
         return several and (advice.orders, starts, advice.grid if plan.grid else "")
     return advice.first, effective_variance(term, x, smooth=smooth) if down else None

@@ -13,6 +13,7 @@ from ..noise.white import Noise
 from ..terms import Counted
 from .breaks import pieces
 from .ending import Reached
+from .modes import silent
 from .plan import Plan
 from .record import SharedPath
 from .solution import ARRIVED, NON_FINITE
@@ -29,11 +30,13 @@ def fixed(plan: Plan, term: Counted, x: Tensor, noise: Noise, report: Callable[[
         times = list(part)
         for t, t_next in zip(times, times[1:], strict=False):
             step = solver.step(term, x, t, t_next, state, noise)
-            path.add(t, t_next, x, step)
+            done += 1
+            if path.whole or done == steps:
+                path.add(t, t_next, x, step)
             x, state = step.x, step.state
             watch.add(x)
-            done += 1
-            report(done / (steps + plan.denoise))
+            if report is not silent:
+                report(done / (steps + plan.denoise))
     settled = solver.finish(term, x, ts[-1], noise)
     if settled is not x:
         x = settled

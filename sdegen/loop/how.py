@@ -13,8 +13,9 @@ from ..core.arguments import one_of, whole
 from ..core.errors import InvalidInputError, warn
 from ..models.base import ScoreModel
 from ..models.coordinates import Coordinates
+from ..processes import once
 from ..solvers import Solver, choose
-from ..solvers.advice import Advice, advise
+from ..solvers.advice import advise
 from ..solvers.grids import check_span, count_or_times, grid_along
 from ..solvers.tolerance import Tolerance, check_tolerances, clamp_tolerance
 from ..terms import Term
@@ -136,13 +137,19 @@ class How:
         own = solver.lay(term.model, count, ends)
         if own is not None:
             return own, False, solver.name
-        advice = advise(solver, term, steps=count)
-        if denoise and advice.lands and self.lands:
-            laid = _laid(term.model, solver, advice, count, (ends[0], term.t_min))
-            laid[-1] = 0.0
-            return laid, False, advice.grid
-        laid = _laid(term.model, solver, advice, count, ends)
-        return *check_times(term, laid), advice.grid
+        advice, data = advise(solver, term, steps=count), term.model.data
+        lands = denoise and advice.lands and self.lands
+        leap = None if data.std is None and solver.kind == "SDE" else advice.leap
+
+        def laid() -> tuple[Tensor, bool]:
+            if not lands:
+                return check_times(term, _laid(term.model, advice.grid, leap, count, ends))
+            grid = _laid(term.model, advice.grid, leap, count, (ends[0], term.t_min))
+            grid[-1] = 0.0
+            return grid, False
+
+        asked = ("grid", advice.grid, leap, count, *ends, lands, data.scale, data.turning)
+        return *once(term.sde, asked, laid), advice.grid
 
 
 def _own_span(term: Term) -> tuple[float, float]:
@@ -159,10 +166,10 @@ def _equal_steps(ends: Tensor, n: int) -> Tensor:
     return times
 
 
-def _laid(model: ScoreModel, solver: Solver, advice: Advice, count: int, ends: tuple[float, float]) -> Tensor:
-    """The solver's grid of `count` evaluations; before it the closed-form step of a solver that makes one."""
-    level, sde, kind = advice.leap, model.sde, advice.grid
-    if level is not None and (model.data_std is not None or solver.kind != "SDE"):
+def _laid(model: ScoreModel, kind: str, level: float | None, count: int, ends: tuple[float, float]) -> Tensor:
+    """A grid of `count` evaluations; before it the closed-form step, to this level, of a solver that makes one."""
+    sde = model.sde
+    if level is not None:
         stop = float(sde.time(torch.tensor(-math.log(level * model.sigma_data), dtype=torch.float64, device="cpu")))
         if max(ends[1], sde.t_min) < stop < ends[0]:
             after = grid_along(model, count, kind=kind, t_span=(stop, ends[1]))

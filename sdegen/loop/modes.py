@@ -20,11 +20,15 @@ def quiet(model: nn.Module, *, grad: bool = False) -> Iterator[None]:
         yield
 
 
+def silent(fraction: float) -> None:
+    """Nobody is told."""
+
+
 @contextmanager
 def bar(progress: bool | None, what: str = "") -> Iterator[Callable[[float], None]]:
     """A progress bar on stderr that takes the fraction done."""
     if not is_shown(flag(progress, "progress", none=True)):
-        yield lambda fraction: None
+        yield silent
         return
     layout = "{l_bar}{bar}| {elapsed}<{remaining}"
     with progress_bar(True, total=100, desc=what or None, bar_format=layout, leave=False) as line:

@@ -62,11 +62,11 @@ class Plan:
     def inside(self) -> Plan:
         """The same request in the coordinates of `view`."""
         view = self.view
-        if view is None or view.same:
+        if view is None or view.crossing is None:
             return self
         times = view.there(self.times)
         if self.tolerance is not None and self.denoise:
-            times[-1] = view.model.sde.t_min
+            times = torch.cat([times[:-1], times.new_tensor([view.model.sde.t_min])])
         save = self.save
         if isinstance(save, Tensor):
             low, high = sorted((float(times[0]), 0.0 if self.denoise else float(times[-1])))
@@ -76,7 +76,7 @@ class Plan:
     def back(self, solution: Solution) -> Solution:
         """A solution of `inside()` as the model's own process has it."""
         view, device = self.view, solution.x.device
-        if view is None or view.same:
+        if view is None or view.crossing is None:
             return solution
         t = view.back(solution.t)
         return replace(

@@ -19,12 +19,16 @@ class SharedPath:
     Args:
         save: "last", "all" or times.
         t, x: where the run starts.
+
+    Attributes:
+        whole: whether it needs every step; else the last one will do.
     """
 
     def __init__(self, save: str | Tensor, t: Tensor, x: Tensor) -> None:
         self._all = isinstance(save, str) and save == "all"
         self._wanted = save if isinstance(save, Tensor) else torch.empty(0, dtype=torch.float64, device="cpu")
         self._at_times = isinstance(save, Tensor)
+        self.whole = self._all or self._at_times  # or its end alone
         self._ts, self._xs = [t], [x]
         self._at: dict[int, Tensor] = {i: x for i, s in enumerate(self._wanted.tolist()) if _same(s, t)}
         self._open: tuple[Tensor, Tensor, Tensor, Step, list[int]] | None = None

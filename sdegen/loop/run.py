@@ -16,6 +16,7 @@ from .adaptive import Adaptive
 from .ending import finished, nothing
 from .fixed import fixed
 from .how import How
+from .modes import silent
 from .outside import Outside
 from .plan import Plan
 from .solution import Solution
@@ -113,7 +114,7 @@ def run(
     inside = plan.inside()
     if inside is not plan:
         term, x = term.along(plan.view.model), plan.view.state_there(x, plan.times[0])  # type: ignore[union-attr]
-    counted, report = Counted(term, x.shape[0]), report or _silent
+    counted, report = Counted(term, x.shape[0]), report or silent
     seed = noise.seed if plan.noisy else None
     if x.shape[0] == 0:
         solution = nothing(inside, counted, x, seed)
@@ -127,7 +128,3 @@ def run(
         solution = finished(inside, counted, reached, seed, places)
     report(1.0)
     return plan.back(solution)
-
-
-def _silent(fraction: float) -> None:
-    """Nobody watches."""

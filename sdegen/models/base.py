@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.cache import CachedFunction, versions_of
+from ..core.cache import versions_of
 from ..core.conditions import check_rows
 from ..core.errors import InvalidInputError
 from ..core.kinds import checked
-from ..core.shapes import as_time, check_time, expand
+from ..core.shapes import as_time, expand, time_of
 from ..core.show import Shown
-from ..processes import SDE, Level
+from ..processes import SDE, Crossing
 from .facts import DataFacts, statistic
 from .prediction import FIRST, SECOND, Prediction, some_noise
 from .space import LatentSpace
@@ -390,38 +390,44 @@ class OnPath(Wrapped):
     """
 
     def __init__(self, model: ScoreModel, sde: SDE, centre: Tensor | None = None) -> None:
-        self._shared: tuple[SDE, SDE | None, SDE] | None = None  # the model's process, ours, and ours narrowed to its
-        self._map = CachedFunction(self._evaluate_map)
-        facts = {} if centre is None else {"mean": torch.zeros_like(centre)}
-        super().__init__(model, sde=sde, **facts)
+        self._shared: tuple[SDE, SDE | None, Crossing] | None = None  # the model's process, ours, and between them
+        super().__init__(model, sde=sde)
+        if centre is not None:
+            self._changed_facts = {"mean": torch.zeros_like(centre)}
+            if centre is model.data_mean:
+                self._data = model.data, model.data.centred
         self.register_buffer("centre", centre, persistent=False)
         self.sde  # noqa: B018 (checks that levels are shared)
 
     @property
     def sde(self) -> SDE:  # type: ignore[override]
         """The other process, narrowed to what the model knows now: its own process may be assigned later."""
+        return self.crossing.sde
+
+    @property
+    def crossing(self) -> Crossing:
+        """Between the other process and the model's."""
         known, own, shared = vars(self)["_modules"]["model"].sde, self._own_sde, self._shared
         if shared is None or shared[0] is not known or shared[1] is not own:
-            self._map.clear()
-            shared = self._shared = known, own, _narrowed(own or known, known)
+            shared = self._shared = known, own, Crossing.between(own or known, known)
         return shared[2]
 
     def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Prediction:
-        t = as_time(t)
-        check_time(t, x)
-        sde = self.sde
-        there, ratio, alpha = self._map(t)
-        if isinstance(ratio, Tensor):
+        t, crossing = time_of(t, x), self.crossing
+        there, ratio, alpha = crossing.to_known(t)
+        if isinstance(there, Tensor):
             ratio, alpha = expand(ratio, x), expand(alpha, x)
+        else:
+            there = torch.tensor(there, dtype=torch.float64, device="cpu")
         x = x * ratio
         if self.centre is None:
-            return self.model(x, as_time(there), **cond).on(sde, t)
+            return self.model(x, there, **cond).on(crossing.sde, t)
         centre = self.centre.to(x)
-        belief = self.model(x + alpha * centre, as_time(there), **cond)
-        return Prediction.spanned(belief.x0 - centre, belief.noise, FIRST, SECOND, sde, t)
+        belief = self.model(x + alpha * centre, there, **cond)
+        return Prediction.spanned(belief.x0 - centre, belief.noise, FIRST, SECOND, crossing.sde, t)
 
     def evaluations(self, t):
-        return self.model.evaluations(as_time(self._map(t)[0]))
+        return self.model.evaluations(as_time(self.crossing.to_known(t)[0]))
 
     @property
     def asks_once(self) -> bool:
@@ -431,16 +437,7 @@ class OnPath(Wrapped):
         return self.model if sde is self.model.sde and self.centre is None else super().on(sde)
 
     def warm(self, ts):
-        ScoreModel.warm(self, ts)
-        self._map.warm(ts)
-        there = [self._map(t)[0] for t in ts.detach().tolist()]
-        self.model.warm(torch.tensor(there, dtype=torch.float64, device="cpu"))
-
-    def _evaluate_map(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The model's time of equal sigma/alpha, kept inside its range against rounding, the factor on x, and alpha."""
-        at = self.sde.at(t.to(torch.float64))
-        there = self.model.sde.at_ratio(at.sigma / at.alpha)
-        return there.t, _rescaling(at, there), there.alpha
+        self.model.warm(self.crossing.warm(ts))
 
 
 def _check_process(sde: Any) -> None:
@@ -448,34 +445,10 @@ def _check_process(sde: Any) -> None:
         raise InvalidInputError(f"sde is {sde!r}: pass a process such as VPSDE()")
 
 
-def _narrowed(sde: SDE, known: SDE) -> SDE:
-    """A process, as far as its noise levels are those of another one."""
-    levels = known.half_log_snr(torch.tensor([known.t_min, known.t_max], dtype=torch.float64, device="cpu"))
-    own = sde.half_log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64, device="cpu"))
-    if not (levels[0] > own[1] and levels[1] < own[0]):
-        raise InvalidInputError(
-            f"{sde} has half log-SNR from {float(own[1]):.3g} to {float(own[0]):.3g}, but the model knows only "
-            f"{float(levels[1]):.3g} to {float(levels[0]):.3g}: the two share no noise level"
-        )
-    t_min = sde.t_min if levels[0] >= own[0] else float(sde.time(levels[0]))
-    t_max = sde.t_max if levels[1] <= own[1] else float(sde.time(levels[1]))
-    return sde.narrowed(t_min, t_max)
-
-
 def _beside(old: Tensor | None, new: Tensor) -> Tensor:
     """A copy of a statistic, where the one before it was; an ordinary tensor also in inference mode."""
     with torch.inference_mode(False):
         return new.detach().to(torch.device("cpu") if old is None else old.device, torch.float64, copy=True)
-
-
-def rescaling(sde: SDE, t: Tensor, other: SDE, there: Tensor) -> Tensor:
-    """alpha_there/alpha = sigma_there/sigma for times of equal sigma/alpha."""
-    return _rescaling(Level(sde, t), Level(other, there))
-
-
-def _rescaling(here: Level, there: Level) -> Tensor:
-    """By the sums: alpha alone may be 0."""
-    return (there.alpha + there.sigma) / (here.alpha + here.sigma)
 
 
 def words_of(function: Any) -> tuple[set[str], bool]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core.shapes import expand
-from ..processes import SDE, VESDE, TrigSDE
-from .base import OnPath, ScoreModel, rescaling
+from ..processes import SDE, VESDE, Crossing, Level, TrigSDE, once, rescaling
+from .base import OnPath, ScoreModel
 
 
 @dataclass(frozen=True)
@@ -25,51 +24,42 @@ class Coordinates:
 
     own: SDE
     model: ScoreModel
-    centre: Tensor | None
-
-    @cached_property
-    def same(self) -> bool:
-        """Whether they are the model's own."""
-        return self.model.sde is self.own
+    centre: Tensor | None = None
+    crossing: Crossing | None = None  # None: the model's own
 
     @classmethod
     def own_of(cls, model: ScoreModel) -> Coordinates:
         """The model's own."""
-        return cls(model.sde, model, None)
+        return cls(model.sde, model)
 
     @classmethod
     def best_of(cls, model: ScoreModel) -> Coordinates:
         """The circular path of the data's scale around the data's mean."""
-        low, high = _range(model.sde)
-        return cls._along(model, TrigSDE(model.sigma_data, sigma_min=low, sigma_max=high))
+        sde, scale = model.sde, model.sigma_data
+        return cls._along(model, once(sde, ("circle", scale), lambda: _circle(sde, scale)))
 
     @classmethod
     def even_of(cls, model: ScoreModel) -> Coordinates:
         """alpha = 1 and a time in proportion to log(sigma), up to 10,000 standard deviations of the data; centred."""
-        low, high = _range(model.sde)
-        high, t_min = min(high, 1e4 * model.sigma_data), 1e-3
-        rate = math.log(high / low) / (1 - t_min)
-        return cls._along(model, VESDE(high * math.exp(-rate), high, t_min=t_min))
+        sde, scale = model.sde, model.sigma_data
+        return cls._along(model, once(sde, ("even", scale), lambda: _even(sde, scale)))
 
     @classmethod
     def _along(cls, model: ScoreModel, sde: SDE) -> Coordinates:
         centre = model.data_mean
         if centre is not None and bool((centre == 0).all()):
             centre = None
-        return cls(model.sde, OnPath(model, sde, centre), centre)
+        moved = OnPath(model, sde, centre)
+        return cls(model.sde, moved, centre, moved.crossing)
 
     def there(self, ts: Any) -> Tensor:
         """Times of the own process in these coordinates."""
         ts = torch.as_tensor(ts, dtype=torch.float64, device="cpu")
-        if self.same:
-            return ts
-        sde = self.model.sde
-        inner = ts.clamp(self.own.t_min, self.own.t_max)
-        return torch.where(ts == 0, ts, sde.time(self.own.half_log_snr(inner)).clamp(sde.t_min, sde.t_max))
+        return ts if self.crossing is None else self.crossing.times(ts)
 
     def back(self, ts: Tensor) -> Tensor:
         """Times in these coordinates as times of the own process."""
-        if self.same:
+        if self.crossing is None:
             return ts
         clean = ts == 0
         if bool(clean.all()):
@@ -79,24 +69,35 @@ class Coordinates:
 
     def state_there(self, x: Tensor, t: Tensor) -> Tensor:
         """A state at a scalar time t of the own process, in these coordinates."""
-        if self.same:
+        if self.crossing is None:
             return x
-        there = self.there(t)
-        x = x * rescaling(self.own, t, self.model.sde, there)
-        return x if self.centre is None else x - self.model.sde.alpha(there) * self.centre.to(x)
+        _, ratio, alpha = self.crossing.from_known(t)
+        return x * ratio if self.centre is None else x * ratio - alpha * self.centre.to(x)
 
     def state_back(self, x: Tensor, t: Tensor) -> Tensor:
         """A state at time t (scalar or per sample) of these coordinates, as the own process has it."""
-        if self.same:
+        if self.crossing is None:
             return x
         clean = t == 0
         if bool(clean.all()):  # the data themselves
             return x if self.centre is None else x + self.centre.to(x)
         back = self.back(t)
-        ratio = torch.where(clean, 1.0, rescaling(self.model.sde, t, self.own, back))
+        ratio = torch.where(clean, 1.0, rescaling(Level(self.model.sde, t), Level(self.own, back)))
         shift = torch.where(clean, 1.0, self.own.alpha(back))
         x = x * expand(ratio, x)
         return x if self.centre is None else x + expand(shift, x) * self.centre.to(x)
+
+
+def _circle(sde: SDE, scale: float) -> TrigSDE:
+    low, high = _range(sde)
+    return TrigSDE(scale, sigma_min=low, sigma_max=high)
+
+
+def _even(sde: SDE, scale: float) -> VESDE:
+    low, high = _range(sde)
+    high, t_min = min(high, 1e4 * scale), 1e-3
+    rate = math.log(high / low) / (1 - t_min)
+    return VESDE(high * math.exp(-rate), high, t_min=t_min)
 
 
 def _range(sde: SDE) -> tuple[float, float]:

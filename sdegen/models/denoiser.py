@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.cache import CachedFunction, version_of
+from ..core.cache import CachedFunction
 from ..core.conditions import mapped
 from ..core.errors import InvalidInputError
 from ..core.kinds import checked
-from ..core.modes import autocast
-from ..core.shapes import as_time, check_time, expand
+from ..core.modes import called
+from ..core.shapes import expand, time_of
 from ..nets.conditions import CONDITIONS, Conditional
 from ..processes import SDE
 from .base import ScoreModel, Statistic, words_of
@@ -102,14 +102,12 @@ class Denoiser(ScoreModel):
         return super()._channels() or channels_of(self.net)
 
     def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Prediction:
-        t = as_time(t)
-        check_time(t, x)
+        t = time_of(t, x)
         c_skip, c_out, c_in, c_noise, n_skip, n_out = self._of_present_data()(t)
         x_in, t_in = self._inputs(x, c_in, c_noise)
         cond = cond and mapped(cond, Tensor.clone)  # whatever the network does to it, the next call gets what this got
         try:
-            with autocast(x_in.device):
-                output = self.net(x_in, t_in, **cond)
+            output = called(self.net, x_in, t_in, cond)
         except RuntimeError as error:
             if t_in.dtype != x_in.dtype:
                 error.add_note(
@@ -147,9 +145,10 @@ class Denoiser(ScoreModel):
     def _of_present_data(self) -> CachedFunction:
         """The coefficients, made anew if data_std was written to: by load_state_dict, a fit, an average, or by hand."""
         std, (used, version) = self._buffers["known_std"], self._std_in_use
-        if std is not used or version_of(std) != version:
+        now = 0 if std is None or std.is_inference() else std._version  # asked at every step
+        if std is not used or now != version:
             self._coefficients = CachedFunction(self._evaluate_coefficients)
-            self._std_in_use = std, version_of(std)
+            self._std_in_use = std, now
         return self._coefficients
 
     def condition_names(self):
@@ -176,20 +175,23 @@ class Denoiser(ScoreModel):
         at = self.sde.at(t)
         c_skip, c_out, c_noise = (f(self.sde, t).expand(t.shape) for f in (c.c_skip, c.c_out, c.c_noise))
         c_in = 1.0 if c.c_in is ones else c.c_in(self.sde, t).expand(t.shape)
-        if self._ends_without_signal() and not bool(torch.isfinite(c_skip + c_out).all()):
+        fall = at.alpha / -at.sigma  # noise = (x - alpha x0)/sigma
+        values = c_skip, c_out, c_in, c_noise, torch.addcmul(at.sigma.reciprocal(), fall, c_skip), fall * c_out
+        if self.sde.at(self.sde.t_max).alpha == 0:
+            self._check_without_signal(c_skip + c_out, c_noise)
+        return values
+
+    def _check_without_signal(self, output: Tensor, c_noise: Tensor) -> None:
+        """Raise where the network's output, or what it is told for a time, means nothing."""
+        if not bool(torch.isfinite(output).all()):
             raise InvalidInputError(
                 f"at t = {self.sde.t_max:g} there is no signal (alpha = 0), and a network that predicts the noise or "
                 "the score says nothing about the data there: begin at an earlier time, with t_span= or times in "
                 "steps=, or train the parametrization 'v' or 'x0'"
             )
-        if self._ends_without_signal() and not bool(torch.isfinite(c_noise).all()):
+        if not bool(torch.isfinite(c_noise).all()):
             raise InvalidInputError(
                 f"at t = {self.sde.t_max:g} there is no signal (alpha = 0), and what the network gets for a time, "
                 "c_noise (of 'edm': log(sigma/alpha)/4), is infinite: begin at an earlier time, with t_span= or times "
                 "in steps=, or train the parametrization 'v' or 'x0'"
             )
-        fall = at.alpha / -at.sigma  # noise = (x - alpha x0)/sigma
-        return c_skip, c_out, c_in, c_noise, torch.addcmul(at.sigma.reciprocal(), fall, c_skip), fall * c_out
-
-    def _ends_without_signal(self) -> bool:
-        return bool(self.sde.at(self.sde.t_max).alpha == 0)

@@ -68,6 +68,11 @@ class DataFacts(Shown):
         return facts
 
     @cached_property
+    def centred(self) -> DataFacts:
+        """Those of the data minus their mean."""
+        return self if self.mean is None else self.but(mean=torch.zeros_like(self.mean))
+
+    @cached_property
     def scale(self) -> float:
         """The data's standard deviation as one number: the root mean square of `std`, 1 where unknown."""
         return 1.0 if self.std is None else float(self.std.double().square().mean().sqrt())

@@ -82,7 +82,12 @@ class ComputingDtype:
     def of(self, net: Any, otherwise: torch.dtype) -> tuple[torch.dtype, torch.dtype]:
         """Of this network, `otherwise` where it has no such parameter; and the dtype in which it is told times: its
         `time_dtype`, or at least float32."""
-        found = None if self._without or self._path is None else _dtype_at(net, self._path)
+        found, module = None, net
+        if not self._without and self._path is not None:
+            for name in self._path[:-1]:
+                module = None if module is None else module._modules.get(name)
+            parameter = None if module is None else module._parameters.get(self._path[-1])
+            found = None if parameter is None else parameter.dtype
         if found not in _COMPUTES and not self._without:
             named = net.named_parameters()
             name, found = next(((n, p.dtype) for n, p in named if p.dtype in _COMPUTES), ("", None))
@@ -90,17 +95,6 @@ class ComputingDtype:
         dtype = otherwise if found is None else found
         said = self._said.get("time_dtype", self._of_class)
         return dtype, said or (torch.float32 if dtype.itemsize < 4 else dtype)
-
-
-def _dtype_at(net: nn.Module, path: tuple[str, ...]) -> torch.dtype | None:
-    """The dtype of the parameter of this name, None where there is none."""
-    module: nn.Module | None = net
-    for name in path[:-1]:
-        module = module._modules.get(name)
-        if module is None:
-            return None
-    parameter = module._parameters.get(path[-1])
-    return None if parameter is None else parameter.dtype
 
 
 class SaysConditions(nn.Module):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from ..core.errors import warn
 from ..processes import SDE
 from .facts import DataFacts
@@ -25,8 +23,8 @@ def out_of_scale(facts: DataFacts, sde: SDE) -> list[str]:
     if facts.std is None:
         return told
     s, mean = facts.scale, 0.0 if facts.mean is None else float(facts.mean.abs().max())
-    least = math.exp(-float(sde.half_log_snr(sde.t_min)))
-    alpha, sigma = float(sde.alpha(sde.t_max)), float(sde.sigma(sde.t_max))
+    clean, noisy = sde.at(sde.t_min), sde.at(sde.t_max)
+    least, alpha, sigma = clean.sigma / clean.alpha, noisy.alpha, noisy.sigma
     if min(s, mean) > _BYTES and len(facts.event_shape or ()) >= 2:
         told.append(
             f"the data look like bytes (mean {mean:.3g}, standard deviation {s:.3g}): scale pictures to [-1, 1], as "

@@ -38,6 +38,9 @@ def _signed(word: int) -> int:
     return word - (1 << 64) if word >= 1 << 63 else word
 
 
+_GOLDEN_64, _FIRST_64, _SECOND_64 = map(_signed, (_GOLDEN, _FIRST, _SECOND))  # as int64 has them
+
+
 def _mix(word: int) -> int:
     """SplitMix64's finaliser on a Python integer."""
     word &= _MASK
@@ -49,9 +52,9 @@ def _mix(word: int) -> int:
 def _mix_(z: Tensor) -> Tensor:
     """The same on an int64 tensor, in place (torch's right shift is arithmetic, so the sign is masked away)."""
     z ^= (z >> 30) & ((1 << 34) - 1)
-    z *= _signed(_FIRST)
+    z *= _FIRST_64
     z ^= (z >> 27) & ((1 << 37) - 1)
-    z *= _signed(_SECOND)
+    z *= _SECOND_64
     z ^= (z >> 31) & ((1 << 33) - 1)
     return z
 
@@ -140,9 +143,9 @@ class Noise(Shown):
         # SplitMix64's finaliser but for its last step, which moves the best bits down: here both halves have theirs on
         # top already. The shifts repeat the sign, where masking it away would be one more pass.
         z ^= z >> 30
-        z *= _signed(_FIRST)
+        z *= _FIRST_64
         z ^= z >> 27
-        z *= _signed(_SECOND)
+        z *= _SECOND_64
         u = z.view(torch.int32).to(torch.float64).add_(0.5).mul_(2.0**-31)  # (-1, 1), the middles of 2^32 cells
         return u[:, :size] if size % 2 else u
 
@@ -172,8 +175,8 @@ class Noise(Shown):
             raise InvalidInputError(
                 f"index names {len(index)} samples, but the batch has {batch}: pass one number per sample"
             )
-        sample = _mix_(index * _signed(_GOLDEN) + _signed(_seed_word(self.seed)))
-        column = torch.arange(1, columns + 1, dtype=torch.int64, device=device) * _signed(_GOLDEN)
+        sample = _mix_(index * _GOLDEN_64 + _signed(_seed_word(self.seed)))
+        column = torch.arange(1, columns + 1, dtype=torch.int64, device=device) * _GOLDEN_64
         return _mix_(sample[:, None] + column)
 
 
@@ -206,7 +209,7 @@ def _word(address: Sequence[int | float | Tensor]) -> int | Tensor:
             left, right = (
                 torch.tensor(_signed(p & _MASK), device="cpu") if isinstance(p, int) else p for p in (word, bits)
             )
-            word = _mix_(left + right + _signed(_GOLDEN))
+            word = _mix_(left + right + _GOLDEN_64)
     return word
 
 

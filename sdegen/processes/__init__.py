@@ -1,6 +1,7 @@
 """What noise does to data: linear SDEs, from the published ones to a user's own."""
 
-from .base import SDE
+from .base import SDE, once
+from .crossing import Crossing, rescaling
 from .custom import CoefficientSDE, PathSDE
 from .exploding import EDMSDE, VESDE
 from .functions import derivative
@@ -16,6 +17,7 @@ __all__ = [
     "VPSDE",
     "CoefficientSDE",
     "CosineSDE",
+    "Crossing",
     "Level",
     "LinearPathSDE",
     "PathSDE",
@@ -25,4 +27,6 @@ __all__ = [
     "TrigSDE",
     "derivative",
     "in_tensors",
+    "once",
+    "rescaling",
 ]

@@ -14,13 +14,13 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABCMeta, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from ..core.cache import CachedFunction, carries_derivatives
+from ..core.cache import CachedFunction, Recent, carries_derivatives
 from ..core.errors import InvalidInputError
 from ..core.kinds import checked
 from ..core.roots import find_root
@@ -31,6 +31,7 @@ from .functions import NAMES as FUNCTIONS
 from .functions import Time, check_elementwise, derivative, function_of_time, process_time
 from .level import Level, levels_of_numbers
 
+_MOST_ANSWERS = 16  # that are remembered of a process, besides its coefficients
 _NEAR_0, _BEYOND = 1e-6, 1.01  # parts of t_min and t_max between which times have coefficients
 
 
@@ -77,11 +78,12 @@ class SDE(Shown, metaclass=_Immutable):
     _finished: bool = False
     _expected = "a process such as VPSDE()"
     _cached: CachedFunction
+    _answers: Recent
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         sde = super().__new__(cls)
         cached = CachedFunction(sde._level, levels_of_numbers)
-        vars(sde)["_cached"] = cached
+        vars(sde)["_cached"], vars(sde)["_answers"] = cached, Recent(_MOST_ANSWERS)
         return sde
 
     @checked
@@ -328,7 +330,7 @@ class SDE(Shown, metaclass=_Immutable):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles leave behind what is remembered: it belongs to the process that made it."""
-        return {name: value for name, value in self.__dict__.items() if name != "_cached"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_cached", "_answers")}
 
     def _facts(self):
         if self.config is None:
@@ -341,6 +343,19 @@ class SDE(Shown, metaclass=_Immutable):
         level = self.at(torch.linspace(self.t_min, self.t_max, 100, dtype=torch.float64, device="cpu"))
         size = torch.hypot(level.alpha, level.sigma)
         return curves(level.alpha / size, level.sigma / size)
+
+
+def once(sde: SDE, asked: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+    """What follows from a process and from what is `asked` alone, made once: a grid, another process's times.
+
+    Nobody may write into it.
+    """
+
+    def made() -> Any:
+        with torch.inference_mode(False), torch.no_grad():
+            return make()
+
+    return sde._answers.of(asked, made)
 
 
 def _check_noise(noise: Tensor, x: Tensor) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ..core.cache import Recent
 from ..core.errors import InvalidInputError
 from ..core.table import Rows
 from ..terms import Term
@@ -225,6 +226,9 @@ def choose(
     return chosen.stepper(controlled=adaptive or (steps is None and chosen.adaptive and not noisy))
 
 
+_NAMED = Recent(8)  # the solvers of a name without options: nothing is written into them
+
+
 def is_auto(solver: Any) -> bool:
     """Whether `solver=` leaves the choice to the package."""
     return isinstance(solver, str) and solver == "auto"
@@ -236,7 +240,7 @@ def named(solver: str | Solver) -> Solver:
         return solver
     if not isinstance(solver, str):
         raise InvalidInputError(f"got solver={solver!r}, expected a name from solvers(), a Solver object, or 'auto'")
-    return make_solver(solver)
+    return _NAMED.of(solver, lambda: make_solver(solver))
 
 
 def _fitted(term: Term, steps: Any, adaptive: bool, span: tuple[float, float] | None) -> Solver | None:

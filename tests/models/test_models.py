@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -389,7 +390,7 @@ def test_check_model_catches_a_wrong_path():
         def on(self, sde):
             moved = super().on(sde)
             if self.widen:
-                moved._shared = (self.sde, sde, sde)
+                moved._shared = (self.sde, sde, SimpleNamespace(sde=sde, to_known=moved.crossing.to_known))
                 return moved
             inner = moved.forward
             moved.forward = lambda x, t: inner(self.factor * x, t)

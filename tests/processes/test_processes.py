@@ -569,8 +569,12 @@ def test_times_that_are_warmed_are_computed_together_and_only_when_asked_for():
     assert calls == []
     assert cached(0.25) == (0.0625,) and cached(torch.tensor(2.5)) == (6.25,) and calls == [10]
     assert cached(7.0) == (49.0,) and calls == [10, 1]
-    for _ in range(3000):  # grids that nobody asks about do not pile up
-        cached.warm(torch.linspace(0, 1, 5, dtype=torch.float64))
+    cached.warm(torch.linspace(0, 1, 5, dtype=torch.float64))  # all of them known
+    assert cached(8.0) == (64.0,) and calls == [10, 1, 1]
+    assert cached.of_several(torch.tensor([0.5, 11.0, 12.0], dtype=torch.float64)) == [(0.25,), (121.0,), (144.0,)]
+    assert calls == [10, 1, 1, 3]
+    for k in range(3000):  # grids that nobody asks about do not pile up
+        cached.warm(torch.linspace(20 + k, 21 + k, 5, dtype=torch.float64))
     assert len(cached._awaited) <= 8192
 
 

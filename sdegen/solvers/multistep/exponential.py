@@ -27,7 +27,7 @@ from ..stochastic.analytic import Variance, check_variance
 from .coefficients import Coefficients, Settings, StepPlan
 from .gauges import GAUGES, VARIABLES
 from .orders import warn_of_order
-from .weights import summed
+from .weights import made_of_grid, summed
 
 RULES = ("exact", "mean", "end", "half-curvature", "constant")
 NOISES = ("sde", "ddim", "ddpm-large", "ddpm-learned", "er")
@@ -162,7 +162,11 @@ class Multistep(Solver):
         if self.settings.rule != "constant":  # constant weights extrapolate little
             warn_of_order(self.name, self.settings.predictor, len(grid) - 1)
         s = self.sigma_data or term.model.sigma_data
-        return MultistepState(Coefficients(self.settings, term, grid, s, denoised).plans())
+
+        def plans() -> list[StepPlan]:
+            return Coefficients(self.settings, term, grid, s, denoised).plans()
+
+        return MultistepState(made_of_grid(term, grid, (StepPlan, self.settings, s, term.eta, denoised), plans))
 
     def start(self, term: Term, x: Tensor, t: Tensor, grid: Tensor | None = None) -> MultistepState:
         if grid is None:

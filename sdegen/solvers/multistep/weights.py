@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...core.quadrature import gauss_legendre
+from ...processes import once
+from ...terms import Term
 
 _POINTS = 32
+_LONG = 256  # times of a grid whose weights are not kept for the next run: they are a small part of it
 
 
 def lagrange_weights(
@@ -42,6 +46,14 @@ def moments(start: Tensor, stop: Tensor, weight: Callable[[Tensor], Tensor], cou
     width = (stop - start)[:, None]
     factor = weight(start[:, None] + width * x) * width * w
     return [(factor * x**j).sum(1) for j in range(count)]
+
+
+def made_of_grid(term: Term, grid: Tensor, asked: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+    """What a method makes of a grid before its first step, and of nothing else but the term's process and what is
+    `asked`: made once for the runs that follow."""
+    if term.sde is None or len(grid) > _LONG:
+        return make()
+    return once(term.sde, (*asked, *grid.tolist()), make)
 
 
 def summed(x: Tensor, weights: Sequence[float], values: Sequence[Tensor | None]) -> Tensor:

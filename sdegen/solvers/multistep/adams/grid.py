@@ -23,7 +23,7 @@ from ....terms import Term
 from ...base import Step
 from ..gaussian_start import GaussianStart
 from ..orders import advised_orders, warn_of_order
-from ..weights import lagrange_weights, summed
+from ..weights import lagrange_weights, made_of_grid, summed
 from .method import AdamsMethod
 
 
@@ -108,7 +108,8 @@ class AdamsGrid(AdamsMethod):
         else:
             warn_of_order(self.name, orders[0], n)
         if not self.leaps:
-            return AdamsRun(AdamsPlan.of(grid, orders, left=left))
+            made = AdamsPlan.of
+            return AdamsRun(made_of_grid(term, grid, (made, orders, left), lambda: made(grid, orders, left=left)))
         leap = GaussianStart.planned(term, self.law, float(grid[0]), float(grid[1]), x)
         nodes = torch.cat([torch.tensor([leap.past[1], leap.past[0]], dtype=grid.dtype, device="cpu"), grid[1:]])
         return AdamsRun(AdamsPlan.of(nodes, orders, leap), k=-1)
