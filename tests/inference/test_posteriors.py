@@ -29,12 +29,22 @@ def within(values: Tensor, others: Tensor, sigmas: float = 4.0) -> None:
     assert abs(float(values.mean() - others.mean())) < sigmas * error
 
 
+def even_in_angle(model: sg.ScoreModel, n: int) -> Tensor:
+    """Times from t_max to 0, even in atan(sigma/(s alpha))."""
+    sde, s = model.sde, model.data.scale
+    first = math.atan(float(sde.sigma(sde.t_max)) / (s * float(sde.alpha(sde.t_max))))
+    level = s * torch.tan(first * torch.arange(n, -1, -1, dtype=F64) / n)
+    times = sde.time(-level.log())
+    times[0], times[-1] = sde.t_max, 0.0
+    return times
+
+
 def chain(model: sg.ScoreModel, n: int, steps: int) -> Tensor:
     """What particles do where nothing is seen, in the frame x/alpha: x_s = x0 + (s/r)^2 (x - x0) + std z, std^2 the
     variance s^2 (1 - (s/r)^2) of DDPM and (1 - (s/r)^2)^2 v for what x0 leaves open, v = r^2 (1 - |noise|^2/d) between
     0 and r^2 c/(r^2 + c), c the data's variance."""
     generator = torch.Generator().manual_seed(1)
-    times, c = sg.grid(model, steps, kind="theta")[:-1], model.data.scale**2
+    times, c = even_in_angle(model, steps)[:-1], model.data.scale**2
     ratio = model.sde.sigma(times) / model.sde.alpha(times)
     x = torch.randn(n, *model.event_shape, dtype=F64, generator=generator)
     start = model.sde.at(times[0])
@@ -244,13 +254,44 @@ class Recorded(sg.ScoreModel):
         return sg.Prediction.from_x0(x, 0.0 * x, self.sde, t)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 9, 30])
 @pytest.mark.parametrize("smooth", [True, False])
-def test_particles_of_networks_step_as_ancestral_sampling_does(smooth):
-    """Those of exact scores evenly in the angle."""
+def test_particles_of_networks_step_as_ancestral_sampling_does(smooth, steps):
+    """Those of exact scores evenly in the angle, few of them down to 0."""
     model = Recorded(smooth)
-    sg.sample_posterior(model, sg.Observation.mask([1, 0], std=0.3), 1, y=torch.zeros(1, 1), particles=1, steps=9)
-    expected = sg.grid(model, 9, kind="theta" if smooth else "sqrt-time")[:-1]
-    torch.testing.assert_close(torch.tensor([t for t, _ in model.asked], dtype=F64), expected)
+    sg.sample_posterior(model, sg.Observation.mask([1, 0], std=0.3), 1, y=torch.zeros(1, 1), particles=1, steps=steps)
+    expected = sg.grid(model, steps, kind="theta" if smooth else "sqrt-time")
+    expected = even_in_angle(model, steps) if smooth and steps < 26 else expected
+    torch.testing.assert_close(torch.tensor([t for t, _ in model.asked], dtype=F64), expected[:-1])
+
+
+@pytest.mark.parametrize("steps", [3, 12, 25])
+def test_few_steps_stay_above_t_min_where_data_are_narrow(steps):
+    model = sg.MixtureModel(sg.GaussianMixture([[0.0, 0.01]], std=0.1), sg.VPSDE())
+    how = {"y": torch.zeros(2, 1), "particles": 2, "steps": steps, "seed": 0}
+    found = sg.sample_posterior(model, sg.Observation.mask([1, 0], std=0.1), 2, **how)
+    assert int(found.nfe[0]) == 2 * steps and bool(torch.isfinite(found.x).all())
+
+
+def test_a_few_particles_of_a_few_steps_beat_one_pass():
+    """At as many evaluations a sample, without weights: a small group is nearer to the exact posterior than guidance,
+    and steps even in the angle down to 0 are better for it than those that go on to t_min."""
+    mixture = sg.GaussianMixture(1.2 * torch.randn(8, 8, generator=torch.Generator().manual_seed(5)), std=0.35)
+    a, n = torch.eye(8, dtype=F64)[:3], 500
+    model, observation = sg.MixtureModel(mixture, sg.VPSDE()), sg.Observation.linear(a, std=0.3)
+    y = mixture.means[[3, 5]].mean(0)[:3] + 0.05
+    exact, y = mixture.posterior(a, y, 0.3).sample(n, seed=0, dtype=F64), y.expand(n, 3)
+
+    def off(found: sg.Solution) -> float:
+        assert bool((found.nfe <= 25).all())
+        return float(sg.metrics.sliced_wasserstein(found.x.double(), exact, projections=128))
+
+    posterior = sg.Posterior(model, observation)
+    one_pass = [off(sg.sample(posterior, n, solver=s, steps=25, seed=1, y=y)) for s in ("adams", "d-adams2-sde")]
+    few = {"y": y, "particles": 4, "seed": 1}
+    group = off(sg.sample_posterior(model, observation, n, steps=6, **few))
+    to_t_min = off(sg.sample_posterior(model, observation, n, steps=sg.grid(model, 6, kind="theta"), **few))
+    assert group < 0.75 * min(one_pass) and group < to_t_min, (group, to_t_min, one_pass)
 
 
 def test_every_pass_has_noise_of_its_own():
