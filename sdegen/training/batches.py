@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -143,7 +144,10 @@ class Batches(ABC):
 
 
 def with_tuples(value: Any) -> Any:
-    """Conditions of a batch, with a tuple for every list of tensors: that is what collation makes of tuples."""
+    """Conditions of a batch, with a tensor for every array, and a tuple for every list of tensors: that is what
+    collation makes of tuples."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+        return torch.as_tensor(value, device="cpu")
     if isinstance(value, Mapping):
         return {key: with_tuples(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple) and not hasattr(value, "_fields"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..core.conditions import tensors_of
-from ..core.errors import InvalidInputError
+from ..core.errors import InvalidInputError, warn
 from ..core.kinds import told
 from ..core.shapes import check_state
 from ..core.team import place_here
@@ -25,7 +26,8 @@ class Stream(Batches):
 
     A pass begins with the global generators, and a DataLoader's own, seeded by (seed, e), so that it shuffles alike
     when a run goes on. A stream that has `state_dict` and `load_state_dict` says where it is, and goes on there; of
-    others the batches before the first step are loaded and left out.
+    others the batches before the first step are loaded and left out, and the last of them is compared with the one
+    that the run has seen.
 
     Args:
         data: the iterable.
@@ -42,6 +44,8 @@ class Stream(Batches):
         self._moved = False  # whether the next pass has to be told to begin at the start
         self._at: tuple[int, int, Any] | None = None  # step, pass and state to go on from
         self._e = 0  # the pass that is under way
+        self._last: Tensor | None = None  # x0 of the batch that was given last
+        self._seen: tuple[int, str] | None = None  # a step to go on from, and the digest of the batch before it
         if not isinstance(data, Iterable):
             raise InvalidInputError(f"got data={told(data)}, expected a tensor, an array, a Dataset or batches of x0")
         with own_draws():
@@ -57,6 +61,9 @@ class Stream(Batches):
     def from_step(self, step: int, seed: int, share: Share = whole, device: torch.device = CPU) -> Iterator[Batch]:
         known = self._at is not None and self._at[0] == step
         for n, batch in enumerate(self._all(seed, device, step if known else 0), step if known else 0):
+            self._last = batch.x0
+            if n == step - 1:
+                self._compare(step)
             if n >= step:
                 yield self._of_all(batch) if self.divided else batch.rows(*share(batch.total))
 
@@ -74,12 +81,26 @@ class Stream(Batches):
         return Batch(batch.x0, batch.cond, None, rank * rows, size * rows)
 
     def state(self) -> Any:
-        inner = self._counting.state_dict() if self._counting is not None else None
-        return {"pass": self._e, "inner": inner} if self.divided or inner is not None else None
+        if self._counting is not None:
+            return {"pass": self._e, "inner": self._counting.state_dict()}
+        return {"pass": self._e, "inner": None, "seen": None if self._last is None else _digest(self._last)}
 
     def go_on(self, step: int, state: Any) -> None:
-        if state is not None and state["inner"] is not None and self._counting is not None:
+        if state is None:
+            return
+        if state["inner"] is not None and self._counting is not None:
             self._at = (step, int(state["pass"]), state["inner"])
+        elif state.get("seen") is not None:
+            self._seen = (step, state["seen"])
+
+    def _compare(self, step: int) -> None:
+        """Warn if the batch before a step is not the one that the run made that step after."""
+        if self._last is not None and self._seen not in (None, (step, _digest(self._last))):
+            warn(
+                "data: the stream gives other batches than when this run was stopped, which goes on with those after "
+                f"the first {step}: give what shuffles it a seed of its own, or a state_dict and load_state_dict",
+                UserWarning,
+            )
 
     def _all(self, seed: int, device: torch.device, n: int) -> Iterator[Batch]:
         if self._once is not None:
@@ -154,8 +175,18 @@ def _counts_itself(data: Any) -> Any:
     inside = [data.dataset] if isinstance(data, DataLoader) and not data.num_workers else []
     for thing in (data, *inside):
         if callable(getattr(thing, "state_dict", None)) and callable(getattr(thing, "load_state_dict", None)):
-            return thing
+            return None if _has_buffer(getattr(thing, "_ex_iterable", None)) else thing
     return None
+
+
+def _has_buffer(part: Any) -> bool:
+    """Whether a stream of Hugging Face shuffles through a buffer, which its state leaves out."""
+    inside = [getattr(part, "ex_iterable", None), *getattr(part, "ex_iterables", ())]
+    return hasattr(part, "buffer_size") or any(_has_buffer(inner) for inner in inside if inner is not None)
+
+
+def _digest(x0: Tensor) -> str:
+    return hashlib.sha256(x0.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def _seeded(passed: Iterator[Batch], seed: int, n: int, device: torch.device) -> Iterator[Batch]:
