@@ -95,8 +95,8 @@ def _pair(x: Samples, reference: Samples, data_range: float | None) -> tuple[Ten
         raise InvalidInputError(
             f"x is {x.dtype} and reference {reference.dtype}: scale both alike, bytes to [-1, 1] as u / 127.5 - 1"
         )
-    found = _range_of(reference) if data_range is None else data_range
-    low, high = float(reference.min()), float(reference.max())
+    low, high = (float(f(reference.double())) for f in (torch.min, torch.max))  # which not all types have
+    found = _range_of(reference.dtype, low, high) if data_range is None else data_range
     if not 0 < found < 1e100:
         raise InvalidInputError(f"data_range={data_range!r}: expected white less black, 2.0 for images in [-1, 1]")
     if high - low > found * (1 + _ROUNDING):
@@ -104,14 +104,13 @@ def _pair(x: Samples, reference: Samples, data_range: float | None) -> tuple[Ten
     return x.double(), reference.to(x.device).double(), float(found)
 
 
-def _range_of(reference: Tensor) -> float:
+def _range_of(dtype: torch.dtype, low: float, high: float) -> float:
     """White less black of images of which nobody said it."""
-    if reference.dtype in (torch.uint8, torch.bool):
-        return 255.0 if reference.dtype == torch.uint8 else 1.0
-    low, high = float(reference.min()), float(reference.max())
-    if low >= 0 or max(-low, high) > 1 + _ROUNDING or not reference.is_floating_point():
+    if dtype in (torch.uint8, torch.bool):
+        return 255.0 if dtype == torch.uint8 else 1.0
+    if low >= 0 or max(-low, high) > 1 + _ROUNDING or not dtype.is_floating_point:
         raise InvalidInputError(
-            f"the reference is {reference.dtype} with values from {low:g} to {high:g}: pass data_range=, white less "
+            f"the reference is {dtype} with values from {low:g} to {high:g}: pass data_range=, white less "
             "black: 2.0 for images in [-1, 1], 1.0 in [0, 1], 255.0 in [0, 255]"
         )
     return 2.0

@@ -15,12 +15,14 @@ from ..core.kinds import checked
 from ..core.modes import called
 from ..core.shapes import expand, time_of
 from ..nets.conditions import CONDITIONS, Conditional
-from ..processes import SDE
+from ..processes import SDE, without_signal
 from .base import ScoreModel, Statistic, words_of
 from .networks import ComputingDtype, SaysConditions, channels_of, unwrapped
 from .parametrization import Parametrization, ones, parametrization
 from .prediction import Prediction
 from .space import LatentSpace
+
+_LARGEST = 1e7  # by which an output is multiplied in x0: beyond it the rounding of a network is larger than any data
 
 
 class Denoiser(ScoreModel):
@@ -177,17 +179,17 @@ class Denoiser(ScoreModel):
         c_in = 1.0 if c.c_in is ones else c.c_in(self.sde, t).expand(t.shape)
         fall = at.alpha / -at.sigma  # noise = (x - alpha x0)/sigma
         values = c_skip, c_out, c_in, c_noise, torch.addcmul(at.sigma.reciprocal(), fall, c_skip), fall * c_out
-        if self.sde.at(self.sde.t_max).alpha == 0:
-            self._check_without_signal(c_skip + c_out, c_noise)
+        if without_signal(self.sde.at(self.sde.t_max)):
+            self._check_without_signal(c_skip.abs() + c_out.abs(), c_noise, float(at.alpha.min()))
         return values
 
-    def _check_without_signal(self, output: Tensor, c_noise: Tensor) -> None:
+    def _check_without_signal(self, factors: Tensor, c_noise: Tensor, alpha: float) -> None:
         """Raise where the network's output, or what it is told for a time, means nothing."""
-        if not bool(torch.isfinite(output).all()):
+        if not bool((factors < _LARGEST).all()):
             raise InvalidInputError(
-                f"at t = {self.sde.t_max:g} there is no signal (alpha = 0), and a network that predicts the noise or "
-                "the score says nothing about the data there: begin at an earlier time, with t_span= or times in "
-                "steps=, or train the parametrization 'v' or 'x0'"
+                f"at t = {self.sde.t_max:g} there is no signal (alpha = {alpha:.2g}), and a network that predicts the "
+                "noise or the score says nothing about the data there: begin at an earlier time, with t_span= or times "
+                "in steps=, or train the parametrization 'v' or 'x0'"
             )
         if not bool(torch.isfinite(c_noise).all()):
             raise InvalidInputError(

@@ -6,7 +6,7 @@ from .custom import CoefficientSDE, PathSDE
 from .exploding import EDMSDE, VESDE
 from .functions import derivative
 from .interpolating import LinearPathSDE, TrigSDE
-from .level import Level, in_tensors
+from .level import Level, in_tensors, without_signal
 from .preserving import VPSDE, CosineSDE, SubVPSDE
 from .tables import TabulatedVESDE, TabulatedVPSDE
 
@@ -29,4 +29,5 @@ __all__ = [
     "in_tensors",
     "once",
     "rescaling",
+    "without_signal",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from ..core.cache import must_not_cache, rows_of_columns
@@ -11,6 +12,7 @@ from ..core.cache import must_not_cache, rows_of_columns
 if TYPE_CHECKING:
     from .base import SDE
 
+_NO_SIGNAL = 1e-7  # alpha/sigma
 _FUNCTIONS = {"alpha": "alpha", "sigma": "sigma", "rates": "rates", "g": "diffusion"}
 
 
@@ -52,6 +54,11 @@ class Level:
     @property
     def d_sigma(self) -> Any:
         return self.rates[1]
+
+
+def without_signal(level: Level) -> bool:
+    """Whether somewhere a float32 cannot tell alpha x_0 beside the noise: what is said of it, rounding decides."""
+    return bool((torch.as_tensor(level.alpha).abs() < _NO_SIGNAL * torch.as_tensor(level.sigma)).any())
 
 
 def in_tensors(sde: SDE, t: Tensor) -> Level:

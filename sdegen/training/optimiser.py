@@ -116,12 +116,13 @@ def optimiser_in_words(parameters: Iterable[nn.Parameter], options: Options) -> 
     found = {"optimizer": "that of fit", "lr_scheduler": "that of fit"}
     if options.optimizer is None and options.lr_scheduler is None:
         return found
-    made = Optimiser(trained := list(parameters), [str(i) for i in range(len(trained))], options)
+    made = _made(list(parameters), options)
     if options.optimizer is not None:
-        groups = [_told({**group, "weights": len(group["params"])}) for group in made.inner.param_groups]
-        found["optimizer"] = f"{_words(made.inner)} {'; '.join(groups)}"
-    if made.scheduler is not None:
-        found["lr_scheduler"] = f"{_words(made.scheduler)} {_told(made.scheduler.state_dict())}"
+        groups = [_told({**group, "weights": len(group["params"])}) for group in made.param_groups]
+        found["optimizer"] = f"{_words(made)} {'; '.join(groups)}"
+    if options.lr_scheduler is not None:
+        scheduler = _scheduler(options.lr_scheduler, made)
+        found["lr_scheduler"] = f"{_words(scheduler)} {_told(scheduler.state_dict())}"
     return found
 
 

@@ -244,7 +244,7 @@ class Trainer:
 
         Raises:
             InvalidInputError: it is beyond the last step.
-            IncompatibleCheckpointError: it does not have what this run needs.
+            IncompatibleCheckpointError: it does not have what this run needs, or holds NaN.
         """
         own, progress = tensors["training"], state["training"]
         if progress["step"] > self.options.steps:
@@ -252,6 +252,7 @@ class Trainer:
                 f"the run in this folder has made {progress['step']} steps, more than steps={self.options.steps}: "
                 "pass more, or load the model"
             )
+        _check_finite(own)
         try:
             storage.set_weights(storage.network_of(self.model), tensors["model"])
             for name, p, average in zip(self.names, self.parameters, self.average.values, strict=True):
@@ -276,6 +277,16 @@ class Trainer:
         self.rates = array("d", [math.nan] * self.step)
         self._logged = next((n for n in range(self.step, 0, -1) if _has_row(n)), 0)
         self._paced = (self.step, 0.0)
+
+
+def _check_finite(own: Mapping[str, Tensor]) -> None:
+    """Raise on weights, averages or moments that no step can have left so."""
+    for name, value in own.items():
+        if re.match(r"weight\.|optimizer\.|average\d+\.", name) and not bool(torch.isfinite(local(value)).all()):
+            raise IncompatibleCheckpointError(
+                f"{name} of the checkpoint holds NaN or infinity: no run goes on with that. Remove this checkpoint; "
+                "the one before it is taken then"
+            )
 
 
 def _has_row(n: int) -> bool:

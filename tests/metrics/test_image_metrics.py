@@ -77,6 +77,10 @@ def test_a_score_does_not_depend_on_how_pictures_are_scaled(function) -> None:
     for scale, shift in ((1 / 255, 0.0), (1.0, 0.0), (1.0, -127.5), (2 / 255, -0.5)):
         with pytest.raises(InvalidInputError, match=r"pass data_range=.*1.0 in \[0, 1\]"):
             function(v * scale + shift, u * scale + shift)
+    for kind in (torch.uint16, torch.int32, torch.int64):  # which hold 8, 10, 12, 14 or 16 bits
+        with pytest.raises(InvalidInputError, match="pass data_range="):
+            function(v.to(kind), u.to(kind))
+        torch.testing.assert_close(function(v.to(kind), u.to(kind), data_range=255), wanted, rtol=1e-6, atol=0)
     with pytest.raises(InvalidInputError, match="data_range=1, but the reference has values from -1 to 1"):
         function(v / 127.5 - 1, u / 127.5 - 1, data_range=1.0)
     with pytest.raises(InvalidInputError, match="scale both alike"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,12 +13,13 @@ import torch
 from cases import MIXTURES, PARAMETRIZATIONS, SDES, SOME_SDES
 from torch import Tensor, nn
 
+import sdegen as sg
 from sdegen.core.errors import InvalidInputError
 from sdegen.models.base import OnPath, ScoreModel
 from sdegen.models.denoiser import Denoiser
 from sdegen.models.exact import EmpiricalModel, MixtureModel
 from sdegen.models.prediction import Prediction
-from sdegen.processes import EDMSDE, VESDE, VPSDE, CosineSDE, LinearPathSDE, TrigSDE
+from sdegen.processes import EDMSDE, VESDE, VPSDE, CosineSDE, LinearPathSDE, TrigSDE, without_signal
 from sdegen.testing import LawError, check_model, model_laws
 from sdegen.testing.models import LAWS
 
@@ -64,7 +66,7 @@ def denoiser(
 
 def says_nothing_at_the_end(name: str, sde) -> bool:
     """Noise and score say nothing about the data where no signal is left, and log(sigma/alpha) is infinite there."""
-    return name in ("noise", "score", "edm") and float(sde.alpha(sde.t_max)) == 0
+    return name in ("noise", "score", "edm") and without_signal(sde.at(sde.t_max))
 
 
 # ---- laws
@@ -79,6 +81,38 @@ def test_the_laws_of_models_for_networks(name, process, law):
         sde = sde.narrowed(sde.t_min, 0.85)
     for dtype in (F64, torch.float32):
         dict(model_laws(denoiser(sde, PARAMETRIZATIONS[name], dtype=dtype)))[law]()
+
+
+NEARLY_SILENT = {
+    "cosine of pi/2": sg.PathSDE(lambda t: torch.cos(t * math.pi / 2), lambda t: torch.sin(t * math.pi / 2)),
+    "much noise": VPSDE(beta_max=200.0),
+    "all noise": LinearPathSDE(t_max=1.0),
+}
+
+
+@pytest.mark.parametrize("name", ["noise", "score", "v", "x0"])
+@pytest.mark.parametrize("process", NEARLY_SILENT)
+def test_rounding_is_not_taken_for_a_signal(process, name):
+    """Where alpha is 0 up to rounding a noise says as little of the data as where it is 0."""
+    sde, calls = NEARLY_SILENT[process], []
+    assert float(sde.alpha(sde.t_max)) < 1e-16
+
+    class Counting(Small):
+        def forward(self, x, t):
+            calls.append(len(x))
+            return super().forward(x, t)
+
+    torch.manual_seed(0)
+    model = Denoiser(Counting(), sde, parametrization=name, data_mean=0.0, data_std=0.5)
+    for how in ({"steps": 5}, {"rtol": 1e-2}, {"steps": 5, "solver": "ddim"}, {"steps": 20, "solver": "ancestral"}):
+        if name in ("v", "x0"):
+            assert float(sg.sample(model, (4, 2), seed=0, **how).x.abs().max()) < 30
+            continue
+        with pytest.raises(InvalidInputError, match="no signal .alpha = .* begin at an earlier time"):
+            sg.sample(model, (4, 2), seed=0, **how)
+        assert not calls
+    earlier = float(sde.time(torch.tensor(-1.0, dtype=F64)))
+    assert float(sg.sample(model, (4, 2), seed=0, steps=5, t_span=(earlier, 0.0)).x.abs().max()) < 30
 
 
 def test_the_laws_of_models_for_pictures():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import random
+import shutil
 import warnings
 from typing import Any
 
@@ -175,6 +176,23 @@ def test_checkpoints_from_before_go_on_and_broken_ones_are_named(tmp_path):
         write(newest, tensors, {**state, "model": model})
         with pytest.raises(IncompatibleCheckpointError):
             fit(small(), X, steps=2, batch_size=8, out=tmp_path)
+
+
+def test_a_run_does_not_go_on_with_weights_or_moments_that_are_not_finite(tmp_path):
+    words = dict(batch_size=8, seed=0, out=tmp_path, ema=(0.05, 0.1))
+    fit(small(), X, steps=4, save_every=2, **words)
+    newest = steps(tmp_path)[-1]
+    tensors, state = read(newest, ["model", "training"])
+    kinds = ("weight.", "average1.", "optimizer.net.out.weight.exp_avg", "optimizer.net.out.weight.exp_avg_sq")
+    for name in (next(name for name in tensors["training"] if name.startswith(kind)) for kind in kinds):
+        for wrong in (math.nan, math.inf):
+            spoilt = {**tensors["training"], name: tensors["training"][name].clone()}
+            spoilt[name].view(-1)[0] = wrong
+            write(newest, {**tensors, "training": spoilt}, state)
+            with pytest.raises(IncompatibleCheckpointError, match="holds NaN or infinity"):
+                fit(small(), X, steps=8, **words)
+    shutil.rmtree(newest)
+    assert len(fit(small(), X, steps=8, **words).loss) == 8  # from the one before it
 
 
 # ---- random data

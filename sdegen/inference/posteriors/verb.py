@@ -21,6 +21,7 @@ from ...models.guided.observation import Observation
 from ...models.guided.posterior import Posterior
 from ...models.scale import warn_out_of_scale
 from ...noise.white import Noise, check_seed
+from ...processes import without_signal
 from ...solvers.grids import count_or_times, grid_along
 from ...terms import ProbabilityFlow, ReverseSDE
 from ..checks import check_model, full_shape, placed, sample_numbers
@@ -191,7 +192,7 @@ def _times(model: ScoreModel, steps: Any, dtype: torch.dtype, method: str) -> Te
     plan = How("ancestral", steps=steps).plan(ReverseSDE(model), dtype, span=(model.sde.t_max, 0.0))
     if not plan.denoise:
         raise InvalidInputError(f"got steps= that end at t = {plan.end:g}, expected times that fall to 0")
-    if method != "repaint" and float(model.sde.alpha(plan.start)) == 0:
+    if method != "repaint" and without_signal(model.sde.at(plan.start)):
         raise InvalidInputError(
             f"got a start at t = {plan.start:g}, where there is no signal (alpha = 0), expected an earlier one, by "
             "times in steps=, since a gradient says nothing about the data there"

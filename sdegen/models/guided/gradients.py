@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...core.errors import InvalidInputError
 from ...core.shapes import expand
-from ...processes import SDE, Level
+from ...processes import SDE, Level, without_signal
 from ..base import ScoreModel
 from ..prediction import Prediction
 
@@ -70,8 +70,8 @@ def pulled_back(output: Tensor, x: Tensor, v: Tensor, *, graph: bool, counted: b
 
 
 def check_signal(sde: SDE, level: Level, who: str) -> None:
-    """Raise where alpha is 0: sigma^2/alpha, which a gradient moves x0 by, is infinite there."""
-    if float(sde.at(sde.t_max).alpha) == 0 and bool(torch.as_tensor(level.alpha == 0).any()):
+    """Raise where there is no signal: sigma^2/alpha, which a gradient moves x0 by, is infinite there."""
+    if without_signal(sde.at(sde.t_max)) and without_signal(level):
         raise InvalidInputError(
             f"{who}: at t = {sde.t_max:g} there is no signal (alpha = 0), so a gradient says nothing about the data "
             "there: begin at an earlier time, with t_span= or times in steps="
