@@ -115,12 +115,6 @@ def _stop(*_: Any) -> None:
     raise Stop
 
 
-class Endless(IterableDataset):
-    def __iter__(self):
-        while True:
-            yield torch.from_numpy(np.random.default_rng().standard_normal((16, 2))).float()
-
-
 @pytest.mark.parametrize(
     "data",
     [
@@ -129,7 +123,6 @@ class Endless(IterableDataset):
         lambda: list(X),
         lambda: labelled(3),
         Changing,
-        Endless,
         lambda: DataLoader(TensorDataset(X), batch_size=8, shuffle=True),
         lambda: DataLoader(TensorDataset(X), batch_size=8, shuffle=True, generator=torch.Generator()),
         lambda: (torch.randn(64, 2) for _ in range(20)),
