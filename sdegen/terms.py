@@ -339,7 +339,10 @@ class Counted(Term):
         return self.term.drift(x, t)
 
     def moved(self, x: Tensor, t: Tensor, h: float | Tensor) -> Tensor:
-        self._count(t)
+        if self._once:
+            self.calls, self._made = self.calls + 1, self._made + 1
+        else:
+            self._count(t)
         return self.term.moved(x, t, h)
 
     def drift_of(self, rows: Tensor, x: Tensor, t: Tensor) -> Tensor:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 # What networks compute in, under torch.autocast.
 PRECISIONS: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -42,7 +42,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def computing(dtype: torch.dtype | None) -> Iterator[None]:
-    """Networks that this thread asks through `called` compute in this dtype; None: nothing changes."""
+    """Networks that this thread asks through `in_precision` compute in this dtype; None: nothing changes."""
     token = _PRECISION.set(dtype) if dtype is not None else None
     try:
         yield
@@ -51,10 +51,7 @@ def computing(dtype: torch.dtype | None) -> Iterator[None]:
             _PRECISION.reset(token)
 
 
-def called(net: Any, x: Tensor, t: Tensor, cond: Mapping[str, Any]) -> Any:
-    """What a network returns, in the precision of `computing`."""
+def in_precision(net: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+    """A network as this thread is to call it: itself, or under torch.autocast."""
     dtype = _PRECISION.get()
-    if dtype is None:
-        return net(x, t, **cond)
-    with torch.autocast(x.device.type, dtype):
-        return net(x, t, **cond)
+    return net if dtype is None else torch.autocast(device.type, dtype)(net)

@@ -100,7 +100,7 @@ def check_time(t: Tensor, x: Tensor) -> None:
 
 def time_of(t: float | Tensor, x: Tensor) -> Tensor:
     """t as a floating tensor (`as_time`), once it is known to fit the batch x (`check_time`)."""
-    if not isinstance(t, Tensor) or not t.is_floating_point() or t.layout is not torch.strided:
+    if not isinstance(t, Tensor) or t.dtype is not torch.float64 or t.layout is not torch.strided:
         t = as_time(t)
     if t.ndim or not isinstance(x, Tensor) or x.ndim == 0 or not x.is_floating_point():
         check_time(t, x)

@@ -73,7 +73,8 @@ class Adaptive:
         self.drawn = RefinablePath.of(noise) if plan.noisy else noise
         b, device = x.shape[0], x.device
         self.places = min(places or b, b)
-        self.next, self.begun = 0, None  # the first sample that has not begun, and those that have and wait
+        self.next = 0  # the first sample that has not begun
+        self.begun: Begun | None = None  # those that have, and wait
         self.rows = torch.arange(0, device=device)  # which samples are in the batch
         self.length = abs(plan.end - plan.start)
         self.sign = 1.0 if plan.end > plan.start else -1.0
@@ -95,11 +96,16 @@ class Adaptive:
         if plan.start == plan.end:
             self.status.fill_(ARRIVED)  # from t_min to 0: only the final denoising is left
         else:
-            state = self._filled(None)
-            while len(self.rows):
-                state = self._filled(self._advance(state))
-                waiting = len(self.out) - self.next + (len(self.begun.rows) if self.begun else 0)
-                report(1 - (waiting + len(self.rows)) / len(self.out))
+            state = None
+            while True:
+                while (free := self.places - len(self.rows)) and (self.begun or self.next < len(self.out)):
+                    waiting = self.begun or self._begin()
+                    state = self._filled(state, waiting, free)
+                if not len(self.rows):
+                    break
+                state = self._advance(state)
+                left = len(self.out) - self.next + (len(self.begun.rows) if self.begun else 0)
+                report(1 - (left + len(self.rows)) / len(self.out))
         return Reached(
             x=self.out,
             path=self.path,
@@ -112,14 +118,12 @@ class Adaptive:
 
     # ---- who is in the batch
 
-    def _filled(self, state: Any) -> Any:
-        """Give the free places to samples that wait; the state of the batch then."""
-        while (free := self.places - len(self.rows)) and (self.begun or self.next < len(self.out)):
-            waiting, coming, self.begun = self.begun or self._begin(), None, None
-            if len(waiting.rows) > free:
-                coming, self.begun = (waiting.cut(self.plan.solver, part) for part in (slice(free), slice(free, None)))
-            state = self._joined(state, coming or waiting)
-        return state
+    def _filled(self, state: Any, waiting: Begun, free: int) -> Any:
+        """Give so many free places to samples that wait; the state of the batch then."""
+        self.begun = None
+        if len(waiting.rows) > free:
+            waiting, self.begun = (waiting.cut(self.plan.solver, part) for part in (slice(free), slice(free, None)))
+        return self._joined(state, waiting)
 
     def _begin(self) -> Begun:
         """The next samples, as many as there are places, where they enter error control."""

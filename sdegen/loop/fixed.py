@@ -66,7 +66,7 @@ class _Watch:
         self._steps = 0
 
     def add(self, x: Tensor) -> None:
-        if self._on_cpu and math.isfinite(float(x.detach().sum())):
+        if self._on_cpu and math.isfinite(x.detach().sum().item()):
             self._steps += 1
             return
         self._good.append(finite_rows(x))

@@ -12,12 +12,12 @@ from ..core.cache import CachedFunction
 from ..core.conditions import mapped
 from ..core.errors import InvalidInputError
 from ..core.kinds import checked
-from ..core.modes import called
+from ..core.modes import in_precision
 from ..core.shapes import expand, time_of
 from ..nets.conditions import CONDITIONS, Conditional
 from ..processes import SDE, without_signal
 from .base import ScoreModel, Statistic, words_of
-from .networks import ComputingDtype, SaysConditions, channels_of, unwrapped
+from .networks import ComputingDtype, InputWatch, SaysConditions, channels_of, unwrapped
 from .parametrization import Parametrization, ones, parametrization
 from .prediction import Prediction
 from .space import LatentSpace
@@ -90,7 +90,7 @@ class Denoiser(ScoreModel):
         if name in ("sde", "parametrization"):  # what the coefficients are made of, besides the statistics
             self._coefficients.clear()
         elif name == "net":
-            self._computes_in = ComputingDtype(value)
+            self._computes_in, self._writes = ComputingDtype(value), InputWatch(value)
 
     def _check_event(self, net: Any) -> None:
         event = getattr(unwrapped(net), "event_shape", None)
@@ -106,16 +106,23 @@ class Denoiser(ScoreModel):
     def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Prediction:
         t = time_of(t, x)
         c_skip, c_out, c_in, c_noise, n_skip, n_out = self._of_present_data()(t)
-        x_in, t_in = self._inputs(x, c_in, c_noise)
+        net = self.net
+        x_in, t_in = self._inputs(net, x, c_in, c_noise)
+        own = x_in is x
+        if own:
+            x_in = self._writes.given(net, x)
+            version = 0 if x_in is not x else x._version
         cond = cond and mapped(cond, Tensor.clone)  # whatever the network does to it, the next call gets what this got
         try:
-            output = called(self.net, x_in, t_in, cond)
+            output = in_precision(net, x.device)(x_in, t_in, **cond)
         except RuntimeError as error:
             if t_in.dtype != x_in.dtype:
                 error.add_note(
                     f"The network has {x_in.dtype} weights and got t in {t_in.dtype}: see time_dtype in Denoiser."
                 )
             raise
+        if own and (x_in is not x or x._version != version):
+            self._writes.seen(net, x, x_in)
         return self._belief(x, t, output, (c_skip, c_out), (n_skip, n_out))
 
     def _belief(self, x: Tensor, t: Tensor, output: Any, x0: Any, noise: Any) -> Prediction:
@@ -128,17 +135,15 @@ class Denoiser(ScoreModel):
         output = output if output.dtype == x.dtype else output.to(x.dtype)
         return Prediction.spanned(x, output, x0, noise, self.sde, t)
 
-    def _inputs(self, x: Tensor, c_in: Any, c_noise: Any) -> tuple[Tensor, Tensor]:
-        """c_in x and c_noise, (B,), in the dtypes that suit the network, in memory that is not the caller's."""
-        dtype, time_dtype = self._computes_in.of(self.net, x.dtype)
+    def _inputs(self, net: Any, x: Tensor, c_in: Any, c_noise: Any) -> tuple[Tensor, Tensor]:
+        """c_in x and c_noise, (B,), in the dtypes that suit the network: x itself where that changes nothing."""
+        dtype, time_dtype = self._computes_in.of(net, x.dtype)
         if isinstance(c_noise, Tensor):
             t_in = c_noise.to(device=x.device, dtype=time_dtype).expand(x.shape[0]).clone()
         else:
             t_in = torch.full((x.shape[0],), c_noise, dtype=time_dtype, device=x.device)
         x_in = x if isinstance(c_in, float) and c_in == 1.0 else x * expand(c_in, x)
-        if x_in.dtype != dtype:
-            return x_in.to(dtype), t_in
-        return (x_in.clone() if x_in is x else x_in), t_in
+        return (x_in if x_in.dtype == dtype else x_in.to(dtype)), t_in
 
     def warm(self, ts):
         super().warm(ts)

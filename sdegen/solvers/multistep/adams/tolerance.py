@@ -97,10 +97,14 @@ class AdamsTolerance(AdamsMethod):
         self.max_order, self.aim, self.accept = max_order, aim, accept
 
     def start(self, term: Term, x: Tensor, t: Tensor, grid: Tensor | None = None) -> AdamsTable:
+        return self._begun(term, x, term.drift(x, t))
+
+    def _begun(self, term: Term, x: Tensor, slope: Tensor) -> AdamsTable:
+        """The table of the first slope."""
         layout = Layout(x)
         one = torch.ones(x.shape[0], dtype=layout.dtype, device=x.device)
-        slope = layout.rows(term.drift(x, t)).unsqueeze(layout.axis)
-        return AdamsTable(slope, torch.zeros_like(one)[None], one, one, self._most(term))
+        differences = layout.rows(slope).unsqueeze(layout.axis)
+        return AdamsTable(differences, torch.zeros_like(one)[None], one, one, self._most(term))
 
     def _most(self, term: Term) -> float:
         """The largest accepted E."""
@@ -110,7 +114,7 @@ class AdamsTolerance(AdamsMethod):
     def enter(self, term: Term, x: Tensor, t: Tensor, tolerance: Tolerance, noise: Noise) -> Entry:
         leapt = Leapt.of(term, self.law, x, float(t[0]), tolerance, self.aim) if self.leaps else None
         if leapt is None:
-            return Entry(x, t, self.start(term, x, t))
+            return Entry(x, t, self._begun(term, x, term.drift(x, t)))
         layout, stops, x_start = Layout(x), torch.full_like(t, leapt.stop), leapt.x
         parts = newton_table(leapt.slope, leapt.slopes, leapt.stop, leapt.past)
         differences = torch.stack([layout.rows(v) for v in parts], layout.axis)
