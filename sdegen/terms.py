@@ -148,6 +148,7 @@ class _OfModel(Term):
         self.model, self.sde, self.cond = model, model.sde, cond
         self.t_min, self.t_max = self.sde.t_min, self.sde.t_max
         self.event_shape = model.event_shape
+        self._fits: int | None = None  # for how many samples the conditions were found right, since the last run
 
     def predict(self, x: Tensor, t: Tensor) -> Prediction:
         prediction = self.model(x, t, **self.cond)
@@ -190,8 +191,15 @@ class _OfModel(Term):
     def diffusion(self, t: Tensor) -> Any:
         return self.eta * self.sde.at(t).g
 
+    def check_conditions(self, batch: int) -> None:
+        """Raise unless the model takes these conditions, of so many samples; the next `check` need not do it again."""
+        self.model.check_conditions(self.cond, batch)
+        self._fits = batch
+
     def check(self, x: Tensor) -> None:
-        self.model.check_conditions(self.cond, x.shape[0])
+        if self._fits != x.shape[0]:
+            self.model.check_conditions(self.cond, x.shape[0])
+        self._fits = None
         first = next(self.model.parameters(), None)
         places = [] if first is None else [("the model", first)]
         for name, value in self.cond.items():

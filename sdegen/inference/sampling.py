@@ -22,7 +22,7 @@ from ..models.base import ScoreModel
 from ..models.scale import warn_out_of_scale
 from ..noise.white import Noise, check_seed
 from ..solvers import Solver, is_auto, named
-from ..terms import ProbabilityFlow, ReverseSDE, Term
+from ..terms import ProbabilityFlow, ReverseSDE
 from .checks import check_model, full_shape, noise_level, placed, sample_numbers
 from .chunks import check_batch_size, chunks, joined
 from .column import DensityColumn, check_density_along
@@ -117,12 +117,12 @@ def sample(
     rtol, atol = told_apart(computing_in, rtol, atol)
     level = noise_level(eta, solver)
     given = merged(gathered(cond, conditions), sample, model.condition_names())
-    model.check_conditions(given, shape[0])
+    term = _equation(model, level, given)
+    term.check_conditions(shape[0])
     return_log_prob = bool(flag(return_log_prob, "return_log_prob"))
     if return_log_prob and is_auto(solver) and not level:
         solver = "adams"  # a fitted solver has no log-densities
     how = How(solver, steps, rtol, atol, t_span, max_steps, on_failure, save, not return_log_prob)
-    term = _equation(model, level, given)
     plan = how.plan(term, dtype, span=(model.sde.t_max, 0.0))
     if return_log_prob:
         check_density_along(plan, model, level)
@@ -169,7 +169,7 @@ def _settled(solution: Solution, model: ScoreModel, cond: dict[str, Any]) -> Sol
     return replace(solution, x=x, xs=torch.where(at_0, x, solution.xs))
 
 
-def _equation(model: ScoreModel, level: float, cond: dict[str, Any]) -> Term:
+def _equation(model: ScoreModel, level: float, cond: dict[str, Any]) -> ReverseSDE | ProbabilityFlow:
     """The reverse SDE of this noise level, or the flow."""
     return ReverseSDE(model, eta=level, cond=cond) if level else ProbabilityFlow(model, cond=cond)
 

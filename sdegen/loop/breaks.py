@@ -15,10 +15,11 @@ _BESIDE = 1e-8  # in log(alpha/sigma): how near a break steps end and begin
 
 def sides_of_breaks(term: Counted, plan: Plan) -> tuple[Tensor, Tensor] | None:
     """Times before and after each jump inside of a plan's span, (n,) float64, as they are met; None: there are none."""
-    downward = plan.end < plan.start
-    levels = sorted(term.breaks(), reverse=downward)
+    levels = term.breaks()
     if not levels:
         return None
+    downward = plan.end < plan.start
+    levels = sorted(levels, reverse=downward)
     log_snr = -torch.tensor(levels, dtype=torch.float64, device="cpu").log()
     sides = torch.stack([term.sde.time(log_snr - _BESIDE), term.sde.time(log_snr + _BESIDE)])  # type: ignore[union-attr]
     low, high = sorted((plan.start, plan.end))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import operator
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.cache import versions_of
+from ..core.cache import Recent, versions_of
 from ..core.conditions import check_rows
 from ..core.errors import InvalidInputError
 from ..core.kinds import checked
@@ -76,7 +77,7 @@ class ScoreModel(Shown, nn.Module):
     ) -> None:
         super().__init__()
         self.sde = sde
-        self._data: tuple[Any, ...] | None = None
+        self._known_facts = Recent(1)
         self.event_shape = None if event_shape is None else tuple(event_shape)
         for name in _STATISTICS:
             self.register_buffer(_BUFFER[name], None)
@@ -88,11 +89,13 @@ class ScoreModel(Shown, nn.Module):
         """What is known of the data."""
         held = tuple(map(self._buffers.__getitem__, _BUFFER.values()))
         state = (*map(id, held), *versions_of(held), self.event_shape, self.smooth)
-        if self._data is None or self._data[0] != state:
+
+        def read() -> tuple[DataFacts, Any]:
             mean, std, c, turn = (None if v is None or bool(torch.isnan(v).any()) else v for v in held)
             facts = DataFacts(mean, std, c, self.event_shape, self.smooth, turn)
-            self._data = state, facts, held  # kept, so that no other tensor gets the id of one of them
-        return self._data[1]
+            return facts, held  # kept, so that no other tensor gets the id of one of them
+
+        return self._known_facts.of(state, read)[0]
 
     @property
     def space(self) -> LatentSpace | None:
@@ -290,7 +293,7 @@ class Wrapped(ScoreModel):
         self._own_sde = sde
         stated = {name: getattr(type(self), name) for name in _FACTS}  # by a subclass, as `smooth = True`
         self._changed_facts = {**{n: v for n, v in stated.items() if not isinstance(v, property)}, **facts}
-        self._data = None
+        self._known_facts = Recent(1, operator.is_)
         self.data  # noqa: B018 (checks the facts)
 
     def _facts(self):
@@ -305,9 +308,11 @@ class Wrapped(ScoreModel):
         inner = self.model.data
         if not self._changed_facts:
             return inner
-        if self._data is None or self._data[0] is not inner:
-            self._data = inner, inner.but(**self._changed_facts)
-        return self._data[1]
+        return self._known_facts.of(inner, lambda: self._facts_from(inner))
+
+    def _facts_from(self, inner: DataFacts) -> DataFacts:
+        """What is known, given what the model inside knows."""
+        return inner.but(**self._changed_facts)
 
     @property
     def sde(self) -> SDE:  # type: ignore[override]
@@ -334,7 +339,7 @@ class Wrapped(ScoreModel):
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _FACTS:
             self._changed_facts = {**self._changed_facts, name: value}
-            self._data = None
+            self._known_facts = Recent(1, operator.is_)
         elif name == "sde":
             _check_process(value)
             self._own_sde = value
@@ -391,11 +396,10 @@ class OnPath(Wrapped):
 
     def __init__(self, model: ScoreModel, sde: SDE, centre: Tensor | None = None) -> None:
         self._shared: tuple[SDE, SDE | None, Crossing] | None = None  # the model's process, ours, and between them
+        self._centred: dict[str, Tensor] | None = None  # what the centre changes
         super().__init__(model, sde=sde)
         if centre is not None:
-            self._changed_facts = {"mean": torch.zeros_like(centre)}
-            if centre is model.data_mean:
-                self._data = model.data, model.data.centred
+            self._changed_facts = self._centred = {"mean": torch.zeros_like(centre)}
         self.register_buffer("centre", centre, persistent=False)
         self.sde  # noqa: B018 (checks that levels are shared)
 
@@ -425,6 +429,10 @@ class OnPath(Wrapped):
         centre = self.centre.to(x)
         belief = self.model(x + alpha * centre, there, **cond)
         return Prediction.spanned(belief.x0 - centre, belief.noise, FIRST, SECOND, crossing.sde, t)
+
+    def _facts_from(self, inner):
+        as_made = self._changed_facts is self._centred and self.centre is inner.mean
+        return inner.centred if as_made else super()._facts_from(inner)
 
     def evaluations(self, t):
         return self.model.evaluations(as_time(self.crossing.to_known(t)[0]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from ...core.conditions import rows_of
 from ...core.errors import InvalidInputError
+from ...core.shapes import finite_rows
 from ...loop.solution import ARRIVED, NON_FINITE, Solution, describe
 from ...models.base import ScoreModel
 from ...models.guided.observation import Observation
@@ -100,7 +100,7 @@ def answer(
 ) -> Solution:
     """The Solution of draws x at t = 0, each of which took so many evaluations."""
     b, steps = len(x), len(request.times)
-    good = torch.isfinite(x.reshape(b, math.prod(request.event)).sum(1)).cpu()
+    good = finite_rows(x).cpu()
     if weighed is not None:
         good = good & torch.isfinite(weighed.log_weights).cpu()
     status = torch.where(good, ARRIVED, NON_FINITE)
