@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .errors import InvalidInputError
+from .errors import InvalidInputError, shortened
 
 # Other libraries' words for options, without underscores.
 _OTHER_WORDS = {
@@ -29,6 +29,8 @@ _OTHER_WORDS = {
     "t_span": "trange tspan",
     "progress": "verbose progressbar",
 }
+
+_LONGEST = 1000  # characters of a name, with those of what it is in
 
 
 def merged(
@@ -75,7 +77,7 @@ def nearest_option(name: str, verb: Callable[..., Any]) -> str | None:
     for option in options:
         if plain in (option.replace("_", ""), *_OTHER_WORDS.get(option, "").split()):
             return option
-    near = difflib.get_close_matches(name, options, n=1, cutoff=0.83)
+    near = [] if len(name) > _LONGEST else difflib.get_close_matches(name, options, n=1, cutoff=0.83)
     return near[0] if near else None
 
 
@@ -108,6 +110,8 @@ def tensors_of(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
 
 def _parts(value: Any, name: str) -> Iterator[tuple[str, Any]]:
     """What is in a condition and no dict or tuple itself, with the words that name it."""
+    if len(name) > _LONGEST:
+        raise InvalidInputError(f"condition {shortened(name)}: got a longer name or more levels than a condition has")
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _parts(inner, f"{name}[{key!r}]")

@@ -52,8 +52,11 @@ class RunLockedError(SdegenError):
 
 
 def shortened(value: Any, most: int = 80) -> str:
-    """A value for a message: its repr, cut where it is long."""
-    text = repr(value[: 4 * most] if isinstance(value, str | bytes) else value)
+    """A value for a message: its repr, cut where it is long; its type where it is nested too deep for one."""
+    try:
+        text = repr(value[: 4 * most] if isinstance(value, str | bytes | list | tuple) else value)
+    except RecursionError:
+        return f"a {type(value).__name__} of many levels"
     return text if len(text) <= most else f"{text[:most]}..."
 
 

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .errors import InvalidInputError
+from .errors import InvalidInputError, shortened
 
 try:
     import fcntl
@@ -28,6 +28,7 @@ except ImportError:  # Windows
     fcntl = None
 
 _LONGEST = 180  # bytes of a name that others are made of: most disks take 255
+_LONGEST_PATH = 2**16  # characters; no disk takes as many
 _FORGOTTEN = 24 * 3600.0  # seconds after which another machine's temporaries count as left behind
 
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
@@ -53,11 +54,11 @@ def as_path(path: Any, name: str = "path") -> Path:
     """
     try:
         text = os.fspath(path)
-        if isinstance(text, str) and text and "\0" not in text:
+        if isinstance(text, str) and text and "\0" not in text and len(text) <= _LONGEST_PATH:
             return Path(text).absolute()
     except TypeError:
         pass
-    raise InvalidInputError(f"{name}: got {path!r}, expected a path such as 'runs/first'")
+    raise InvalidInputError(f"{name}: got {shortened(path)}, expected a path such as 'runs/first'")
 
 
 def cure(error: OSError) -> str:

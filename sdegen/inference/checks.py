@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.errors import InvalidInputError
+from ..core.errors import InvalidInputError, shortened
 from ..core.shapes import check_size, check_state
 from ..models.base import ScoreModel
 from ..models.networks import unwrapped
@@ -44,7 +44,7 @@ def sample_numbers(index: Sequence[int] | Tensor | None, batch: int) -> Tensor:
     """`index=` as (B,) sample numbers."""
     if index is None:
         return torch.arange(batch, device="cpu")
-    given = Noise(0, index=index).index
+    given: Any = index if isinstance(index, range) and len(index) != batch else Noise(0, index=index).index
     if given is None or len(given) != batch:
         raise InvalidInputError(
             f"index names {0 if given is None else len(given)} samples, but shape asks for {batch}: pass one number "
@@ -61,9 +61,9 @@ def full_shape(model: ScoreModel, shape: int | Sequence[int], x_init: Tensor | N
     try:
         full = tuple(operator.index(n) for n in ((shape,) if not isinstance(shape, Sequence) else shape))
     except TypeError as error:
-        raise InvalidInputError(f"shape={shape!r}: expected (B, *event), or B alone, as integers") from error
+        raise InvalidInputError(f"shape={shortened(shape)}: expected (B, *event), or B alone, as integers") from error
     if not full or any(n < 0 for n in full) or isinstance(shape, bool | str | bytes):
-        raise InvalidInputError(f"shape={shape!r}: expected (B, *event) with B at least 0")
+        raise InvalidInputError(f"shape={shortened(shape)}: expected (B, *event) with B at least 0")
     check_size(full)
     if not isinstance(shape, Sequence):
         if event is None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.errors import InvalidInputError
+from ..core.errors import InvalidInputError, shortened
 from ..models.coordinates import Coordinates
 from ..solvers import Solver
 from ..solvers.tolerance import Tolerance
@@ -144,22 +144,26 @@ def check_save(save: Any, times: Tensor, denoise: bool, *, nodes_only: bool) -> 
     """`save=` as "last", "all" or (S,) times inside the span; with `nodes_only` among `times` (or 0, denoised)."""
     if isinstance(save, str):
         if save not in ("last", "all"):
-            raise InvalidInputError(f"save={save!r}: expected 'last', 'all' or a list of times")
+            raise InvalidInputError(f"save={shortened(save)}: expected 'last', 'all' or a list of times")
         return save
+    if isinstance(save, range):
+        raise InvalidInputError(f"save={shortened(save)}: expected 'last', 'all' or a list of times")
     try:
         wanted = torch.as_tensor(save, dtype=torch.float64, device="cpu").detach().flatten()
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise InvalidInputError(f"save={save!r}: expected 'last', 'all' or a list of times") from error
+        raise InvalidInputError(f"save={shortened(save)}: expected 'last', 'all' or a list of times") from error
     first, last = float(times[0]), 0.0 if denoise else float(times[-1])
     low, high = min(first, last), max(first, last)
     near = NEAR * high
     if not len(wanted) or not bool(((wanted >= low - near) & (wanted <= high + near)).all()):
-        raise InvalidInputError(f"save={wanted.tolist()}: times inside the span go between {first:g} and {last:g}")
+        raise InvalidInputError(
+            f"save={shortened(wanted.tolist())}: times inside the span go between {first:g} and {last:g}"
+        )
     if nodes_only:
         nodes = torch.cat([times, torch.zeros(int(denoise), dtype=torch.float64, device="cpu")])
         if bool(((wanted[:, None] - nodes).abs().amin(1) > near).any()):
             raise InvalidInputError(
-                f"save={wanted.tolist()}: a solver of SDEs saves nodes of its grid only; pass save='all', or steps= "
-                "with these times among them"
+                f"save={shortened(wanted.tolist())}: a solver of SDEs saves nodes of its grid only; pass save='all', "
+                "or steps= with these times among them"
             )
     return wanted.clamp(low, high)

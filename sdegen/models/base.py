@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..core.cache import Recent, versions_of
 from ..core.conditions import check_rows
-from ..core.errors import InvalidInputError
+from ..core.errors import InvalidInputError, shortened
 from ..core.kinds import checked
 from ..core.shapes import as_time, expand, time_of
 from ..core.show import Shown
@@ -262,7 +262,7 @@ class ScoreModel(Shown, nn.Module):
                 )
             if known is not None and name not in known:
                 takes = f"it takes {', '.join(sorted(known))}" if known else "it takes none"
-                raise InvalidInputError(f"condition {name!r} is unknown to the model: {takes}")
+                raise InvalidInputError(f"condition {shortened(name)} is unknown to the model: {takes}")
             check_rows(name, value, batch)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.cache import Recent
-from ..core.errors import InvalidInputError
+from ..core.errors import InvalidInputError, shortened
 from ..core.table import Rows
 from ..terms import Term
 from .base import ControlState, Solver, State, Step
@@ -190,7 +190,7 @@ def make_solver(name: str, **options: Any) -> Solver:
     if not isinstance(name, str) or name not in _TABLE:
         close = meant(str(name), _TABLE)
         hint = f"; did you mean {close!r}?" if close else "."
-        raise InvalidInputError(f"solver {name!r} is unknown{hint} Known: {', '.join(_TABLE)}")
+        raise InvalidInputError(f"solver {shortened(name)} is unknown{hint} Known: {', '.join(_TABLE)}")
     build = _TABLE[name]
     parameters = inspect.signature(getattr(build, "builds", build)).parameters
     taken = [name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD]

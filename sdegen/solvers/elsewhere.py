@@ -33,6 +33,8 @@ _SAME = {
     "unipc3": ("unipcbh1",),
 }
 
+_LONGEST = 200  # characters of a name: comparing long ones takes time and memory
+
 
 def _plain(name: str) -> str:
     name = re.sub(r"scheduler$|^sample_|^k_", "", name.strip().lower())
@@ -45,6 +47,8 @@ _MEANT = {_plain(other): own for own, names in _SAME.items() for other in (own, 
 def meant(name: str, known: Iterable[str]) -> str | None:
     """The solver that another library's name, or a misspelt one, stands for; None where there is no telling."""
     known = list(known)
+    if len(name) > _LONGEST:
+        return None
     own = _MEANT.get(_plain(name))
     if own is not None:
         return own

@@ -35,7 +35,7 @@ def count_or_times(steps: Any, least: int = 2) -> int | Tensor | None:
         return None
     expected = "expected a number of steps such as 50, or a list of times in the order they are visited"
     if isinstance(steps, bool | str):
-        raise InvalidInputError(f"got steps={steps!r}, {expected}")
+        raise InvalidInputError(f"got steps={shortened(steps)}, {expected}")
     try:
         count = operator.index(steps)
     except TypeError:
@@ -49,7 +49,7 @@ def count_or_times(steps: Any, least: int = 2) -> int | Tensor | None:
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise InvalidInputError(f"got steps={shortened(steps)}, {expected}") from error
     if times.ndim == 0:
-        raise InvalidInputError(f"got steps={steps!r}, {expected}")
+        raise InvalidInputError(f"got steps={shortened(steps)}, {expected}")
     if times.ndim > 1:
         raise InvalidInputError(
             f"got steps of shape {tuple(times.shape)}, expected times of shape (S,), shared by all samples"

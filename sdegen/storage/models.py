@@ -192,6 +192,11 @@ def describe(model: nn.Module) -> dict[str, Any]:
         return {"class": _MODULE, "net": named(model, NETS)}
     if not isinstance(model, Denoiser) or class_of(model) not in _MODELS.values():
         raise InvalidInputError(f"only a Denoiser can be saved, not a {type(model).__name__}: save the one inside it")
+    if not isinstance(model.net, nn.Module):
+        raise InvalidInputError(
+            f"got a Denoiser whose net is a {type(model.net).__name__}, expected a torch.nn.Module, which has weights "
+            "to keep"
+        )
     if not isinstance(model.parametrization, str):
         raise IncompatibleCheckpointError(
             "a Parametrization object is made of functions, which a checkpoint cannot hold: use a parametrization "
@@ -214,7 +219,7 @@ def _plain(about: Any) -> dict[str, Any]:
     """What JSON gives back for it."""
     try:
         plain = json.loads(json.dumps(about, allow_nan=False))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInputError(f"model.about cannot be written as JSON: {error}") from error
     if not isinstance(plain, dict):
         raise InvalidInputError(f"model.about: got a {type(about).__name__}, expected a dict")

@@ -17,3 +17,9 @@ def test_a_model_that_comes_with_the_package_is_found_by_its_name(tmp_path, monk
     assert sg.load("fashion", device="cpu").event_shape == (2,)
     with pytest.raises(sg.CheckpointError, match="there is no checkpoint"):
         sg.load("nowhere")
+
+
+def test_a_network_that_is_a_function_has_nothing_to_keep(tmp_path):
+    with pytest.raises(sg.InvalidInputError, match="net is a function, expected a torch.nn.Module"):
+        sg.save(sg.Denoiser(lambda x, t: x, sg.VPSDE()), tmp_path / "model")
+    assert not any(tmp_path.iterdir())
