@@ -161,6 +161,22 @@ def one_pass(likelihood: str = "moments", **how: Any) -> Method:
     return run
 
 
+def noisy(eta: float = 4.0, steps: int = 25) -> Method:
+    """`sample` of a Posterior with much noise: at each level the draws move about for longer, where the rule is right.
+
+    Steps are even in atan(sh/(0.7 s))^(1/2) from sh = 10 s to 0.15 s, and the last goes to 0.
+    """
+
+    def run(problem: Problem, model: sg.ScoreModel, n: int) -> tuple[Mark, Tensor]:
+        s = model.data.scale
+        ends = torch.atan(torch.tensor([10.0, 0.15], dtype=F64) / 0.7).sqrt()
+        level = 0.7 * s * torch.tan(torch.linspace(float(ends[0]), float(ends[1]), steps, dtype=F64) ** 2)
+        times = [*model.sde.time(-level.log()).tolist(), 0.0]
+        return one_pass(solver="d-adams2-sde", steps=times, eta=eta)(problem, model, n)
+
+    return run
+
+
 def drawn(*, particles: int, weighted: bool = False, batch: int | None = 8192, **how: Any) -> Method:
     """`sample_posterior`; with `weighted` the draws count what they say they do."""
 
@@ -206,11 +222,14 @@ OURS: dict[str, Method] = {
     'Posterior "isotropic", rtol=1e-3': one_pass("isotropic", rtol=1e-3),
     'Posterior "project", 25 steps': one_pass("project", steps=25),
     'Posterior "moments", d-adams2-sde, 25 steps': one_pass(solver="d-adams2-sde", steps=25),
+    'Posterior "moments", d-adams2-sde, 25 steps, eta=2': one_pass(solver="d-adams2-sde", steps=25, eta=2.0),
+    'Posterior "moments", d-adams2-sde, 25 steps, eta=4, down to 0.15 s': noisy(),
+    "twisted, 4 particles, 6 steps": drawn(particles=4, steps=6),
     "twisted, 1 particle, 25 steps, by its weights": drawn(particles=1, weighted=True, steps=25),
     "twisted, 16 particles, 50 steps": drawn(particles=16, steps=50),
     "weighted flow, rtol=1e-2, by its weights": drawn(method="weighted", particles=1, weighted=True, rtol=1e-2),
 }
-SINGLE = [name for name in OURS if name.startswith(("Posterior", "twisted, 1 "))]
+SINGLE = [name for name in OURS if name.startswith(("Posterior", "twisted, 1 ", "twisted, 4 "))]
 
 
 def marks(methods: dict[str, Method], problems: Sequence[Problem], n: int) -> dict[str, list[Mark]]:

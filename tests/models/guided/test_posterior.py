@@ -92,6 +92,61 @@ def test_of_mixtures_it_is_near_the_closed_form_and_pigdm_is_farther():
     assert off["moments"] < 0.5 and off["moments"] < off["isotropic"]
 
 
+@pytest.mark.parametrize("level", [0.5, 1.0, 2.0])
+@torch.no_grad()
+def test_moments_of_mixtures_are_asked_where_y_points(level):
+    """E[x0 | x, y] is nearer to that in closed form than with the covariance at x, where states of the posterior are."""
+    mixture, sde = sg.GaussianMixture(normals(6, 4, seed=9), std=0.3), sg.VPSDE()
+    model, a = sg.MixtureModel(mixture, sde), torch.eye(4, dtype=F64)[:2]
+    posterior, t = (
+        sg.Posterior(model, sg.Observation.linear(a, std=0.2)),
+        sde.time(-torch.tensor(level, dtype=F64).log()),
+    )
+    there, n = sde.at(t), 300
+    errors = []
+    for row in mixture.sample(6, seed=2, dtype=F64) @ a.mT:
+        exact, y = mixture.posterior(a, row, 0.2), row.expand(n, 2)
+        x = sde.perturb(exact.sample(n, seed=3, dtype=F64), t, normals(n, 4, seed=4))
+        belief, gradient, _ = posterior.update(x, t, y=y)
+        plain, right = belief.x0 + there.sigma**2 / there.alpha * gradient, sg.MixtureModel(exact, sde)(x, t).x0
+        errors.append([(v - right).square().mean() for v in (posterior(x, t, y=y).x0, plain)])
+    own, plain = torch.tensor(errors).mean(0).sqrt()
+    assert own < 0.95 * plain
+
+
+class Rippled(sg.ScoreModel):
+    """An exact belief with a ripple on it that moves x0 little and its derivative much, as a network's error may."""
+
+    def __init__(self, mixture: sg.GaussianMixture, size: float) -> None:
+        super().__init__(sg.VPSDE(), data_mean=mixture.mean, data_std=0.7, event_shape=(mixture.dim,))
+        self.model, self.size = sg.MixtureModel(mixture, self.sde), size
+
+    def forward(self, x, t):
+        belief = self.model(x, t)
+        x0 = belief.x0 + self.size * torch.sin(50 * x)
+        return sg.Prediction.from_x0(x, x0, self.sde, t)
+
+
+@pytest.mark.parametrize("likelihood", ["moments", "isotropic"])
+def test_a_network_is_not_trusted_with_its_derivative_at_high_noise(likelihood):
+    """Far above the data's scale s an error of the derivative does not count, and below it the derivative is its own."""
+    mixture, sde, observation = (
+        sg.GaussianMixture([[0.5, -0.2]], std=0.7),
+        sg.VPSDE(),
+        sg.Observation.mask([1, 0], std=0.1),
+    )
+    exact = sg.MixtureModel(mixture.posterior(torch.eye(2)[:1], torch.tensor([0.3]), 0.1), sde)
+    y, x = torch.full((50, 1), 0.3, dtype=F64), normals(50, 2, seed=1)
+    posterior = sg.Posterior(Rippled(mixture, 0.01), observation, likelihood=likelihood)
+    for ratio in (30.0, 100.0):
+        t = sde.time(-torch.tensor(0.7 * ratio, dtype=F64).log())
+        assert float((posterior(x, t, y=y).x0 - exact(x, t).x0).abs().max()) < 0.05
+    smooth = sg.Posterior(sg.MixtureModel(mixture, sde), observation, likelihood=likelihood)
+    own = sg.Posterior(Rippled(mixture, 0.0), observation, likelihood=likelihood)
+    t = sde.time(-torch.tensor(0.7, dtype=F64).log())
+    torch.testing.assert_close(own(x, t, y=y).x0, smooth(x, t, y=y).x0, rtol=1e-7, atol=1e-7)
+
+
 @pytest.mark.parametrize("process", WITH_SIGNAL)
 def test_isotropic_and_point_are_their_formulas(process):
     """J of a Gaussian belief is alpha C (alpha^2 C + sigma^2)^-1; V = r^2 s^2/(r^2 + s^2), or 0."""
@@ -260,7 +315,8 @@ class Pulled(nn.Module):
 
 @pytest.mark.parametrize("how", [{"steps": 5}, {"rtol": 3e-2}, {"steps": 6, "eta": 1.0}, {"steps": 5, "batch_size": 2}])
 def test_products_with_the_jacobian_are_counted_apart(how):
-    """m + 1 of them a call for the covariance of m numbers, one where it is not asked for, none for a projection."""
+    """m + 1 of them a call for the covariance of m numbers, one where it is not asked for, none for a projection, and
+    none far above the data's scale."""
     model, y = sg.Denoiser(Pulled(), sg.VPSDE(), parametrization="x0", data_mean=0.0, data_std=1.0), torch.zeros(3, 2)
     mask, bent = OBSERVATIONS["mask"][0], sg.Observation.function(lambda x0: x0[:, :2].tanh(), std=0.3)
     for wrapped, each in [
@@ -272,7 +328,7 @@ def test_products_with_the_jacobian_are_counted_apart(how):
         (model, 0),
     ]:
         before = Watched.made
-        found = sg.sample(wrapped, 3, seed=0, **how, **({} if wrapped is model else {"y": y}))
+        found = sg.sample(wrapped, 3, seed=0, t_span=(0.5, 0.0), **how, **({} if wrapped is model else {"y": y}))
         assert found.gradients == Watched.made - before
         if each is not None:
             assert found.gradients == each * found.calls
