@@ -133,10 +133,11 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
         {"": "held-out, nearest caption", "class right": right(train.thing[found], theirs), **both},
         {"": "held-out, zero-shot", "class right": zero_shot},
         {"": "held-out, the judge", "class right": judge.accuracy(held_out.x, theirs)},
-        {"": "training pictures: the floor", "Frechet distance": frechet(train.x[: args.n])},
     ]
     asked, first = torch.arange(args.n) % len(classes), {}
     model = unguided(train.x, labels, args) if args.model_steps else None
+    if model:
+        rows.append({"": "training pictures: the floor", "Frechet distance": frechet(train.x[: args.n])})
     for name, solution in draws(model, pairs, classes, asked, args).items() if model else ():
         judged = {"class right": judge.accuracy(solution.x, asked), "Frechet distance": frechet(solution.x)}
         rows.append({"": name, **judged, "evaluations": float(solution.nfe.double().mean())})
