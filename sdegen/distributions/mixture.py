@@ -53,26 +53,7 @@ class GaussianMixture(Shown):
             raise InvalidInputError(
                 "a mixture needs exactly one of std= (a number or one per component) and covariances="
             )
-        if std is not None:
-            stds = _floats(std, "std")
-            if tuple(stds.shape) not in ((), (k,)) or bool((stds < 0).any()):
-                raise InvalidInputError(f"std has shape {tuple(stds.shape)}: expected a number or ({k},), not negative")
-            variances, axes = (stds**2).reshape(-1, 1).expand(-1, d), None
-        else:
-            c = _floats(covariances, "covariances")
-            if tuple(c.shape) not in ((d, d), (k, d, d)):
-                raise InvalidInputError(
-                    f"covariances has shape {tuple(c.shape)}: expected ({d}, {d}) or ({k}, {d}, {d})"
-                )
-            if not torch.allclose(c, c.mT, rtol=1e-10, atol=1e-12):
-                raise InvalidInputError("covariances are not symmetric: pass (C + C^T)/2")
-            variances, axes = _decomposed(c.reshape(-1, d, d))
-            if bool((variances < -1e-12 * variances.abs().max()).any()):
-                raise InvalidInputError(
-                    f"covariances have a negative eigenvalue ({float(variances.min()):g}): expected positive "
-                    "semidefinite"
-                )
-            variances = variances.clamp_min(0)
+        variances, axes = (_of_std(std, k, d), None) if std is not None else _of_covariances(covariances, k, d)
         if bool((variances == variances[:1]).all()) and (axes is None or len(axes) == 1):
             variances = variances[:1]
         self.variances = variances.expand(k, d).contiguous()  # (K, d) eigenvalues
@@ -251,6 +232,29 @@ def _decomposed(c: Tensor) -> tuple[Tensor, Tensor | None]:
         return diagonal, None
     variances, axes = torch.linalg.eigh(c)
     return variances, axes
+
+
+def _of_std(std: Any, k: int, d: int) -> Tensor:
+    """The variances of round components, (1 or K, d)."""
+    stds = _floats(std, "std")
+    if tuple(stds.shape) not in ((), (k,)) or bool((stds < 0).any()):
+        raise InvalidInputError(f"std has shape {tuple(stds.shape)}: expected a number or ({k},), not negative")
+    return (stds**2).reshape(-1, 1).expand(-1, d)
+
+
+def _of_covariances(covariances: Any, k: int, d: int) -> tuple[Tensor, Tensor | None]:
+    """The variances along the principal axes, (1 or K, d), and these in columns, (1 or K, d, d)."""
+    c = _floats(covariances, "covariances")
+    if tuple(c.shape) not in ((d, d), (k, d, d)):
+        raise InvalidInputError(f"covariances has shape {tuple(c.shape)}: expected ({d}, {d}) or ({k}, {d}, {d})")
+    if not torch.allclose(c, c.mT, rtol=1e-10, atol=1e-12):
+        raise InvalidInputError("covariances are not symmetric: pass (C + C^T)/2")
+    variances, axes = _decomposed(c.reshape(-1, d, d))
+    if bool((variances < -1e-12 * variances.abs().max()).any()):
+        raise InvalidInputError(
+            f"covariances have a negative eigenvalue ({float(variances.min()):g}): expected positive semidefinite"
+        )
+    return variances.clamp_min(0), axes
 
 
 def _floats(value: object, name: str) -> Tensor:

@@ -93,7 +93,7 @@ def sample_files(
         if _is_whole(file):
             kept.append(file)
             continue
-        x = torch.cat([part.cpu() for part in _batches(model, start, stop, batch_size, seed, labels, how)])
+        x = torch.cat([part.cpu() for part in _batches(model, range(start, stop, batch_size), seed, labels, how)])
         with replacing(file) as fresh:
             write_synced(fresh, [_archive(x, start, kind)])
         made.append(file)
@@ -118,12 +118,11 @@ def read_samples(folder: str | os.PathLike) -> Iterator[Tensor]:
                 yield torch.stack([_decoded(archive.read(name)) for name in sorted(archive.namelist())])
 
 
-def _batches(
-    model: ScoreModel, start: int, stop: int, size: int, seed: int, labels: Any, how: Mapping[str, Any]
-) -> Iterable[Tensor]:
+def _batches(model: ScoreModel, starts: range, seed: int, labels: Any, how: Mapping[str, Any]) -> Iterable[Tensor]:
+    """Samples numbered from `starts.start` on, those from one of `starts` to the next together."""
     device = next((p.device for p in model.parameters()), None)
-    for first in range(start, stop, size):
-        index = torch.arange(first, min(first + size, stop))
+    for first in starts:
+        index = torch.arange(first, min(first + starts.step, starts.stop))
         cond = mapped({} if labels is None else dict(labels(index)), lambda value: value.to(device))
         yield model.decode(sample(model, len(index), index=index, seed=seed, cond=cond, progress=False, **how).x)
 

@@ -119,8 +119,7 @@ def sample(
     given = merged(gathered(cond, conditions), sample, model.condition_names())
     term = _equation(model, level, given)
     term.check_conditions(shape[0])
-    return_log_prob = bool(flag(return_log_prob, "return_log_prob"))
-    if return_log_prob and is_auto(solver) and not level:
+    if (return_log_prob := bool(flag(return_log_prob, "return_log_prob"))) and is_auto(solver) and not level:
         solver = "adams"  # a fitted solver has no log-densities
     how = How(solver, steps, rtol, atol, t_span, max_steps, on_failure, save, not return_log_prob)
     plan = how.plan(term, dtype, span=(model.sde.t_max, 0.0))
@@ -135,9 +134,8 @@ def sample(
             whole = len(rows) == shape[0]
             noise = Noise(seed, index=numbers[rows])
             if x_init is None:
-                several = [numbers[rows[some]] for some, _ in chunks(len(rows), batch_size, tell)]
-                drawn = [_prior(model, plan.start, Noise(seed, index=k), shape[1:], dtype, device) for k in several]
-                x = torch.cat(drawn)
+                several = [Noise(seed, index=numbers[rows[some]]) for some, _ in chunks(len(rows), batch_size, tell)]
+                x = torch.cat([_prior(model, plan.start, part, shape[1:], dtype, device) for part in several])
             else:
                 x = x_init[rows.to(x_init.device)].to(dtype)
             if return_log_prob:

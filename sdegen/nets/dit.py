@@ -122,6 +122,7 @@ class DiT(Conditional):
         tokens: Tensor | None = None,
         token_mask: Tensor | None = None,
         vector: Tensor | None = None,
+        *,
         image: Tensor | None = None,
     ) -> Tensor:
         """The network's output.

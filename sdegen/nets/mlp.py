@@ -111,6 +111,7 @@ class MLP(Conditional):
         tokens: Tensor | None = None,
         token_mask: Tensor | None = None,
         vector: Tensor | None = None,
+        *,
         image: Tensor | None = None,
     ) -> Tensor:
         """The network's output.

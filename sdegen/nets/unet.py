@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -133,20 +133,24 @@ class UNet(Conditional):
             )
 
         self.stem = nn.Conv2d((in_channels + image_channels) * patch**2, widths[0], 3, padding=1)
+        self._stack(block, widths, attended, blocks)
+        self.norm = group_norm(widths[0])
+        self.out = zero(nn.Conv2d(widths[0], self.config["out_channels"] * patch**2, 3, padding=1))
+
+    def _stack(self, block: Callable[[int, int, bool], Block], widths: list[int], attended: set[int], n: int) -> None:
+        """The n blocks of every level, made by block(channels in, out, whether it attends), down and up again."""
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         h = widths[0]  # channels of the feature map so far
         for level, c in enumerate(widths):
-            self.down.append(nn.ModuleList(block(h if k == 0 else c, c, level in attended) for k in range(blocks)))
+            self.down.append(nn.ModuleList(block(h if k == 0 else c, c, level in attended) for k in range(n)))
             h = c
-        self.middle = nn.ModuleList(block(h, h, True) for _ in range(blocks))
+        self.middle = nn.ModuleList(block(h, h, True) for _ in range(n))
         for level, c in reversed(list(enumerate(widths))):
             # the last block narrows, before the finer level multiplies the pixels
-            ends = [c] * (blocks - 1) + [widths[max(level - 1, 0)]]
+            ends = [c] * (n - 1) + [widths[max(level - 1, 0)]]
             starts = [h, *ends[:-1]]
             self.up.append(nn.ModuleList(block(a + c, b, level in attended) for a, b in zip(starts, ends, strict=True)))
             h = ends[-1]
-        self.norm = group_norm(h)
-        self.out = zero(nn.Conv2d(h, self.config["out_channels"] * patch**2, 3, padding=1))
 
     def forward(
         self,
@@ -156,6 +160,7 @@ class UNet(Conditional):
         tokens: Tensor | None = None,
         token_mask: Tensor | None = None,
         vector: Tensor | None = None,
+        *,
         image: Tensor | None = None,
     ) -> Tensor:
         """The network's output.

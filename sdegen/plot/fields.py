@@ -107,14 +107,20 @@ def score_field(
 
     if density:
         fill(a, *_log_density(model, at, score, box, known=not cond))
-    (x, y), s = on_grid(score, inset(box, arrows), arrows)
-    u, v = s[..., 0].numpy(), s[..., 1].numpy()
+    _arrows(a, *on_grid(score, inset(box, arrows), arrows), kind, 0.92 * (box[0][1] - box[0][0]) / arrows)
+    a.set_title(f"score at $t = {at:.3g}$")
+    plane(a, box)
+    return a
+
+
+def _arrows(a: Axes, points: Sequence[np.ndarray], score: Tensor, kind: str, cell: float) -> None:
+    """A score on a grid of points, in arrows or lines; the longest fits a cell of this width."""
+    (x, y), u, v = points, score[..., 0].numpy(), score[..., 1].numpy()
     norm = np.hypot(u, v)
     middle = float(np.median(norm)) or 1.0
     length = np.log1p(norm / middle)
     unit = np.where(norm > 0, length / np.maximum(norm, 1e-300), 0.0) / max(float(length.max()), 1e-300)
     if kind == "quiver":
-        cell = 0.92 * (box[0][1] - box[0][0]) / arrows
         a.quiver(
             x, y, cell * unit * u, cell * unit * v, angles="xy", scale_units="xy", scale=1, pivot="mid", color=INK,
             alpha=0.85, width=0.0032, headwidth=3.6, headlength=4.2, headaxislength=3.8, minlength=0.1,
@@ -122,9 +128,6 @@ def score_field(
     else:
         width = 0.3 + length / max(float(length.max()), 1e-300)
         a.streamplot(x, y, u, v, color=INK, linewidth=width, density=1.2, arrowsize=0.7)
-    a.set_title(f"score at $t = {at:.3g}$")
-    plane(a, box)
-    return a
 
 
 def _log_density(
@@ -272,16 +275,7 @@ def _of_samples(
     (a,) = panels(ax, 1, width=3.8, height=3.6)
     box = given(extent) if extent is not None else squared(around(points, known))
     if kind == "hist":
-        n = (
-            whole(bins, "bins", least=1, most=2**12)
-            if bins is not None
-            else int(min(120, max(24, 0.8 * len(points) ** 0.5)))
-        )
-        counts, x_edges, y_edges = np.histogram2d(*points.T.numpy(), bins=n, range=box)
-        area = (x_edges[1] - x_edges[0]) * (y_edges[1] - y_edges[0])
-        p = counts.T / (len(points) * area)
-        over: tuple[float, float, float, float] = (*box[0], *box[1])
-        a.imshow(p, extent=over, origin="lower", cmap=DENSITY, interpolation="nearest", vmin=0, zorder=0)
+        _histogram(a, points, bins, box)
     else:
         size = float(np.clip(4000 / len(points), 1.0, 14.0))
         opacity = min(0.9, max(0.25, 40 / len(points) ** 0.5))
@@ -294,6 +288,16 @@ def _of_samples(
         _legend(a, [mark, Line2D([], [], lw=0.9, color=line)], ["samples", "exact"])
     plane(a, box)
     return a
+
+
+def _histogram(a: Axes, points: Tensor, bins: int | None, box: Box) -> None:
+    """The density of points in the plane, by counting them."""
+    own = int(min(120, max(24, 0.8 * len(points) ** 0.5)))
+    n = own if bins is None else whole(bins, "bins", least=1, most=2**12)
+    counts, x_edges, y_edges = np.histogram2d(*points.T.numpy(), bins=n, range=box)
+    area = (x_edges[1] - x_edges[0]) * (y_edges[1] - y_edges[0])
+    p, over = counts.T / (len(points) * area), (box[0][0], box[0][1], box[1][0], box[1][1])
+    a.imshow(p, extent=over, origin="lower", cmap=DENSITY, interpolation="nearest", vmin=0, zorder=0)
 
 
 def _marginals(
