@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from ..core.cache import must_not_cache, rows_of_columns
@@ -58,7 +57,9 @@ class Level:
 
 def without_signal(level: Level) -> bool:
     """Whether somewhere a float32 cannot tell alpha x_0 beside the noise: what is said of it, rounding decides."""
-    return bool((torch.as_tensor(level.alpha).abs() < _NO_SIGNAL * torch.as_tensor(level.sigma)).any())
+    if not isinstance(level.alpha, Tensor):
+        return abs(level.alpha) < _NO_SIGNAL * level.sigma
+    return bool((level.alpha.abs() < _NO_SIGNAL * level.sigma).any())
 
 
 def in_tensors(sde: SDE, t: Tensor) -> Level:
