@@ -19,6 +19,8 @@ from ..models.base import ScoreModel
 from ..models.coordinates import Coordinates
 from ..noise.purposes import Purpose
 from ..noise.white import Noise, check_seed
+from ..solvers import Adams
+from ..solvers.advice import advise, begins_at_the_mean, few_steps
 from ..solvers.grids import formula_grid
 from ..solvers.multistep.bands import Bands
 from ..solvers.multistep.fitted import Fit, Fitted, FittedTo
@@ -36,7 +38,6 @@ _FEWEST = 20  # samples that refining looks at, unless a search looks at fewer
 _WIDTH, _FINEST = 0.2, 0.04  # of the steps of the search
 _CLOSEST = 0.02  # nodes, in steps of the grid that is not bent
 _LOOKS = 10  # steps, from which on the last evaluation is best spent at t_min, as the final denoising does
-_ALIKE = 1.1  # root mean squares may grow so much where the typical error falls: few samples carry them
 _UNLIKE = 0.75  # of the error to another sample's end: what is not nearer to its own has learned nothing
 
 
@@ -108,7 +109,8 @@ def fit_solver(
             x = prior_draws(model, samples, check_seed(seed))
             exact = Lesson.of(model, x, cond, max(_TEACHER[0], _TEACHER[1] * counts[-1]))
             basis = Bands.of(bands, exact.end, model.data.covariance)
-            fitting = _Fitting(model, to, x, exact, basis, torch.arange(samples) % 3 == 2, refine, len(counts))
+            rests = begins_at_the_mean(model, cond)
+            fitting = _Fitting(model, to, x, exact, basis, torch.arange(samples) % 3 == 2, refine, len(counts), rests)
             fits, bend = {}, (0.0, 0.0)
             for i, n in enumerate(counts):
                 report((1 + i) / (1 + len(counts)))
@@ -156,6 +158,7 @@ class _Fitting:
         held: (B,) which samples only judge.
         refine: whether to refine beyond the evaluations that a fit may take.
         fits: how many there will be.
+        rests: whether the belief at t_max is known, so that few evaluations are made below it.
     """
 
     model: ScoreModel
@@ -166,6 +169,7 @@ class _Fitting:
     held: Tensor
     refine: bool
     fits: int
+    rests: bool
 
     def fit(self, n: int, bend: tuple[float, float]) -> tuple[Fit, tuple[float, float]]:
         """For n steps, and how the grid is bent; the search for that begins at `bend`."""
@@ -185,8 +189,9 @@ class _Fitting:
             else 0
         )
         spare = left if self.refine else left - rounds * rows * once
-        bend = _searched(few, n, bend, min(int(spare / (n * len(few.start))), _PROBES))
-        angles = _nodes(exact.view, n, bend)
+        rests = self.rests and few_steps(n)
+        bend = _searched(few, n, bend, min(int(spare / (n * len(few.start))), _PROBES), rests)
+        angles = _nodes(exact.view, n, bend, rests)
         weights, _ = learning.learned(angles, self.bands)
         if rounds and n > 1:
             own = learning if self.refine else learning.only(torch.arange(rows))
@@ -208,7 +213,7 @@ class _Fitting:
             away = [found.x - centre - end for end in (judging.end, judging.end.roll(1, 0))]
             errors.append([part for v in away for part in errors_of(v)])
         (own, typical, other, _), (unfitted, usual, _, _) = errors
-        better = typical < usual and own < _ALIKE * unfitted and own < _UNLIKE * other
+        better = typical < usual and own < unfitted and own < _UNLIKE * other
         return replace(fit, error=own / s, unfitted=unfitted / s, better=better)
 
 
@@ -218,23 +223,28 @@ def _places(n: int, bend: tuple[float, float]) -> Tensor:
     return u + u * (1 - u) * (bend[0] + bend[1] * (1 - 2 * u))
 
 
-def _nodes(view: Coordinates, n: int, bend: tuple[float, float]) -> Tensor:
-    """theta_0 ... theta_n: a "sqrt-time" grid, bent; of many steps the last node but one is as good as the last."""
+def _nodes(view: Coordinates, n: int, bend: tuple[float, float], rests: bool = False) -> Tensor:
+    """theta_0 ... theta_n: the grid of "adams", bent; of many steps the last node but one is as good as the last. Where
+    the solver `rests` at t_max, theta_0 is the second node of a grid with one more."""
     sde, looks = view.model.sde, n >= _LOOKS
-    how = {"kind": "sqrt-time", "sigma_data": view.model.sigma_data, "fraction": _places(n - looks, bend)}
-    nodes = formula_grid(sde, n - looks, start=sde.t_max, stop=sde.t_min, **how)
+    m = n - looks + rests
+    data, kind = view.model.data, advise(Adams(), view.model).grid
+    how = {"kind": kind, "sigma_data": data.scale, "turn": data.turning, "fraction": _places(m, bend)}
+    nodes = formula_grid(sde, m, start=sde.t_max, stop=sde.t_min, **how)[int(rests) :]
     return torch.cat([nodes[:-1], torch.lerp(nodes[-1:], nodes[-2:-1], 1e-3), nodes[-1:]]) if looks else nodes
 
 
-def _searched(lesson: Lesson, n: int, bend: tuple[float, float], probes: int) -> tuple[float, float]:
+def _searched(
+    lesson: Lesson, n: int, bend: tuple[float, float], probes: int, rests: bool = False
+) -> tuple[float, float]:
     """The bend of the grid with the smallest error at the end, by a pattern search of so many probes."""
     known: dict[tuple[float, float], float] = {}
 
     def error(at: tuple[float, float]) -> float:
         if at not in known:
-            falls = bool((_places(n - (n >= _LOOKS), at).diff() > _CLOSEST / n).all())
+            falls = bool((_places(n - (n >= _LOOKS) + rests, at).diff() > _CLOSEST / n).all())
             tried = falls and len(known) < probes
-            known[at] = lesson.learned(_nodes(lesson.view, n, at), Bands())[1] if tried else math.inf
+            known[at] = lesson.learned(_nodes(lesson.view, n, at, rests), Bands())[1] if tried else math.inf
         return known[at]
 
     width = _WIDTH

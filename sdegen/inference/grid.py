@@ -38,8 +38,8 @@ def grid(
         kind: what they are equally spaced in: "uniform" t, "sqrt-time" sqrt of linear-VP time,
             "lambda" log(alpha/sigma), "theta" atan(sigma/alpha/s)^(1/1.6) with s the data's standard deviation,
             "blend" three parts atan(sigma/alpha/s)^(1/1.3) and one part lambda, "turn" the same with 0.4 r for s (0.5 r
-            up to eight steps), r the level sigma/alpha at which half of the data is told (`model.data_turn`; where it
-            is unknown "turn" is "blend"), "turn-time" three parts of the lambda of "blend" with 0.8 r for s and one of
+            up to nine steps), r the level sigma/alpha at which half of the data is told (`model.data_turn`; where it
+            is unknown "turn" is "blend"), "turn-time" nine parts of the lambda of "blend" with 0.7 r for s and one of
             "sqrt-time"'s, "karras" (sigma/alpha)^(1/7); or "pilot": half as "adams" lays them for the model ("turn",
             for networks "turn-time"), half as its steps under error control are, on the average of some samples, at a
             tolerance that takes about n evaluations.

@@ -62,8 +62,9 @@ def sample(
         model: a ScoreModel.
         shape: (B, *event), or B alone where the model knows its event shape.
         solver: a name from `solvers()`, a Solver, or "auto".
-        steps: a number of steps, the final denoising included, or the times themselves, falling. Up to 10 of them (8
-            where the model is smooth) "auto" and "adams" spend no evaluation on it: the last step lands on 0.
+        steps: a number of steps, the final denoising included, or the times themselves, falling. Up to 11 of them
+            "auto" and "adams" spend no evaluation on it, the last step lands on 0, and none at t_max where the model
+            tells the data's mean there, known and of no condition: the path saved has one step more.
         rtol, atol: error control per sample instead (one alone sets both), in data units at the end. Neither: the
             solver's default.
         t_span: (from, to); default (t_max, 0). `to = t_min` gives the state there as it is.

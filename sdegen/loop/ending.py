@@ -103,7 +103,7 @@ def _solution(plan: Plan, term: Counted, reached: Reached, ts: Tensor, xs: Tenso
 
 def _how(plan: Plan, term: Counted, x: Tensor) -> str:
     """What ran, in words: the tolerance, or the steps with the choices made for them."""
-    steps = None if plan.tolerance is not None else len(plan.times) - 1
+    steps = None if plan.tolerance is not None else plan.steps
     advice = advise(plan.solver, term, steps=steps, tolerance=plan.tolerance)
     if steps is None:
         words = [f"rtol={plan.tolerance.rtol:g}, atol={plan.tolerance.atol:g}"]  # type: ignore[union-attr]

@@ -26,7 +26,8 @@ def fixed(plan: Plan, term: Counted, x: Tensor, noise: Noise, report: Callable[[
     path, watch = SharedPath(plan.save, ts[0], x), _Watch(x)
     for part in (parts := pieces(plan, term)):
         term.warm(part)
-        state = solver.begin(term, x, part, denoised=plan.denoise and part is parts[-1]) if steps else None
+        rests = plan.rests and part is parts[0]
+        state = solver.begin(term, x, part, denoised=plan.denoise and part is parts[-1], rests=rests) if steps else None
         times = list(part)
         for t, t_next in zip(times, times[1:], strict=False):
             step = solver.step(term, x, t, t_next, state, noise)

@@ -15,7 +15,7 @@ from ..models.base import ScoreModel
 from ..models.coordinates import Coordinates
 from ..processes import once
 from ..solvers import Solver, choose
-from ..solvers.advice import advise
+from ..solvers.advice import advise, begins_at_the_mean
 from ..solvers.grids import check_span, count_or_times, grid_along
 from ..solvers.tolerance import Tolerance, check_tolerances, clamp_tolerance
 from ..terms import Term
@@ -29,7 +29,7 @@ class How:
     """How to solve, in the words of `sample`, `encode`, `log_prob` and `solve`, where they are documented.
 
     Attributes:
-        lands: whether the last of few steps may end at 0 without an evaluation at t_min, see `Advice.lands`.
+        spares: whether few steps may go without evaluations at the ends, see `Advice.few`.
     """
 
     solver: Any = "auto"
@@ -40,7 +40,7 @@ class How:
     max_steps: int = 10_000
     on_failure: str = "raise"
     save: Any = "last"
-    lands: bool = True
+    spares: bool = True
 
     def plan(self, term: Term, dtype: torch.dtype, *, span: tuple[float, float] | None = None) -> Plan:
         """Check everything that can be checked without evaluating the term, and say where the steps are.
@@ -63,10 +63,10 @@ class How:
         tolerance = self._tolerance(solver, dtype, noisy)
         if tolerance is not None:
             _check_error_control(term.model)
-        times, denoise, kind = self._times(term, solver, tolerance, span)
-        if len(times) - 1 > self.max_steps:
+        times, denoise, kind, rests = self._times(term, solver, tolerance, span)
+        if len(times) - 1 - rests > self.max_steps:
             raise InvalidInputError(
-                f"{len(times) - 1} steps are more than max_steps={self.max_steps}: raise it, or ask for fewer"
+                f"{len(times) - 1 - rests} steps are more than max_steps={self.max_steps}: raise it, or ask for fewer"
             )
         return Plan(
             solver=solver,
@@ -78,6 +78,7 @@ class How:
             noisy=noisy,
             grid=kind,
             view=None if span is None else _VIEWS[solver.coordinates](term.model),
+            rests=rests,
         )
 
     def _check_options(self) -> None:
@@ -111,8 +112,9 @@ class How:
 
     def _times(
         self, term: Term, solver: Solver, tolerance: Tolerance | None, span: tuple[float, float] | None
-    ) -> tuple[Tensor, bool, str]:
-        """The grid, or the ends under error control; whether the final denoising follows; the kind of grid laid."""
+    ) -> tuple[Tensor, bool, str, bool]:
+        """The grid, or the ends under error control; whether the final denoising follows; the kind of grid laid;
+        whether no evaluation is made for its first step."""
         given = count_or_times(self.steps, solver.least_times)
         if isinstance(given, Tensor) and self.t_span is not None:
             raise InvalidInputError(
@@ -126,30 +128,40 @@ class How:
         if span is not None:
             _check_direction(times, span)
         if tolerance is not None or isinstance(given, Tensor):
-            return times, denoise, ""
+            return times, denoise, "", False
         count = advise(solver, term).steps if given is None else given
         if span is None:
             n = count - denoise  # the final denoising is one of the steps
-            return (_equal_steps(times, n) if n and len(times) > 1 else times[:1]), denoise, ""
+            return (_equal_steps(times, n) if n and len(times) > 1 else times[:1]), denoise, "", False
         if len(times) == 1:
-            return times, denoise, ""
+            return times, denoise, "", False
         ends = (float(times[0]), 0.0 if denoise else float(times[-1]))
         own = solver.lay(term.model, count, ends)
         if own is not None:
-            return own, False, solver.name
-        advice, data = advise(solver, term, steps=count), term.model.data
-        lands = denoise and advice.lands and self.lands
+            return own, False, solver.name, len(own) - 1 > count
+        return self._own_grid(term, solver, count, ends, denoise)
+
+    def _own_grid(
+        self, term: Term, solver: Solver, count: int, ends: tuple[float, float], denoise: bool
+    ) -> tuple[Tensor, bool, str, bool]:
+        """The solver's own grid of so many evaluations, in the words of `_times`."""
+        model: ScoreModel = term.model  # type: ignore[assignment]
+        advice, data = advise(solver, term, steps=count), model.data
+        few = advice.few and self.spares
+        from_t_max = ends[1] < ends[0] and ends[0] >= term.t_max * (1 - 1e-6)
+        lands, rests = denoise and few, few and from_t_max and begins_at_the_mean(model, getattr(term, "cond", {}))
+        count += rests
         leap = None if data.std is None and solver.kind == "SDE" else advice.leap
 
         def laid() -> tuple[Tensor, bool]:
             if not lands:
-                return check_times(term, _laid(term.model, advice.grid, leap, count, ends))
-            grid = _laid(term.model, advice.grid, leap, count, (ends[0], term.t_min))
+                return check_times(term, _laid(model, advice.grid, leap, count, ends))
+            grid = _laid(model, advice.grid, leap, count, (ends[0], model.sde.t_min))
             grid[-1] = 0.0
             return grid, False
 
         asked = ("grid", advice.grid, leap, count, *ends, lands, data.scale, data.turning)
-        return *once(term.sde, asked, laid), advice.grid
+        return *once(model.sde, asked, laid), advice.grid, rests
 
 
 def _own_span(term: Term) -> tuple[float, float]:

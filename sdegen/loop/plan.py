@@ -32,6 +32,7 @@ class Plan:
         noisy: whether noise is drawn.
         grid: the kind of grid that was laid, "" where the times were given.
         view: the coordinates to run in; None: the term's own.
+        rests: whether the first step is made without an evaluation, the slope there being known to be 0.
     """
 
     solver: Solver
@@ -43,6 +44,7 @@ class Plan:
     noisy: bool
     grid: str = ""
     view: Coordinates | None = None
+    rests: bool = False
 
     @property
     def start(self) -> float:
@@ -53,6 +55,11 @@ class Plan:
     def end(self) -> float:
         """The last time before the final denoising, if there is one."""
         return float(self.times[-1])
+
+    @property
+    def steps(self) -> int:
+        """Evaluations of a fixed grid, the final denoising not counted."""
+        return len(self.times) - 1 - self.rests
 
     @property
     def refills(self) -> bool:

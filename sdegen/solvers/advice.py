@@ -7,7 +7,9 @@ table gets what `_PLAIN` says, and the coordinates and the grid that its class n
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ..models.base import ScoreModel
 from ..terms import Term
@@ -39,7 +41,9 @@ class Advice:
             right-hand side is flat and every error estimate blind, so that without a largest step a solver could step
             over all that matters.
         steps: their number, where neither that nor a tolerance is given.
-        lands: whether the last step of this grid ends at 0 by itself, so that no evaluation is spent at t_min.
+        few: whether what is known at both ends should stand for evaluations: the last step of the grid ends at 0 by
+            itself, none being spent at t_min, and the first needs none at t_max where the model tells the data's mean
+            there (see `AdamsPlan`).
     """
 
     coordinates: str
@@ -49,7 +53,7 @@ class Advice:
     first: float
     largest: float
     steps: int
-    lands: bool = False
+    few: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +67,8 @@ class _Row:
 
 _PLAIN = _Row()
 
-# The fewest and the most evaluations of which Adams' method spends none on the final denoising, for models that are
-# smooth and that are not. Measured: half of the error at 5.
-_LANDS = {True: (3, 8), False: (2, 10)}
+# The fewest and the most evaluations of which Adams' method spends none on the ends. Measured, see docs/decisions.md.
+_FEW = (2, 11)
 _TABLE: dict[type[Solver], _Row] = {
     AdamsMethod: _Row(50, 1 / 12, 1 / 8),  # 18 mixtures; a cap of 1/6 or 1/10 costs 4 %
     StochasticAdamsMethod: _Row(50, 1 / 20, 1 / 9),
@@ -115,9 +118,19 @@ def advise(
     leap = None
     if solver.leaps:
         leap = leap_of_steps(n) if isinstance(solver, AdamsMethod) else FAR
-    fewest, most = _LANDS[fine]
-    lands = orders is not None and leap is None and fewest <= n <= most
-    return Advice(solver.coordinates, grid, orders, leap, first, row.largest, row.steps, lands)
+    few = orders is not None and leap is None and few_steps(n)
+    return Advice(solver.coordinates, grid, orders, leap, first, row.largest, row.steps, few)
+
+
+def few_steps(n: int) -> bool:
+    """Whether so few evaluations are better not made where the answer is known."""
+    return _FEW[0] <= n <= _FEW[1]
+
+
+def begins_at_the_mean(model: ScoreModel, cond: Mapping[str, Any]) -> bool:
+    """Whether the belief at t_max is the known mean of the data and nothing else: not that of a condition."""
+    known = model.data_mean is not None and model.data_std is not None
+    return known and not model.conditioned and not cond
 
 
 def _adams_grid(solver: AdamsMethod, smooth: bool) -> str:

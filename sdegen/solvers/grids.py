@@ -21,9 +21,9 @@ _LOWEST = -5.0  # what stands for that, about where linear VP ends
 
 _MOST_STEPS = 10**8
 GRIDS = ("uniform", "sqrt-time", "lambda", "theta", "blend", "turn", "turn-time", "karras")
-_SMOOTH_TURN, _FEW_TURN, _ROUGH_TURN = 0.4, 0.5, 0.8  # where grids by the turning level have their middle; measured
-_FEW = 8  # steps up to which it is _FEW_TURN
-_ROUGH_SHARE = 0.25  # of "sqrt-time" in "turn-time"; measured
+_SMOOTH_TURN, _FEW_TURN, _ROUGH_TURN = 0.4, 0.5, 0.7  # where grids by the turning level have their middle; measured
+_FEW = 9  # steps up to which it is _FEW_TURN
+_ROUGH_SHARE = 0.1  # of "sqrt-time" in "turn-time"; measured
 
 
 def count_or_times(steps: Any, least: int = 2) -> int | Tensor | None:
@@ -94,9 +94,9 @@ def formula_grid(
         "theta"      u = atan(sh/s)^(1/1.6), sh = sigma/alpha, s = sigma_data
         "blend"      u = 3/4 atan(sh/s)^(1/1.3) and 1/4 lambda, each divided by its range: most steps where Gaussian
                      data of scale s would turn, the rest wherever structure of another scale may be
-        "turn"       the same with 0.4 r for s (0.5 r up to eight steps), r = turn the level at which half of the data
+        "turn"       the same with 0.4 r for s (0.5 r up to nine steps), r = turn the level at which half of the data
                      is told; "blend" where that is None
-        "turn-time"  three parts of the lambda of "blend", with 0.8 r for s where r is known, and one of "sqrt-time"'s
+        "turn-time"  nine parts of the lambda of "blend", with 0.7 r for s where r is known, and one of "sqrt-time"'s
         "karras"     u = sh^(1/7)
 
     An end without signal, where alpha is 0 (or below exp(-20) sigma), is spaced as if lambda were -5 there.

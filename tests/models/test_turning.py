@@ -135,6 +135,22 @@ def test_networks_are_not_extrapolated_from_the_noisiest_slope_and_end_with_low_
     assert [len(row) for row in AdamsPlan.of(ts, (3, 3)).predictor] == [1, 2, 3, 3, 3, 3, 3, 3]
 
 
+def test_the_slope_at_t_max_counts_for_less_in_the_second_corrector_of_a_network():
+    """.4 of its weight, and the weights still step by the length of the step."""
+    ts = torch.linspace(1.5, 0.1, 13, dtype=F64) ** 1.3
+    full, less = AdamsPlan.of(ts, (3, 3)), AdamsPlan.of(ts, (3, 3), left=13)
+    assert less.corrector[1][2] == pytest.approx(0.4 * full.corrector[1][2], rel=1e-12)
+    assert sum(less.corrector[1]) == pytest.approx(float(ts[2] - ts[1]), rel=1e-12)
+    assert less.corrector[2:-1] == full.corrector[2:-1]
+    few = ts[[0, 2, 4, 6, 9, 12]]
+    one, two = (AdamsPlan.of(few, (2, 3), left=5, rests=r, lands=True).predictor[1] for r in (False, True))
+    assert one[1] == pytest.approx(two[1] / 2, rel=1e-12) and sum(one) == pytest.approx(sum(two), rel=1e-12)
+    assert AdamsPlan.of(ts, (3, 3), left=12, lands=True).predictor[1][1] == 0
+    known = AdamsPlan.of(ts, (3, 3), left=13, rests=True)
+    assert known.corrector[1] == full.corrector[1]
+    assert [len(row) for row in known.predictor[:4]] == [1, 2, 2, 3]
+
+
 def test_that_is_for_networks_on_the_way_down():
     class Of(torch.nn.Module):
         def forward(self, x, t):

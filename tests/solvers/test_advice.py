@@ -100,12 +100,13 @@ def test_what_runs_is_what_is_advised(make):
                 sg.sample(model, 2, solver=name, steps=n, seed=0, save="all"),
             )
             assert f"grid {advice.grid!r}" in solution.solver
-            span = (model.sde.t_max, model.sde.t_min if advice.lands else 0.0)
-            ts = sg.grid(model, n, kind=advice.grid, t_span=span)
+            span = (model.sde.t_max, model.sde.t_min if advice.few else 0.0)
+            rests = advice.few and model.data_mean is not None and model.data_std is not None
+            ts = sg.grid(model, n + rests, kind=advice.grid, t_span=span)
             ts[-1] = 0.0
             torch.testing.assert_close(solution.ts, ts, rtol=1e-12, atol=1e-12)
             # the final denoising is not a step of the method
-            orders = advise(solver, model, steps=n - (not advice.lands)).orders
+            orders = advise(solver, model, steps=n - (not advice.few)).orders
             assert orders is None or f"order {orders}" in solution.solver
 
 
@@ -115,7 +116,7 @@ def test_neither_steps_nor_a_tolerance_takes_the_advised_number():
         assert len(solution.ts) - 1 == advise(sg.make_solver(name), SMOOTH).steps + (name == "d-adams2-sde")
 
 
-# ---- the last of few steps
+# ---- both ends of few steps
 
 
 class Asked(sg.Wrapped):
@@ -130,17 +131,62 @@ class Asked(sg.Wrapped):
         return self.model(x, t, **cond)
 
 
-@pytest.mark.parametrize(("smooth", "counts"), [(True, (3, 8)), (False, (2, 10))])
-def test_few_steps_land_on_0_and_spend_no_evaluation_at_t_min(smooth, counts):
-    """All n evaluations are steps; outside of these numbers the last is the final denoising, from t_min."""
-    for n in (1, counts[0], counts[1], counts[1] + 1):
+@pytest.mark.parametrize("smooth", [True, False])
+def test_few_steps_spend_no_evaluation_on_what_is_known_at_both_ends(smooth):
+    """All n evaluations are between t_max and t_min; of other numbers the first is at t_max, and the last, the final
+    denoising, at t_min."""
+    for n in (1, 2, 11, 12):
         model = Asked(SMOOTH)
         model.smooth = smooth
         found = sg.sample(model, 3, steps=n, seed=0, save="all")
-        lands = counts[0] <= n <= counts[1]
+        few = 2 <= n <= 11
         assert len(model.times) == n and found.nfe.tolist() == [n] * 3
-        assert (min(model.times) > model.sde.t_min * 1.5) == (lands or n == 1)
-        assert float(found.ts[-1]) == 0.0 and len(found.ts) == n + 1
+        assert (max(model.times) < model.sde.t_max * 0.95) == few
+        assert (min(model.times) > model.sde.t_min * 1.5) == (few or n == 1)
+        assert float(found.ts[0]) == model.sde.t_max and float(found.ts[-1]) == 0.0
+        assert len(found.ts) == n + 1 + few
+
+
+@pytest.mark.parametrize(
+    ("changed", "label", "evaluations"),
+    [
+        (lambda m: m.set_statistics(None, m.data_std), False, 1),
+        (lambda m: m.set_statistics(m.data_mean, None), False, 1),
+        (lambda m: None, True, 1),
+        (lambda m: sg.Guided(m, scale=2.0, null={"label": -1}), True, 2),
+    ],
+    ids=["mean unknown", "std unknown", "condition", "guided"],
+)
+def test_where_the_belief_at_t_max_is_not_known_it_is_asked(changed, label, evaluations):
+    model = sg.MixtureModel(sg.GaussianMixture([[-1.0, 0.3], [1.0, -0.4]], std=0.3), sg.VPSDE(), labels=[0, 1])
+    asked = Asked(changed(model) or model)
+    cond = {"label": torch.zeros(3, dtype=torch.long)} if label else {}
+    found = sg.sample(asked, 3, steps=5, seed=0, **cond)
+    assert max(asked.times) == model.sde.t_max and found.nfe.tolist() == [5 * evaluations] * 3
+
+
+def test_a_way_that_begins_elsewhere_is_asked_from_its_beginning():
+    for span in ((0.7, 0.0), (0.7, SMOOTH.sde.t_min)):
+        model = Asked(SMOOTH)
+        found = sg.sample(model, 3, steps=5, seed=0, t_span=span)
+        assert max(model.times) == pytest.approx(0.7, rel=1e-9) and found.nfe.tolist() == [5] * 3
+    up = Asked(SMOOTH)
+    sg.encode(up, torch.zeros(3, 2), steps=5)
+    assert len(up.times) == 5 and min(up.times) == pytest.approx(SMOOTH.sde.t_min)
+
+
+@pytest.mark.parametrize("smooth", [True, False])
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_few_steps_end_at_single_points_of_data_and_not_beyond(smooth, n):
+    """Far fewer samples than two standard deviations of the modes away than where the last step follows its slope."""
+    mixture = sg.data.toys.ring(8, std=0.01)
+    model = sg.MixtureModel(mixture, sg.VPSDE())
+    model.smooth = smooth
+    x = sg.sample(model, 2000, steps=n, seed=0).x
+    model.set_statistics(None, None)  # every evaluation is a step from t_max, and none knows the scale
+    blind = sg.sample(model, 2000, steps=n, seed=0).x
+    away, without = (torch.cdist(v.double(), mixture.means).amin(1).square().mean().sqrt() for v in (x, blind))
+    assert float(away) < 0.75 * float(without)
 
 
 @pytest.mark.parametrize("sde", [sg.VPSDE(), sg.EDMSDE()], ids=repr)

@@ -158,7 +158,7 @@ class Multistep(Solver):
                 f"noise='er': got eta={eta} and gauge={settings.gauge!r}, expected eta=1 (or 0) and gauge='data'"
             )
 
-    def begin(self, term: Term, x: Tensor, grid: Tensor, *, denoised: bool) -> MultistepState:
+    def begin(self, term: Term, x: Tensor, grid: Tensor, *, denoised: bool, rests: bool = False) -> MultistepState:
         if self.settings.rule != "constant":  # constant weights extrapolate little
             warn_of_order(self.name, self.settings.predictor, len(grid) - 1)
         s = self.sigma_data or term.model.sigma_data

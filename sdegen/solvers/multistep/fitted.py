@@ -5,8 +5,9 @@ v_j = v(y_j, theta_j) at each of theta_0 > ... > theta_(N-1),
 
     y_(n+1) = y_0 + sum_(j<=n) w_nj v_j,        x0 = cos(theta_N) y_0 + sum_(j<N) w_Nj v_j,
 
-theta_N that of t_min. Every linear multistep method is of this form, since y_j is a sum of y_0 and earlier v's. The
-last row lands on what a final denoising would return, so that all N evaluations are steps.
+theta_N that of t_min. Where what the model says at t_max is known theta_0 is below it, and y_0 the state at both, since
+v is 0 there. Every linear multistep method is of this form: y_j is a sum of y_0 and earlier v's. The last row lands on
+what a final denoising would return, so that all N evaluations are steps.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ class FittedRun:
 
     Attributes:
         fit: of its number of steps.
-        k: which step is next.
+        k: which step is next; -1 for the one from t_max to theta_0.
         x: the state at the beginning.
         slopes: v_0 ... so far, in the basis of the bands.
     """
@@ -184,18 +185,26 @@ class Fitted(Solver):
 
     def lay(self, model: ScoreModel, steps: int, ends: tuple[float, float]) -> Tensor:
         """Its nodes as times of the model's own process, from `ends[0]` to `ends[1]`, t_min or 0."""
-        times = Coordinates.best_of(model).back(self.fits[steps].angles)
+        view, angles = Coordinates.best_of(model), self.fits[steps].angles
+        first = view.there(torch.tensor(ends[:1], dtype=torch.float64, device="cpu"))
+        rests = bool(angles[0] < first * (1 - _NEAR))  # one more step, without an evaluation
+        times = view.back(torch.cat([first, angles]) if rests else angles.clone())
         times[0], times[-1] = ends
         return times
 
     def start(self, term: Term, x: Tensor, t: Tensor, grid: Tensor | None = None) -> FittedRun:
-        n = 0 if grid is None else len(grid) - 1
+        return self.begin(term, x, t[None] if grid is None else grid, denoised=False)
+
+    def begin(self, term: Term, x: Tensor, grid: Tensor, *, denoised: bool, rests: bool = False) -> FittedRun:
+        n = len(grid) - 1 - rests
         if n not in self.fits:
             raise InvalidInputError(f"{self!r} makes grids of {sorted(self.fits)} steps, not of {n}: pass steps=")
-        return FittedRun(self.fits[n], 0, x)
+        return FittedRun(self.fits[n], -1 if rests else 0, x)
 
     def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: FittedRun, noise: Noise) -> Step:
         fit, k = state.fit, state.k
+        if k < 0:
+            return Step(x, FittedRun(fit, 0, x), slope=torch.zeros_like(x))
         slope = term.drift(x, t)
         slopes = (*state.slopes, self.bands.into(slope))
         ends = float(t_next) == 0

@@ -4,11 +4,16 @@
     evaluate  f' = drift(p, t')
     correct   x' = x + sum_i b_i f_i           the new slope among them
 
-The slope f' is kept (PEC): one evaluation a step, and the last step is not corrected.
+The slope f' is kept (PEC): one evaluation a step, and the last step is not corrected. Where few steps are all there is,
+two things that are known stand for evaluations. At t_max a model says the data's mean and nothing else, so that on the
+circular path, centred, the first slope is 0. And a last step that lands on 0 goes a part of its way, 3/n |f|^2/s^2 of n
+steps, to what the model says the clean data are, D = x cos t - f sin t, and the rest along the slope: D is the end of
+data that are told by then, for which |f|^2 (the mean over the event) is s^2 on the average; where it is 0 nothing is.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ....core.errors import InvalidInputError
+from ....core.shapes import event_mean, expand
 from ....distributions.gaussian import Gaussian
 from ....noise.white import Noise
 from ....terms import Term
@@ -25,6 +31,12 @@ from ..gaussian_start import GaussianStart
 from ..orders import advised_orders, warn_of_order
 from ..weights import lagrange_weights, made_of_grid, summed
 from .method import AdamsMethod
+
+_DOUBT = 0.4  # of its weight that the slope at t_max has in the second corrector of a rough model
+_SURE = (
+    10  # steps that land on 0, from which on the second predictor does not extrapolate from it; of n < 10 by 1 - n/10
+)
+_SETTLES = 3  # over the steps of the grid, the part of the last one that lands on what the model says; both measured
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,31 +47,54 @@ class AdamsPlan:
         keep: how many slopes to keep.
         predictor, corrector: the weights of all steps, the newest slope's first.
         leap: of the Gaussian start, None: there is none.
+        rests: whether the first slope is known to be 0.
+        settles: the part of the last step that is made to what the clean data are.
     """
 
     keep: int
     predictor: list[list[float]]
     corrector: list[list[float]]
     leap: GaussianStart | None = None
+    rests: bool = False
+    settles: float = 0.0
 
     @classmethod
     def of(
-        cls, ts: Tensor, orders: tuple[int, int], leap: GaussianStart | None = None, *, left: int | None = None
+        cls,
+        ts: Tensor,
+        orders: tuple[int, int],
+        leap: GaussianStart | None = None,
+        *,
+        left: int | None = None,
+        rests: bool = False,
+        lands: bool = False,
     ) -> AdamsPlan:
         """The plan of a grid; with a leap ts[0] and ts[1] are the past times that have slopes.
 
         Args:
             ts, orders, leap: as `AdamsGrid` has them.
-            left: for rough models on the way down, the number of steps, the final denoising included: predictors do not
-                extrapolate from the slope at t_max, and order falls over the last steps. None: neither.
+            left: for rough models on the way down, the number of steps, the final denoising included: order falls over
+                the last steps, and the first slope is no part of what predictors extrapolate (of two values it may be
+                where it is known, and in part where steps are few) and counts for less in the second corrector of many
+                steps. None: none of that.
+            rests: whether the first slope is known to be 0.
+            lands: whether the last step goes to 0, which it does with order 1.
         """
         first = 0 if leap is None else 2
-        most = [[order] * (len(ts) - 1 - first) for order in orders]
+        n = len(ts) - 1 - first
+        most = [[order] * n for order in orders]
+        doubted = left is not None and not rests
         if left is not None:
             most = [[min(o, left - k + ahead) for k, o in enumerate(row)] for ahead, row in enumerate(most)]
-            most[0] = [min(o, max(k, 1)) for k, o in enumerate(most[0])]
+            most[0] = [min(o, max(k, 1 + rests)) for k, o in enumerate(most[0])]
+        if lands:
+            most[0][-1] = 1
         predictor, corrector = (_weights(ts, first, ahead, row) for ahead, row in enumerate(most))
-        return cls(max(orders) - 1, predictor, corrector, leap)
+        if doubted and lands and n > 2:
+            predictor[1] = _between(predictor[1], _weights(ts[:3], first, 0, [1, 2])[1], max(0.0, 1 - n / _SURE))
+        if doubted and not lands and n > 1 and most[1][1] == 3:
+            corrector[1] = _between(_weights(ts[:3], first, 1, [2, 2])[1], corrector[1], _DOUBT)
+        return cls(max(orders) - 1, predictor, corrector, leap, rests, min(1.0, _SETTLES / n) if lands else 0.0)
 
 
 @dataclass(slots=True, eq=False)
@@ -99,17 +134,20 @@ class AdamsGrid(AdamsMethod):
             raise InvalidInputError(f"{self.name!r} on a grid needs its times: pass steps= instead of a tolerance")
         return self.begin(term, x, grid, denoised=False)
 
-    def begin(self, term: Term, x: Tensor, grid: Tensor, *, denoised: bool) -> AdamsRun:
-        n, orders, left = len(grid) - 1, self.orders, None
+    def begin(self, term: Term, x: Tensor, grid: Tensor, *, denoised: bool, rests: bool = False) -> AdamsRun:
+        n, orders, left = len(grid) - 1 - rests, self.orders, None
         if orders is None:
             smooth = term.model is None or term.model.smooth
             orders = advised_orders(n, smooth=smooth, leap=self.leaps)
-            left = n + denoised if not smooth and bool(grid[0] > grid[-1]) else None
+            left = len(grid) - 1 + denoised if not smooth and bool(grid[0] > grid[-1]) else None
         else:
             warn_of_order(self.name, orders[0], n)
         if not self.leaps:
             made = AdamsPlan.of
-            return AdamsRun(made_of_grid(term, grid, (made, orders, left), lambda: made(grid, orders, left=left)))
+            lands = term.model is not None and term.sde.data_scale is not None and n > 0 and float(grid[-1]) == 0
+            how = {"left": left, "rests": rests, "lands": lands}
+            asked = (made, orders, *how.values())
+            return AdamsRun(made_of_grid(term, grid, asked, lambda: made(grid, orders, **how)))
         leap = GaussianStart.planned(term, self.law, float(grid[0]), float(grid[1]), x)
         nodes = torch.cat([torch.tensor([leap.past[1], leap.past[0]], dtype=grid.dtype, device="cpu"), grid[1:]])
         return AdamsRun(AdamsPlan.of(nodes, orders, leap), k=-1)
@@ -118,7 +156,7 @@ class AdamsGrid(AdamsMethod):
         plan, k = state.plan, state.k
         if k < 0 and plan.leap is not None:
             return Step(plan.leap.at(x, float(t_next)), AdamsRun(plan, 0, x))
-        slope = term.drift(x, t)
+        met, slope = x, torch.zeros_like(x) if plan.rests and not k else term.drift(x, t)
         slopes = [slope, *state.slopes]
         if k:
             x = summed(state.x, plan.corrector[k - 1], slopes)
@@ -126,7 +164,16 @@ class AdamsGrid(AdamsMethod):
             x, past, _ = plan.leap.corrected(state.x, x, slope)
             slopes = [slope, *past]
         x_next = summed(x, plan.predictor[k], slopes)
+        if plan.settles and k == len(plan.predictor) - 1:
+            told = (event_mean(slope.square()) / term.sde.data_scale**2).clamp_max(1)
+            clean = math.cos(t) * met - math.sin(t) * slope
+            x_next = torch.lerp(x_next, clean, expand(plan.settles * told, x))
         return Step(x_next, AdamsRun(plan, k + 1, x, slopes[: plan.keep]), slope=slope)
+
+
+def _between(fewer: list[float], more: list[float], part: float) -> list[float]:
+    """This part of the way from weights of fewer slopes to those of one more."""
+    return [(1 - part) * v + part * w for v, w in zip([*fewer, 0.0], more, strict=True)]
 
 
 def _weights(ts: Tensor, known: int, ahead: int, most: Sequence[int]) -> list[list[float]]:
