@@ -18,7 +18,7 @@ from ..noise.white import Noise
 from ..solvers import Fitted, Solver
 from ..solvers.multistep.weights import lagrange_weights
 from ..terms import ProbabilityFlow
-from .density import DensityFlow, tail_power
+from .density import DensityFlow, Starts, tail_power
 from .divergence import choose_divergence, draw_probes
 
 
@@ -60,6 +60,7 @@ class DensityColumn:
         divergence, probes: as of `log_prob`.
         differentiable: whether gradients are to flow through.
         errors: whether errors are estimated, at the cost of one more evaluation, at t_max.
+        places: how many samples the network is given at once, None: all.
 
     Attributes:
         inside, term, x, noise: what `run` is to be given.
@@ -78,6 +79,7 @@ class DensityColumn:
         probes: int = 1,
         differentiable: bool = False,
         errors: bool = False,
+        places: int | None = None,
     ) -> None:
         model, view = flow.model, plan.view or Coordinates.own_of(flow.model)
         self.plan, self.view, self.inside, self.noise = plan, view, plan.inside(), noise
@@ -100,9 +102,10 @@ class DensityColumn:
             unit=self.unit,
             scaled=plan.solver.needs_model,
             differentiable=differentiable,
+            starts=Starts(len(x)),
         )
         self.x = torch.cat([self.begin, self.begin.new_zeros(len(x), self.columns)], 1)
-        self.audited = errors
+        self.audited, self.places = errors, places or max(len(x), 1)
         self.stderr = self.begin.new_zeros(0)
         self.errors: dict[str, Tensor] = {}
 
@@ -155,7 +158,8 @@ class DensityColumn:
         if not len(there):
             return solution
         x_end = flat(solution.x.detach())[there]
-        _, rate, _ = self.term.select(there).change(x_end, self.times[-1])
+        parts = [some.to(there.device) for some in torch.arange(len(there)).split(self.places)]
+        rate = torch.cat([self.term.select(there[some]).change(x_end[some], self.times[-1])[1] for some in parts])
         if not self.conditioned:  # else the moments of its law are unknown
             self.errors["prior"][there] = self._prior_error(x_end, rate.detach().mean(1))
         self.errors["truncation"][there] = self._truncation_error()[there].double()
@@ -163,7 +167,7 @@ class DensityColumn:
         nfe = solution.nfe.clone()
         made = self.term.evaluations(self.times[-1])
         nfe[there.cpu()] += made
-        return replace(solution, nfe=nfe, calls=solution.calls + int(made))
+        return replace(solution, nfe=nfe, calls=solution.calls + int(made) * len(parts))
 
     def _tolerated(self, there: Tensor) -> Tensor:
         """What a tolerance leaves: 2 (atol/s + rtol) sqrt(d) nats, calibrated on mixtures."""
@@ -185,8 +189,8 @@ class DensityColumn:
 
         s is the score of xh = x/alpha at sh = sigma/alpha.
         """
-        level, first = self.term.sde.at(self.times[0]), self.term.first
-        if first is None or len(first.noise) != len(self.begin):
+        level, first = self.term.sde.at(self.times[0]), self.term.starts
+        if first.noise is None or first.trace is None:
             return torch.full_like(self.begin[:, 0], math.nan)
         xh, noise = self.begin.detach() / level.alpha, first.noise
         if self.view.centre is not None:

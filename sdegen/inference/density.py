@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -43,12 +42,35 @@ def tail_power(model: ScoreModel) -> int:
 # ---- the equation
 
 
-@dataclass(frozen=True)
-class _Start:
-    """What is remembered of the first evaluation: the belief's noise (B, d) and div h (B,), without gradients."""
+class Starts:
+    """What is remembered of every sample's first evaluation, without gradients, whichever part of a batch it was in.
 
-    noise: Tensor
-    trace: Tensor
+    Args:
+        size: how many samples, B.
+
+    Attributes:
+        noise, trace: the belief's noise (B, d) and div h (B,), NaN where there was no evaluation yet; None before any.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.noise: Tensor | None = None
+        self.trace: Tensor | None = None
+        self._missing = size
+
+    def note(self, rows: Tensor | None, noise: Tensor, trace: Tensor) -> None:
+        """An evaluation of the samples `rows`, None: of all, which counts for those that had none."""
+        if not self._missing:
+            return
+        if rows is None:
+            self.noise, self.trace, self._missing = noise, trace, 0
+            return
+        if self.noise is None or self.trace is None:
+            self.noise = noise.new_full((self._missing, noise.shape[1]), math.nan)
+            self.trace = trace.new_full((self._missing,), math.nan)
+            self._known = torch.zeros(self._missing, dtype=torch.bool, device=rows.device)
+        new = ~self._known[rows]
+        self.noise[rows[new]], self.trace[rows[new]], self._known[rows] = noise[new], trace[new], True
+        self._missing = int((~self._known).sum())
 
 
 class DensityFlow(Term):
@@ -70,6 +92,7 @@ class DensityFlow(Term):
         unit: of the columns.
         scaled: whether they are unit sigma l.
         differentiable: whether gradients are to flow through.
+        starts: where first evaluations are noted.
     """
 
     def __init__(
@@ -82,13 +105,14 @@ class DensityFlow(Term):
         unit: float,
         scaled: bool,
         differentiable: bool,
+        starts: Starts,
     ) -> None:
         self.flow, self.q, self.event, self.probes = flow, q, event, probes
         self.unit, self.scaled, self.differentiable = unit, scaled, differentiable
         self.model, self.sde, self.eta = flow.model, flow.sde, 0.0
         self.t_min, self.t_max = flow.t_min, flow.t_max
         self.dim, self.s2 = math.prod(event), flow.model.sigma_data**2
-        self.first: _Start | None = None
+        self.starts, self.rows = starts, None  # which samples of the whole these are, None: all
         self.rates: dict[float, Tensor] = {}  # (B,) at each time that all samples shared, mean over probes
 
     def change(self, x: Tensor, t: Tensor) -> tuple[Prediction, Tensor, Tensor]:
@@ -104,13 +128,12 @@ class DensityFlow(Term):
             rate = trace - slope[:, None]
         if not self.differentiable:
             rate, trace = rate.detach(), trace.detach()
-        if self.first is None:
-            self.first = _Start(flat(prediction.noise).detach(), trace.detach().mean(1))
-            if not prediction.tracked:
-                warn(
-                    "the network's output carries no gradient, so its divergence counts as 0 and the log-density is "
-                    "wrong unless it is a constant: take no_grad, detach and numpy out of it"
-                )
+        if self.starts.noise is None and not prediction.tracked:
+            warn(
+                "the network's output carries no gradient, so its divergence counts as 0 and the log-density is "
+                "wrong unless it is a constant: take no_grad, detach and numpy out of it"
+            )
+        self.starts.note(self.rows, flat(prediction.noise).detach(), trace.detach().mean(1))
         if as_time(t).ndim == 0:
             self.rates[float(t)] = rate.detach().mean(1)
         return prediction, rate, trace
@@ -191,6 +214,7 @@ class DensityFlow(Term):
         chosen = copy.copy(self)
         chosen.flow = self.flow.select(keep)  # type: ignore[assignment]
         chosen.probes = None if self.probes is None else self.probes.select(keep)
+        chosen.rows = keep if self.rows is None else self.rows[keep.to(self.rows.device)]
         return chosen
 
     def warm(self, ts: Tensor) -> None:

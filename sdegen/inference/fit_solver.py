@@ -88,10 +88,10 @@ def fit_solver(
     Example:
         >>> import sdegen as sg
         >>> model = sg.MixtureModel(sg.GaussianMixture([[-1.0, 0.0], [1.0, 0.5]], std=0.2), sg.VPSDE())
-        >>> fitted = sg.fit_solver(model, steps=5)
-        >>> fitted.fits[5].error < fitted.fits[5].unfitted
+        >>> fitted = sg.fit_solver(model, steps=6)
+        >>> fitted.fits[6].error < fitted.fits[6].unfitted
         True
-        >>> "fitted" in sg.sample(model, 4, steps=5, seed=0).solver
+        >>> "fitted" in sg.sample(model, 4, steps=6, seed=0).solver
         True
     """
     check_model(model)

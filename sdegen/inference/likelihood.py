@@ -182,19 +182,20 @@ def log_prob(
     grad = bool(flag(grad, "grad"))
     if not is_auto(solver):
         check_density_solver(named(solver), grad=grad)
-    how = How(solver, steps, rtol, atol, t_span, max_steps, on_failure)
-    plan = how.plan(ProbabilityFlow(model), x.dtype, span=(model.sde.t_min, model.sde.t_max))
+    asked = How(solver, steps, rtol, atol, t_span, max_steps, on_failure)
+    plan = asked.plan(ProbabilityFlow(model), x.dtype, span=(model.sde.t_min, model.sde.t_max))
 
     parts, columns = [], []
     with quiet(model, grad=grad), bar(progress) as report:
-        for rows, tell in chunks(x.shape[0], batch_size, report):
+        places = int(batch_size) if batch_size and plan.refills else None
+        for rows, tell in chunks(x.shape[0], None if places else batch_size, report):
             term, start = ProbabilityFlow(model, cond=rows_of(cond, rows)), x[rows.to(x.device)]
             noise = Noise(seed, index=numbers[rows])
-            column = DensityColumn(
-                plan, term, start, noise, divergence=divergence, probes=probes, differentiable=grad, errors=True
-            )
+            how = {"divergence": divergence, "probes": probes, "differentiable": grad}
+            column = DensityColumn(plan, term, start, noise, **how, errors=True, places=places)
             columns.append(column)
-            parts.append(column.read(run(column.inside, column.term, column.x, noise=noise, report=tell)))
+            way = run(column.inside, column.term, column.x, noise=noise, report=tell, places=places)
+            parts.append(column.read(way))
     solution = joined(parts)
     found = replace(_collected(solution, columns, seed), of_latents=model.space is not None)
     try:

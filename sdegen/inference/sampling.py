@@ -130,7 +130,7 @@ def sample(
 
     parts = []
     with quiet(model), computing(computing_in), bar(progress) as report:
-        places = int(batch_size) if batch_size and plan.refills and not return_log_prob else None
+        places = int(batch_size) if batch_size and plan.refills else None
         for rows, tell in chunks(shape[0], None if places else batch_size, report):
             whole = len(rows) == shape[0]
             noise = Noise(seed, index=numbers[rows])
@@ -142,7 +142,8 @@ def sample(
             if return_log_prob:
                 flow = ProbabilityFlow(model, cond=given if whole else rows_of(given, rows))
                 column = DensityColumn(plan, flow, x, noise)
-                parts.append(column.read(run(column.inside, column.term, column.x, noise=noise, report=tell)))
+                way = run(column.inside, column.term, column.x, noise=noise, report=tell, places=places)
+                parts.append(column.read(way))
             else:
                 part = term if whole else term.select(rows)
                 parts.append(run(plan, part, x, noise=noise, report=tell, places=places))

@@ -63,6 +63,50 @@ def test_encoding_too():
     assert torch.equal(some.nfe, whole.nfe)
 
 
+DENSITIES = {
+    "exact": {"rtol": 1e-3},
+    "probes": {"rtol": 1e-2, "divergence": "rademacher", "probes": 3},
+    "labels": {"rtol": 1e-3, "label": torch.arange(N) % 3 - 1},
+    "dopri5": {"rtol": 1e-3, "solver": "dopri5"},
+    "grid": {"steps": 12},
+    "few steps at most": {"rtol": 1e-3, "max_steps": 26, "on_failure": "mark"},
+}
+
+
+@pytest.mark.parametrize("name", DENSITIES)
+def test_densities_too_with_all_that_is_said_of_their_errors(name):
+    x, how = MIXTURE.sample(N, seed=0, dtype=F64), {"seed": 2, **DENSITIES[name]}
+    whole, some = (sg.log_prob(model_of(), x, batch_size=size, **how) for size in (None, PLACES))
+    for a, b in ((some.nats, whole.nats), (some.stderr, whole.stderr), (some.latent, whole.latent)):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-9, equal_nan=True)
+    for error in whole.errors:
+        torch.testing.assert_close(some.errors[error], whole.errors[error], rtol=1e-9, atol=1e-9, equal_nan=True)
+    assert torch.equal(some.nfe, whole.nfe) and torch.equal(some.status, whole.status)
+    assert name != "few steps at most" or 0 < int((whole.status == 0).sum()) < N
+
+
+def test_samples_with_their_densities_too():
+    how = {"seed": 5, "dtype": F64, "rtol": 1e-3, "return_log_prob": True, "progress": False}
+    whole, some = (sg.sample(model_of(), N, batch_size=size, **how) for size in (None, PLACES))
+    torch.testing.assert_close(some.x, whole.x, rtol=0, atol=1e-10)
+    torch.testing.assert_close(some.log_prob, whole.log_prob, rtol=0, atol=1e-9)
+    assert torch.equal(some.nfe, whole.nfe)
+
+
+def test_calls_for_densities_follow_counts():
+    n = 400
+    x = MIXTURE.sample(n, seed=0, dtype=F64)
+    for run in (
+        lambda model: sg.log_prob(model, x, rtol=1e-3, batch_size=PLACES),
+        lambda model: sg.sample(model, n, seed=0, rtol=1e-3, return_log_prob=True, batch_size=PLACES, progress=False),
+    ):
+        model = model_of()
+        found = run(model)
+        assert max(model.sizes) <= PLACES
+        assert len(model.sizes) * PLACES <= 1.1 * float(found.nfe.sum())
+        assert sum(model.sizes) == int(found.nfe.sum())
+
+
 @pytest.mark.parametrize(
     "how",
     [
