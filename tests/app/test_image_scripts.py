@@ -155,12 +155,13 @@ def test_a_relative_path_is_told_as_one(tmp_path, monkeypatch):
     said = refused(monkeypatch, "evaluate_images.py", model)
     assert "trained on 'sets/photos', a relative path, of where training began: pass --data" in said
     pictures(tmp_path / "a" / "sets" / "photos", channels=1)
-    monkeypatch.chdir(tmp_path / "a")
     words = ["--network", "mnist-small", "--net", "channels=8", "--net", "patch=1", "--smoke"]
-    run(monkeypatch, "train_images.py", "--data", "sets/photos", *words, "--out", tmp_path / "run")
-    monkeypatch.chdir(tmp_path)
-    said = refused(monkeypatch, "train_images.py", "--out", "run", "--steps", 6)
-    assert "it is a relative path: start where training began, or pass --data" in said
+    for where, source, out in (("a", "sets/photos", "run"), ("a/sets", "photos", "beside")):
+        monkeypatch.chdir(tmp_path / where)
+        run(monkeypatch, "train_images.py", "--data", source, *words, "--out", tmp_path / out)
+        monkeypatch.chdir(tmp_path)
+        said = refused(monkeypatch, "train_images.py", "--out", out, "--steps", 6)
+        assert "it is a relative path: start where training began, or pass --data" in said
     run(monkeypatch, "train_images.py", "--out", "run", "--steps", 6, "--data", "a/sets/photos")
     assert (tmp_path / "run" / "step-00000006").exists()
 
@@ -178,6 +179,9 @@ def test_what_is_refused_leaves_no_folder(tmp_path, monkeypatch):
         (("--steps", 3, "--rtol", 0.1), "give one of them"),
         (("--steps", 0), "steps"),
         (("--index", "3-x"), "expected numbers and ranges"),
+        (("--index", "5-2"), "expected numbers and ranges"),
+        (("--index", "1-2-3"), "expected numbers and ranges"),
+        (("--index", f"0-{10**30}"), "expected numbers and ranges"),
         (("--eta", 1, "--solver", "heun"), "eta"),
     ):
         assert message in refused(monkeypatch, "sample_images.py", model, "--out", out, *words), words

@@ -40,6 +40,8 @@ from ..sample_folder import MODES, check, claim, decoded, encoded, settings_of, 
 from ..shared import device_here
 from ..told import Told
 
+_MOST = 10**7  # samples at a time
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
@@ -97,9 +99,12 @@ def chosen(args: argparse.Namespace, default: int) -> list[int]:
         return list(range(args.n or default))
     try:
         ends = [[int(end) for end in part.split("-")] for part in args.index.split(",")]
-        return sorted({i for end in ends for i in range(end[0], end[-1] + 1)})
     except ValueError:
-        raise InvalidInputError(f"--index {args.index}: expected numbers and ranges such as 0-63,100") from None
+        ends = []
+    ranges = [range(end[0], end[-1] + 1) for end in ends if len(end) < 3]
+    if not ends or len(ranges) < len(ends) or not all(0 < r.stop - r.start <= _MOST for r in ranges):
+        raise InvalidInputError(f"--index {args.index}: expected numbers and ranges such as 0-63,100")
+    return sorted({i for found in ranges for i in found})
 
 
 # ---- one file

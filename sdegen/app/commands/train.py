@@ -156,7 +156,8 @@ def load(args: argparse.Namespace, source: dict[str, Any]) -> data.Images:
     try:
         return data.load_images(**source, split="train", flips=args.flips, cache=args.cache)
     except InvalidInputError as error:
-        lost = os.sep in args.data and not Path(args.data).is_absolute() and not Path(args.data).exists()
+        recalled = args.source is None or os.sep in args.data
+        lost = recalled and not Path(args.data).is_absolute() and not Path(args.data).exists()
         hint = "; it is a relative path: start where training began, or pass --data" if lost else ""
         raise InvalidInputError(f"{error}{hint}") from error
 
