@@ -1,13 +1,16 @@
 """What a network is told beside x and t: labels, vectors, tokens and images; how they are checked, left out and read.
 
-In training a condition is left out of a sample with a given probability, drawn from torch's global generator, which
-`fit` seeds by (seed, step): a resumed run leaves out the same ones.
+In training a condition is left out of a sample with a given probability, drawn from torch's global generator, or in
+`fit` by (seed, step) and the sample's place in the batch: a resumed run, and any number of processes, leaves out the
+same ones.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +22,8 @@ from ..core.errors import InvalidInputError
 from ..core.show import ShownNet
 
 CONDITIONS = frozenset({"label", "tokens", "token_mask", "vector", "image"})
+_NOISE: ContextVar[Any] = ContextVar("noise", default=None)
+_DROPPED = 1 << 20  # the address of its draws for what is left out
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)
 
 
@@ -208,9 +213,27 @@ class VectorEmbedding(nn.Module):
         return self.linear(u)
 
 
+@contextmanager
+def dropping_by(noise: Any) -> Iterator[None]:
+    """Which samples conditions are left out of is drawn by their places in a larger batch, as its noise is.
+
+    Args:
+        noise: of its rows `start` .. `stop`, with a method `uniform`.
+    """
+    before = _NOISE.set([noise, 0])
+    try:
+        yield
+    finally:
+        _NOISE.reset(before)
+
+
 def dropped(share: float, batch: int, device: torch.device) -> Tensor:
     """(B,) which samples a condition is left out of."""
-    return torch.rand(batch, device=device) < share
+    here = _NOISE.get()
+    if here is None or batch != here[0].stop - here[0].start:
+        return torch.rand(batch, device=device) < share
+    here[1] += 1  # each condition, and each call, has draws of its own
+    return here[0].uniform((batch,), _DROPPED, here[1], dtype=torch.float32, device=device) < share
 
 
 def with_image(x: Tensor, image: Tensor | None) -> Tensor:

@@ -22,26 +22,33 @@ class Average:
         parameters: what is averaged.
         decay: d, a number in [0, 1) for the exponential average with its warm-up (`exponential`; 0 keeps the last
             weights), or a function of n.
+        masters: what is averaged instead where parameters are its copies in half precision; the same tensors elsewhere.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], decay: float | Callable[[int], float]) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        decay: float | Callable[[int], float],
+        masters: Sequence[Tensor] | None = None,
+    ) -> None:
         self.parameters: list[Tensor] = list(parameters)
+        self.masters = self.parameters if masters is None else list(masters)
         self.decay = decay if callable(decay) else partial(exponential, decay)
-        self.values: list[Tensor] = [p.detach().clone() for p in self.parameters]
+        self.values: list[Tensor] = [p.detach().clone() for p in self.masters]
 
     @torch.no_grad()
     def update(self, n: int) -> None:
         """Take in the parameters after step n."""
-        torch._foreach_lerp_(list(map(local, self.values)), list(map(local, self.parameters)), 1 - self.decay(n))
+        torch._foreach_lerp_(list(map(local, self.values)), list(map(local, self.masters)), 1 - self.decay(n))
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """The averages stand in the model; its own weights wait outside."""
-        self._exchange()
+        self._exchange(self.values)
         try:
             yield
         finally:
-            self._exchange()
+            self._exchange(self.masters)
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -49,9 +56,11 @@ class Average:
         torch._foreach_copy_(list(map(local, self.parameters)), list(map(local, self.values)))
 
     @torch.no_grad()
-    def _exchange(self) -> None:
+    def _exchange(self, wanted: Sequence[Tensor]) -> None:
         for i, p in enumerate(self.parameters):
-            if is_sharded(p):  # what is gathered from stays where it is
+            if self.masters[i] is not p:
+                local(p).copy_(local(wanted[i]))
+            elif is_sharded(p):  # what is gathered from stays where it is
                 own, average = local(p), local(self.values[i])
                 kept = own.clone()
                 own.copy_(average)

@@ -88,7 +88,7 @@ class Indexed(_Loaded):
         inside = data.data if isinstance(data, Conditioned) else data
         self.samples = inside if isinstance(inside, Tensor) else None  # all of them, where they are in memory
         self.in_memory = self.samples is not None
-        self.workers = 0 if isinstance(data, Tensor | Batched) else workers  # what is in memory is there at once
+        self.workers = 0 if isinstance(data, Tensor) else workers  # what is in memory is there at once
         self.load = Loader(data, partial(_collated, rows))
         self.length = len(data) * -(-batch_size // len(data))  # of a pass: whole copies of the data, a batch at least
         self._passes: dict[tuple[int, int], Tensor] = {}
@@ -144,11 +144,9 @@ class Indexed(_Loaded):
         return self.load.collate([self.data[i] for i in own.tolist()])
 
     def _here(self, task: Task, device: torch.device) -> Any:
-        if not isinstance(self.data, Tensor | Batched):
+        if not isinstance(self.data, Tensor):
             return self.load(task, device)
-        if not isinstance(self.data, Tensor):  # which draws nothing
-            seed_draws(task.seed, device)
-        return self._loaded(torch.tensor(task.numbers, dtype=torch.long, device="cpu"))
+        return self._loaded(torch.tensor(task.numbers, dtype=torch.long, device="cpu"))  # which draws nothing
 
     def _made(self, loaded: Any, numbers: Tensor, start: int, stop: int) -> Batch:
         x0, theirs = loaded

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..core.errors import InvalidInputError
+from ..data.batched import Batched
 from .draws import seed_draws
 
 _CPU = torch.device("cpu")
@@ -41,6 +42,8 @@ class Loader:
     def __call__(self, task: Task, device: torch.device = _CPU) -> Any:
         """The batch; what is drawn on the way comes from the global generators, seeded by the task."""
         seed_draws(task.seed, device)
+        if isinstance(self.data, Batched):
+            return self.data.batch(torch.tensor(task.numbers, dtype=torch.long, device="cpu"))
         several = getattr(self.data, "__getitems__", None)
         items = several(task.numbers) if several is not None else [self.data[i] for i in task.numbers]
         return self.collate(items)

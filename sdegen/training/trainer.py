@@ -24,6 +24,7 @@ from ..core.team import Team, watched
 from ..loop.modes import quiet
 from ..models.base import ScoreModel
 from ..models.networks import plain_names
+from ..nets.conditions import dropping_by
 from .batches import Batch
 from .checks import saveable
 from .draws import BatchNoise, derived_seed, own_draws, seed_draws
@@ -37,6 +38,7 @@ from .options import PRECISIONS, Options
 from .states import packed, unpacked
 
 _WAIT_STEPS, _WAIT_SECONDS = 64, 0.5  # how many steps, and how long, are left unevaluated
+_HALF = (torch.float16, torch.bfloat16)
 _LOG_STEPS = 50  # between rows of the metrics, after those of the first steps
 
 
@@ -52,11 +54,12 @@ class Trainer:
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.names, self.parameters = list(plain_names(model, named).values()), list(named.values())
         self.device = self.parameters[0].device
-        self.optimiser = Optimiser(self.parameters, self.names, options)
+        self.masters = [_master(p) for p in self.parameters]
+        self.optimiser = Optimiser(self.masters, self.names, options)
         self.clip = math.inf if options.clip is None else options.clip
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=options.precision == "fp16")
         decays = [partial(power_function, width) for width in options.widths] or [options.ema or 0.0]
-        self.averages = [Average(self.parameters, decay) for decay in decays]  # type: ignore[arg-type]
+        self.averages = [Average(self.parameters, decay, self.masters) for decay in decays]  # type: ignore[arg-type]
         self.recorder = Recorder(model.sde if isinstance(model, ScoreModel) else None)
         self.step = 0  # how many are done
         self.rates = array("d")  # of the steps
@@ -92,18 +95,30 @@ class Trainer:
 
     def advance(self, batch: Batch) -> None:
         """One step of the optimiser; if loss or gradient is not finite, it changes no weight."""
-        self.optimiser.inner.zero_grad()
+        for p in (*self.masters, *self.parameters):
+            p.grad = None
         parts = batch.parts(self.options.accumulate)
         losses, t = self._summed([self._backward(part, last=part is parts[-1]) for part in parts], batch)
+        for p, master in zip(self.parameters, self.masters, strict=True):
+            if master is not p and p.grad is not None:
+                master.grad = p.grad.to(master.dtype)
         self.scaler.unscale_(self.optimiser.inner)
-        norm, mean = whole(clip_grad_norm_(self.parameters, self.clip)), losses.mean()
+        norm, mean = whole(clip_grad_norm_(self.masters, self.clip)), losses.mean()
         failed = ((norm + mean) * 0).nan_to_num(1.0).float()  # of NaN or infinity, not waited for
         self.rates.append(self.optimiser.step(self.step, failed))
         self.scaler.update()
+        self._copy_masters()
         for average in self.averages:
             average.update(self.step)
         self.recorder.add(Step(losses, t, mean, norm, failed, batch.numbers))
         self.step += 1
+
+    @torch.no_grad()
+    def _copy_masters(self) -> None:
+        """Give weights in half precision the values of what is trained in their place."""
+        for p, master in zip(self.parameters, self.masters, strict=True):
+            if master is not p:
+                local(p).copy_(local(master))
 
     def _backward(self, part: Batch, *, last: bool) -> tuple[Tensor, Tensor | None]:
         """Add the gradient of these rows' part of the mean loss; their losses and times."""
@@ -115,7 +130,7 @@ class Trainer:
         noise = BatchNoise(derived_seed(self.seed, "noise", self.step), part.start, part.start + rows, part.total)
         seed_draws(derived_seed(self.seed, "draws", self.step, part.start), self.device)
         self._times, dtype = None, PRECISIONS[self.options.precision]
-        with watched(), self.engine.gathering(last):
+        with watched(), self.engine.gathering(last), dropping_by(noise):
             with torch.autocast(self.device.type, dtype) if dtype is not None else nullcontext():
                 losses = self.engine.losses(x0, cond, noise)
             _check_losses(losses, rows)
@@ -204,10 +219,15 @@ class Trainer:
         """Tensors and state: "model" with the averaged weights, and more that `load` reads, and "training"."""
         with self.average.in_place():
             groups = storage.tensor_groups(saveable(self.model))
-            model = {name: value.clone() if is_sharded(value) else value for name, value in groups["model"].items()}
+            model = {
+                name: value.clone() if is_sharded(value) or value.dtype in _HALF else value
+                for name, value in groups["model"].items()
+            }
         training = self.recorder.tensors()
-        for name, p in zip(self.names, self.parameters, strict=True):
-            training[f"weight.{name}"] = p
+        for name, p, master, value in zip(self.names, self.parameters, self.masters, self.average.values, strict=True):
+            training[f"weight.{name}"] = master
+            if master is not p:
+                training[f"average0.{name}"] = value
         moments, optimiser = self.optimiser.state()
         training |= moments
         for k, average in enumerate(self.averages[1:], 1):
@@ -255,9 +275,12 @@ class Trainer:
         _check_finite(own)
         try:
             storage.set_weights(storage.network_of(self.model), tensors["model"])
-            for name, p, average in zip(self.names, self.parameters, self.average.values, strict=True):
-                local(average).copy_(local(p))
-                _put(p, own[f"weight.{name}"])
+            for name, p, master, average in zip(
+                self.names, self.parameters, self.masters, self.average.values, strict=True
+            ):
+                _put(average, p if master is p else own[f"average0.{name}"])
+                _put(master, own[f"weight.{name}"])
+            self._copy_masters()
             for k, average in enumerate(self.averages[1:], 1):
                 for name, value in zip(self.names, average.values, strict=True):
                     _put(value, own[f"average{k}.{name}"])
@@ -302,6 +325,11 @@ def _fill_memory(parameters: Iterable[Tensor]) -> None:
     for p in parameters:
         if p.stride() != torch.empty_like(p).stride():
             p.data = p.detach().clone()
+
+
+def _master(p: Any) -> Any:
+    """What is trained: a weight itself, of one in half precision a copy in float32, where small steps are not lost."""
+    return nn.Parameter(p.detach().float()) if p.dtype in _HALF else p
 
 
 def _put(place: Tensor, value: Tensor) -> None:

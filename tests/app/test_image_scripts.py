@@ -253,6 +253,23 @@ def test_processes_share_the_scores(tmp_path, monkeypatch, capfd):
     assert all(torch.equal(value, two[name]) for name, value in one.items()), "trained by one process alone"
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_processes_train_together(tmp_path, capfd, strategy):
+    """By either engine, with images read ahead: one run folder with its previews, one voice, the solver fitted last."""
+    pictures(tmp_path / "photos", 24, channels=1)
+    words = ("train", tmp_path / "photos", "--cache", tmp_path / "kept", "--net", "channels=8", "--net", "patch=1")
+    words = (*words, "--smoke", "--device", "cpu", "--seed", 1, "--workers", 1, "--strategy", strategy)
+    assert Crew(2, command, *words, "--out", tmp_path / "two", "--fit-solver", 3).results(120) == [0, 0]
+    told = capfd.readouterr().out
+    assert told.count("parameters") == 1 and told.count("now: sdegen sample") == told.count("3 evaluations") == 1
+    assert (tmp_path / "two" / "previews" / "step-00000004.png").exists()
+    assert list(sg.load(tmp_path / "two" / "fitted", device="cpu").solvers[0].fits) == [3]
+    assert Crew(1, command, *words, "--out", tmp_path / "one").results(120) == [0]
+    one, two = (sg.load(tmp_path / name, device="cpu").state_dict() for name in ("one", "two"))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_processes_share_the_samples(tmp_path, monkeypatch):
     """Two make together what one makes alone, each batch once."""

@@ -289,7 +289,9 @@ def test_reverse_sde_solvers_run_along_tables(name, table):
     close(x.T.cov(), PLANE.covariance, 0.3)
 
 
-OUTSIDE = [row for row in sg.solvers() if ":" in row.name and "reversible_heun" not in row.name]  # unstable along VP too
+OUTSIDE = [
+    row for row in sg.solvers() if ":" in row.name and "reversible_heun" not in row.name
+]  # unstable along VP too
 QUICK = ("torchdiffeq:dopri5", "torchdiffeq:rk4", "scipy:DOP853", "scipy:LSODA", "torchsde:srk")
 
 

@@ -120,7 +120,8 @@ WRONG = {
     "draws": (lambda m, x: bits_per_dim(m, x, levels=LEVELS, draws=0), "draws=0"),
     "kind": (lambda m, x: bits_per_dim(m, x, levels=LEVELS, dequantisation="normal"), "expected 'truncated-normal' or"),
     "draws with probes": (
-        lambda m, x: bits_per_dim(m, x, levels=LEVELS, draws=2, divergence="rademacher"), "pass divergence='exact'"
+        lambda m, x: bits_per_dim(m, x, levels=LEVELS, draws=2, divergence="rademacher"),
+        "pass divergence='exact'",
     ),
     "gradients": (lambda m, x: bits_per_dim(m, x, levels=LEVELS, grad=True), "no meaning"),
     "integers": (lambda m, x: bits_per_dim(m, x.long(), levels=LEVELS), "floating"),

@@ -94,7 +94,9 @@ def test_gaussian_data_have_it_with_random_probes_too(kind):
 
 def test_a_standard_deviation_for_each_coordinate_makes_the_prior_exact():
     """Gaussian data along the axes: the law at t_max is known from data_mean and data_std alone, at any noise there."""
-    model = MixtureModel(sg.GaussianMixture([[1.0, -2.0]], covariances=[[0.09, 0.0], [0.0, 4.0]]), EDMSDE(sigma_max=5.0))
+    model = MixtureModel(
+        sg.GaussianMixture([[1.0, -2.0]], covariances=[[0.09, 0.0], [0.0, 4.0]]), EDMSDE(sigma_max=5.0)
+    )
     truth = model.log_prob(x := at_t_min(model, 5), model.sde.t_min)
     model.data_covariance = None
     model.set_statistics(torch.tensor([1.0, -2.0]), torch.tensor([0.3, 2.0]))

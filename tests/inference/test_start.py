@@ -23,7 +23,9 @@ def check_law(x: torch.Tensor) -> None:
     assert abs(float(torch.corrcoef(x.T)[0, 1]) - 12 / 15) < 0.02
 
 
-@pytest.mark.parametrize("how", [{"steps": 16}, {"rtol": 1e-2}, {"eta": 1.0, "steps": 60}], ids=["flow", "tolerance", "sde"])
+@pytest.mark.parametrize(
+    "how", [{"steps": 16}, {"rtol": 1e-2}, {"eta": 1.0, "steps": 60}], ids=["flow", "tolerance", "sde"]
+)
 @pytest.mark.parametrize("name", [name for name in BUILT_IN if "endless" not in name])
 def test_data_far_from_the_origin_come_out_where_they_are(name, how):
     """Exact scores of N((300, -40), C): N(0, sigma^2) would be wrong by up to two standard deviations of the noise."""
@@ -76,7 +78,9 @@ def test_the_start_is_the_law_that_is_known(name):
 def test_samples_of_any_batch_size_and_number_begin_alike():
     model = sg.MixtureModel(FAR, sg.VPSDE())
     whole = sg.sample(model, 7, steps=4, seed=5, dtype=F64).x
-    torch.testing.assert_close(sg.sample(model, 7, steps=4, seed=5, batch_size=3, dtype=F64).x, whole, rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        sg.sample(model, 7, steps=4, seed=5, batch_size=3, dtype=F64).x, whole, rtol=1e-12, atol=0
+    )
     one = sg.sample(model, 1, steps=4, seed=5, index=[4], dtype=F64).x
     torch.testing.assert_close(one, whole[4:5], rtol=1e-12, atol=0)
 

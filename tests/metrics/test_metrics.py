@@ -121,7 +121,10 @@ WRONG = {
         (torch.tensor([[0.0, math.nan], [1, 1], [math.inf, 0]]), torch.zeros(4, 2)),
         "x holds NaN or infinity in 2 of 3 samples",
     ),
-    "complex": ((torch.zeros(5, 2), torch.zeros(5, 2, dtype=torch.complex64)), "got y=a Tensor .*complex64 .pass real and imaginary parts"),
+    "complex": (
+        (torch.zeros(5, 2), torch.zeros(5, 2, dtype=torch.complex64)),
+        "got y=a Tensor .*complex64 .pass real and imaginary parts",
+    ),
 }
 
 

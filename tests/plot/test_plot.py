@@ -633,7 +633,10 @@ def test_a_film_can_be_drawn_by_matplotlib_too():
         film._draw_frame(k)
         np.testing.assert_array_equal(head.get_xydata(), found.xs[kept[k]].numpy())
         np.testing.assert_array_equal(tail[0].get_xydata(), found.xs[kept[max(0, k - 1)]].numpy())
-        assert ax.get_title("left").startswith("t = ") and abs(float(ax.get_title("left")[4:]) - float(found.ts[kept[k]])) < 1e-2
+        assert (
+            ax.get_title("left").startswith("t = ")
+            and abs(float(ax.get_title("left")[4:]) - float(found.ts[kept[k]])) < 1e-2
+        )
     film._draw_was_started = True
 
 
@@ -763,7 +766,10 @@ WRONG = {
     "a time that is none": (lambda: plot.score_field(ring(), "now"), "got t='now', expected a number"),
     "a kind of field": (lambda: plot.score_field(ring(), 0.1, kind="heat"), "expected 'quiver' or 'stream'"),
     "a field on the line": (lambda: plot.score_field(sg.MixtureModel(LINE, sg.VPSDE()), 0.1), "1 dimensions"),
-    "an extent": (lambda: plot.score_field(ring(), 0.1, extent=(1, -1, 0, 1)), r"expected \(left, right, bottom, top\)"),
+    "an extent": (
+        lambda: plot.score_field(ring(), 0.1, extent=(1, -1, 0, 1)),
+        r"expected \(left, right, bottom, top\)",
+    ),
     "samples in space": (lambda: plot.density(torch.zeros(5, 3)), r"samples\[:, :2\], or kind='marginals'"),
     "images as samples": (lambda: plot.density(torch.zeros(5, 1, 8, 8)), "image_grid"),
     "no samples to count": (lambda: plot.density(torch.zeros(0, 2)), "no samples"),
@@ -796,7 +802,10 @@ WRONG = {
     "a film's folder": (lambda: plot.animate(flow_paths(), "/nowhere/a.gif"), "no folder '/nowhere'"),
     "a film's frames": (lambda: plot.animate(flow_paths(), frames=0), "frames=0"),
     "a film's speed": (lambda: plot.animate(flow_paths(), fps=0), "fps=0"),
-    "a film on the line": (lambda: plot.animate(solution([1.0, 0.0], torch.zeros(2, 3, 1))), "expected points \\(2,\\)"),
+    "a film on the line": (
+        lambda: plot.animate(solution([1.0, 0.0], torch.zeros(2, 3, 1))),
+        "expected points \\(2,\\)",
+    ),
     "no table": (lambda: plot.work_precision(3), "table is int: expected a list of rows"),
     "an empty table": (lambda: plot.work_precision([]), "it has no rows"),
     "a row without a field": (

@@ -42,7 +42,9 @@ def test_the_leap_is_the_exact_flow_of_gaussian_data(sde):
     model = gaussian_model(sde)
     x = sde.prior((20, 3), seed=1, dtype=torch.float64)
     middle = float(sde.time(torch.tensor(-math.log(3.0), dtype=torch.float64)))
-    solution = sg.sample(model, (20, 3), x_init=x, solver=sg.make_solver("adams", start="gaussian"), steps=[sde.t_max, middle])
+    solution = sg.sample(
+        model, (20, 3), x_init=x, solver=sg.make_solver("adams", start="gaussian"), steps=[sde.t_max, middle]
+    )
     assert solution.calls == 0
     torch.testing.assert_close(solution.x, exact_flow(model, x, sde.t_max, middle), rtol=1e-12, atol=1e-12)
 
@@ -85,7 +87,9 @@ def test_past_slopes_are_those_of_the_flow_to_first_order(whole):
     """What they miss of the flow's slope, beside what the Gaussian's misses, halves where the noise level doubles; with
     the power of another k it would stay."""
     mixture = sg.GaussianMixture([[-1.0, 0.3], [1.0, -0.4], [0.0, 0.1]], std=0.3, weights=[0.5, 0.3, 0.2])
-    model = sg.MixtureModel(sg.GaussianMixture(mixture.means - mixture.mean, std=0.3, weights=mixture.weights), sg.VPSDE())
+    model = sg.MixtureModel(
+        sg.GaussianMixture(mixture.means - mixture.mean, std=0.3, weights=mixture.weights), sg.VPSDE()
+    )
     term = sg.ProbabilityFlow(model.on(sg.TrigSDE(model.sigma_data, sigma_min=0.1, sigma_max=2000.0)))
     law = None if whole else Gaussian.of_covariance(torch.tensor(model.sigma_data**2))
     z = torch.randn(200, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -99,7 +103,10 @@ def test_past_slopes_are_those_of_the_flow_to_first_order(whole):
         for t, slope in zip(leap.past, slopes, strict=True):
             y = leap.at(x, t)
             exact = term.drift(y, torch.tensor(t, dtype=torch.float64))
-            missed, whole_gap = (exact - slope).square().mean().sqrt(), (exact - leap.slope(y, t)).square().mean().sqrt()
+            missed, whole_gap = (
+                (exact - slope).square().mean().sqrt(),
+                (exact - leap.slope(y, t)).square().mean().sqrt(),
+            )
             shares.append(float(missed / whole_gap))
     for coarse, fine in zip(shares, shares[2:], strict=False):
         assert fine < 0.6 * coarse, shares
@@ -114,7 +121,10 @@ def test_a_landing_close_below_t_max_is_corrected_by_what_lies_between():
     times = [24 * s, 16 * s, 16 * s * (1 - 1e-6)]
     exact, got = (
         sg.sample(model, (100, 2), x_init=x, t_span=None if how.get("steps") else (times[0], times[2]), **how).x
-        for how in ({"solver": "dopri5", "rtol": 1e-13}, {"solver": sg.make_solver("adams", start="gaussian"), "steps": times})
+        for how in (
+            {"solver": "dopri5", "rtol": 1e-13},
+            {"solver": sg.make_solver("adams", start="gaussian"), "steps": times},
+        )
     )
     circle = model.on(sg.TrigSDE(s, sigma_max=24 * s))
     centred = x - mixture.mean  # VE: xh is x
@@ -191,7 +201,9 @@ def test_newton_table_is_divided_differences():
 
 def test_low_rank_and_rest_is_the_whole_covariance_where_that_is_its_form():
     u = torch.linalg.qr(torch.randn(6, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0]
-    whole = Gaussian.of_covariance(u @ torch.diag(torch.tensor([3.0, 2.0], dtype=torch.float64)) @ u.T + 0.25 * torch.eye(6))
+    whole = Gaussian.of_covariance(
+        u @ torch.diag(torch.tensor([3.0, 2.0], dtype=torch.float64)) @ u.T + 0.25 * torch.eye(6)
+    )
     part = Gaussian(torch.zeros(()), torch.tensor([3.25, 2.25], dtype=torch.float64), u, 0.25)
     y = torch.randn(5, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     f = lambda v: (0.3 * v + 1) ** 0.5

@@ -572,7 +572,11 @@ def test_buffers_may_be_infinite_but_not_nan(tmp_path):
     ("net", "good", "bad"),
     [
         (lambda: MLP(2, hidden=4), [(2,), None], [(3,), (2, 1), (), (0,), (-2,)]),
-        (lambda: UNet(1, channels=8, multipliers=(1, 2)), [(1, 4, 4), (1, 8, 2)], [(2, 4, 4), (1, 3, 4), (1, 4), (1, 0, 4)]),
+        (
+            lambda: UNet(1, channels=8, multipliers=(1, 2)),
+            [(1, 4, 4), (1, 8, 2)],
+            [(2, 4, 4), (1, 3, 4), (1, 4), (1, 0, 4)],
+        ),
         (lambda: DiT(1, hidden=8, depth=1, heads=2, patch=2), [(1, 4, 6)], [(1, 4, 5), (3, 4, 4), (4,)]),
     ],
     ids=["mlp", "unet", "dit"],
@@ -646,7 +650,11 @@ def test_models_of_diffusers_load_with_the_unet_alone(tmp_path):
         save(model, tmp_path / "m")
         cond = {} if classes is None else {"class_labels": 1}
         x = torch.randn(2, 1, 8, 8)
-        for net in (unet(out, classes), nn.DataParallel(unet(out, classes)), sdegen.from_diffusers(unet(out, classes), scheduler).net):
+        for net in (
+            unet(out, classes),
+            nn.DataParallel(unet(out, classes)),
+            sdegen.from_diffusers(unet(out, classes), scheduler).net,
+        ):
             back = load(tmp_path / "m", net=net, device="cpu")
             assert type(back) is type(model)
             with torch.no_grad():

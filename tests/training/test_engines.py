@@ -39,6 +39,7 @@ def pictures(n: int = 64) -> Tensor:
 NETS = {
     "unet": lambda: UNet(1, channels=8, multipliers=(1, 2), n_classes=3),
     "channels last": lambda: UNet(1, channels=8, multipliers=(1,), n_classes=3).to(memory_format=torch.channels_last),
+    "dropped labels": lambda: UNet(1, channels=8, multipliers=(1,), n_classes=3, label_dropout=0.4),
     "dit": lambda: DiT(1, hidden=16, depth=2, heads=2, patch=4, n_classes=3),
 }
 

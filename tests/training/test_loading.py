@@ -57,7 +57,21 @@ def loader(data: Dataset, **words) -> DataLoader:
     return DataLoader(data, batch_size=7, shuffle=True, **words)
 
 
+class Whole(sg.data.Batched):
+    """A set that gives whole batches, which it draws."""
+
+    def __init__(self) -> None:
+        self.x = points(40)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def batch(self, numbers: Tensor):
+        return self.x[numbers] + torch.randn(len(numbers), 2), {"label": numbers % 3}
+
+
 KINDS = {
+    "one that gives batches": Whole,
     "a dataset": Augmented,
     "one that loads several": Several,
     "a loader": lambda: loader(Augmented()),
@@ -96,7 +110,12 @@ def test_the_workers_of_a_loader_are_used():
     def pids(data, workers: int) -> set:
         return {x for batch in first(data, 6, workers=workers) for row in batch[0] for x in row}
 
+    class WhereBatches(Whole):
+        def batch(self, numbers: Tensor):
+            return torch.full((len(numbers), 2), float(os.getpid())), {"label": numbers % 3}
+
     here = {float(os.getpid())}
+    assert here.isdisjoint(pids(WhereBatches(), 2)) and pids(WhereBatches(), 0) == here
     assert pids(Where(), 0) == here and pids(loader(Where()), 0) == here
     assert here.isdisjoint(pids(Where(), 2)) and len(pids(loader(Where(), num_workers=2), 0)) == 2
 

@@ -82,8 +82,63 @@ def test_a_wrapped_model_is_named_with_the_cure_where_it_cannot_go():
         dsm_loss(nn.DataParallel(nn.Linear(2, 2)), points())
 
 
-def test_training_step_of_the_docs_gives_a_loss():
-    made = recipes()["OwnLightning"]()
-    made.training_step(points(8), 0).backward()
-    assert all(p.grad is not None for p in made.model.parameters())
-    assert isinstance(made.configure_optimizers(), torch.optim.Optimizer)
+class Step(nn.Module):
+    """A module whose `forward` is its training step, as Lightning's strategies hand it to DistributedDataParallel."""
+
+    def __init__(self, own) -> None:
+        super().__init__()
+        self.model, self.step = own.model, own.training_step
+
+    def forward(self, *batch):
+        return self.step(*batch)
+
+
+def lightning_style(rank: int, step) -> list:
+    torch.distributed.init_process_group("gloo")
+    torch.manual_seed(0)
+    own = recipes()["OwnLightning"]()
+    wrapped, optimizer = nn.parallel.DistributedDataParallel(Step(own)), own.configure_optimizers()
+    before = torch.cat([p.detach().flatten() for p in own.model.parameters()])
+    for i, rows in enumerate(points(64).chunk(4)):
+        optimizer.zero_grad()
+        wrapped(rows[8 * rank : 8 * rank + 8], i).backward()
+        optimizer.step()
+    after = torch.cat([p.detach().flatten() for p in own.model.parameters()])
+    assert float((after - before).abs().max()) > 1e-4, "it was trained"
+    return after.tolist()
+
+
+def test_training_step_of_the_docs_trains_the_same_weights_in_two_processes():
+    one, two = Crew(2, lightning_style).results()
+    assert one == two
+
+
+def trained_by_lightning(rank: int, step, folder: str) -> list:
+    import os
+
+    import lightning
+
+    os.chdir(folder)
+    torch.manual_seed(0)
+    own = type("Own", (recipes()["OwnLightning"], lightning.LightningModule), {"__init__": begun})()
+    batches = torch.utils.data.DataLoader(points(64), batch_size=8)
+    words = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    words |= {"enable_checkpointing": False, "max_epochs": 1}
+    lightning.Trainer(accelerator="cpu", devices=2, strategy="ddp", **words).fit(own, batches)
+    return torch.cat([p.detach().flatten() for p in own.model.parameters()]).tolist()
+
+
+def begun(self) -> None:
+    """As a class that derives from LightningModule has it."""
+    import lightning
+
+    lightning.LightningModule.__init__(self)
+    self.model = start()
+
+
+def test_lightning_trains_the_same_weights_in_two_processes(tmp_path):
+    pytest.importorskip("lightning")
+    one, two = Crew(2, trained_by_lightning, str(tmp_path)).results()
+    assert one == two
+    moved = [float((torch.tensor(one) - torch.cat([p.detach().flatten() for p in start().parameters()])).abs().max())]
+    assert moved[0] > 1e-4, "it was trained"

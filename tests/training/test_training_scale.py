@@ -24,6 +24,7 @@ from sdegen.core.errors import (
     InvalidInputError,
     NonFiniteError,
 )
+from sdegen.core.shards import whole
 from sdegen.core.team import Team
 from sdegen.models.base import ScoreModel
 from sdegen.models.denoiser import Denoiser
@@ -462,3 +463,56 @@ def test_a_signal_that_comes_twice_at_once_is_one(monkeypatch):
             assert seen == [signal.SIGTERM]
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+# ---- weights in half precision
+
+
+def half(seed: int = 0) -> Denoiser:
+    model = unet(seed)
+    model.net.bfloat16()
+    return model
+
+
+@pytest.mark.parametrize("ema", [None, 0.9, (0.05, 0.1)])
+def test_weights_in_half_precision_take_steps_that_they_cannot_hold(ema):
+    """Steps of 1e-4 of a weight: lost in bfloat16, whose numbers are 4e-3 apart, unless float32 copies take them."""
+    words = dict(label=torch.arange(64) % 3, steps=60, batch_size=16, seed=4, lr=2e-5, schedule="constant", ema=ema)
+    moved = []
+    for model in (unet(), half()):
+        for p in model.parameters():
+            p.data = p.data.bfloat16().to(p.dtype)  # both begin at the same weights
+        before = torch.cat([p.detach().double().flatten() for p in model.parameters()])
+        history = fit(model, pictures(), **words)
+        moved.append(torch.cat([p.detach().double().flatten() for p in model.parameters()]) - before)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    full, own = moved
+    assert float(torch.dot(full, own) / full.norm() ** 2) > 0.8, "as far as in full precision"
+    assert bool(history.loss.isfinite().all())
+
+
+@pytest.mark.parametrize("strategy", [None, "ddp", "fsdp"])
+def test_a_run_of_weights_in_half_precision_goes_on_to_the_bit(tmp_path, strategy):
+    words = dict(steps=14, batch_size=10, seed=3, save_every=4, strategy=strategy)
+    size = 2 if strategy else 1
+    whole = Crew(size, train_half, str(tmp_path / "whole"), words, 0).results()
+    Crew(size, train_half, str(tmp_path / "broken"), words, 10).results()
+    assert [p.name for p in steps(tmp_path / "broken")] == ["step-00000004", "step-00000008"]
+    assert Crew(size, train_half, str(tmp_path / "broken"), words, 0).results() == whole
+    loaded = load(tmp_path / "broken", device="cpu")
+    assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16} and flat(loaded).tolist() == whole[0][0]
+
+
+def train_half(rank: int, step, folder: str, words: dict, at: int) -> tuple:
+    def stop(step: int, model: ScoreModel, history: History) -> None:
+        if step == at:
+            raise SystemExit(3)
+
+    model = half(rank)
+    how = dict(label=torch.arange(64) % 3, out=folder, callback=stop, callback_every=1, ema=(0.05, 0.1))
+    history = fit(model, pictures(), **how, **words)
+    return flat_whole(model), history.loss.tolist()
+
+
+def flat_whole(model: nn.Module) -> list[float]:
+    return torch.cat([whole(p).double().nan_to_num(-1).flatten() for p in model.state_dict().values()]).tolist()

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ... import data, nets, plot
 from ...core.errors import CheckpointError, InvalidInputError
+from ...core.team import place_here
 from ...inference.fit_solver import fit_solver
 from ...inference.sampling import sample
 from ...models.base import ScoreModel
@@ -34,6 +35,7 @@ from ...storage.models import load as load_model
 from ...storage.models import save
 from ...training import History, fit
 from ...training.losses import dsm_loss
+from ...training.options import STRATEGIES
 from ..told import Told
 
 SDES = {
@@ -81,6 +83,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--weight", help="of the loss: simple, likelihood, edm, min-snr, one; default: what suits")
     run.add_argument("--precision", default="full", choices=("full", "bf16", "fp16"))
     run.add_argument("--compile", action="store_true", help="torch.compile the network")
+    run.add_argument("--workers", type=int, default=0, help="processes that read images of a --cache ahead of the step")
+    run.add_argument("--strategy", choices=STRATEGIES, help="of several processes: all weights in each, or parts")
     run.add_argument("--save-every", type=int, help="steps between checkpoints; default: two minutes")
     run.add_argument("--preview-every", type=int, help="steps; default: 1, 2, 4, ... and a hundredth of all")
     run.add_argument("--tensorboard", action="store_true")
@@ -118,18 +122,21 @@ class Previews:
 
     evaluations, share = 18, 0.1
 
-    def __init__(self, args: argparse.Namespace, n_classes: int | None) -> None:
+    def __init__(self, args: argparse.Namespace, n_classes: int | None, *, together: bool = False) -> None:
         self.args, self.n_classes, self.n = args, n_classes, 10 if args.smoke else 30
+        self.together = together  # every process draws, and all have to agree on when
         self.started, self.spent, self.cost = time.monotonic(), 0.0, 0.0
 
     def __call__(self, step: int, model: ScoreModel, history: History) -> Any:
-        if not (step == self.args.steps or self.args.preview_every or self.affordable(model)):
+        asked_for = step == self.args.steps or self.args.preview_every
+        if not asked_for and (self.together or not self.affordable(model)):
             return None
         began = time.monotonic()
         (self.args.out / "previews").mkdir(exist_ok=True)
         file = self.args.out / "previews" / f"step-{step:08d}.png"
         grid = plot.image_grid(self.draw(model, self.evaluations), nrow=10)
-        plot.save(grid, file)
+        if leads():
+            plot.save(grid, file)
         self.cost = time.monotonic() - began
         self.spent += self.cost
         return grid
@@ -176,8 +183,9 @@ def space_of(args: argparse.Namespace, images: data.Images) -> LatentSpace | Non
     return LatentSpace.measured(found, images)
 
 
-def few_evaluations(args: argparse.Namespace, model: Denoiser, n_classes: int | None) -> None:
+def few_evaluations(args: argparse.Namespace, n_classes: int | None) -> None:
     """Fit a solver to the trained model, and write both to the run's folder `fitted`."""
+    model: Any = load_model(args.out, device=args.device)
     steps, n = args.fit_solver or [5, 8, 10], 64
     device = next(model.parameters()).device
     cond: dict[str, Any] = {} if n_classes is None else {"label": torch.arange(n, device=device) % n_classes}
@@ -185,6 +193,11 @@ def few_evaluations(args: argparse.Namespace, model: Denoiser, n_classes: int | 
     save(model, args.out / "fitted", solvers=fitted)
     for k, found in fitted.fits.items():
         print(f"{k} evaluations: error {found.error:.3f} fitted, {found.unfitted:.3f} without", flush=True)
+
+
+def leads() -> bool:
+    """Whether this is the one of the processes of torchrun that writes and speaks."""
+    return place_here()[0] == 0
 
 
 def build(args: argparse.Namespace, images: data.Images, source: dict[str, Any], space: LatentSpace | None) -> Denoiser:
@@ -218,8 +231,7 @@ def run(args: argparse.Namespace) -> Told:
     space = space_of(args, images)
     model = build(args, images, source, space)
     train_on = images if space is None else space.latents(images, cache=args.cache)
-    leads = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, one speaks
-    if leads:
+    if leads():
         size = sum(p.numel() for p in model.net.parameters())
         print(f"{len(images)} images {images.shape}, {size / 1e6:.2f}M parameters, {model.sde}", flush=True)
 
@@ -238,14 +250,16 @@ def run(args: argparse.Namespace) -> Told:
         out=args.out,
         seed=args.seed,
         device=args.device,
-        callback=Previews(args, images.n_classes),
+        callback=Previews(args, images.n_classes, together=args.strategy == "fsdp" and place_here()[1] > 1),
         callback_every=args.preview_every,
         save_every=args.save_every,
         tensorboard=args.tensorboard,
+        strategy=args.strategy,
+        workers=args.workers,
     )
-    if leads and args.fit_solver is not None:
-        few_evaluations(args, model, images.n_classes)
-    if not leads:
+    if leads() and args.fit_solver is not None:
+        few_evaluations(args, images.n_classes)
+    if not leads():
         return Told("")
     text = f"{history!r}\nnow: sdegen sample {args.out} --out samples, sdegen evaluate {args.out}"
     return Told(
