@@ -237,7 +237,7 @@ class ReverseSDE(_OfModel):
     Args:
         model: a ScoreModel.
         eta: the noise's scale, at least 0.
-        **cond: conditions, passed to the model by name; any of them in `cond={...}`.
+        **cond: conditions, passed to the model by name; a dict `cond={...}` may hold any of them.
 
     Source: Anderson 1982; Song et al. 2021 (arXiv 2011.13456) eq. 6; Zhang & Chen 2021 (arXiv 2106.10410) for eta.
     """
@@ -257,7 +257,7 @@ class ProbabilityFlow(_OfModel):
 
     Args:
         model: a ScoreModel.
-        **cond: conditions, passed to the model by name; any of them in `cond={...}`.
+        **cond: conditions, passed to the model by name; a dict `cond={...}` may hold any of them.
 
     Source: Song et al. 2021 (arXiv 2011.13456) eq. 13.
     """

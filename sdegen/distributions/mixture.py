@@ -27,8 +27,8 @@ class GaussianMixture(Shown):
         weights: (K,), positive; normalised to sum 1. None: equal.
 
     Attributes:
-        weights, log_weights: (K,), normalised. Of a posterior far from the data the logarithms are exact where the
-            weights have underflowed to 0.
+        weights, log_weights: (K,), normalised. The logarithms are exact also where weights underflow to 0, as those of
+            a posterior given y far from the data.
 
     Raises:
         InvalidInputError: shapes that do not fit, both or neither of std and covariances, a negative eigenvalue or

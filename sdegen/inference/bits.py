@@ -31,8 +31,9 @@ class BitsPerDim(Shown):
     Attributes:
         bits: (B,) float64.
         stderr: (B,) the standard error from the draws, NaN for one.
-        errors: as in LogProb, in bits per dimension, means over the draws; "probes" is its `stderr`. There is no
-            truncation: the bound is on what the model itself, ending at t_min, gives the bin.
+        errors: those of `LogProb.errors` in bits per dimension, averaged over the draws, and "probes", the standard
+            error from random probes. There is no "truncation": the bound is on the probability that the model at t_min
+            gives the bin.
         nfe: (B,) evaluations of all draws.
         seed: of draws and probes.
     """

@@ -103,14 +103,13 @@ def compare(
     """Run every solver at every budget, and at every tolerance where it has an error estimate, and measure.
 
     Args:
-        model: a ScoreModel: your own, or an oracle.
+        model: a ScoreModel, learned or exact.
         shape: (B, *event) or B.
         solvers: names or Solver objects.
         steps: budgets for fixed grids.
         tolerances: rtol for solvers with an error estimate.
         reference: the right answers for this seed, (B, *event). None: "adams" with rtol = 1e-7 in float64 (1e-5 for a
-            float32 network,
-            whose own rounding is then the floor).
+            float32 network, below which its own rounding dominates).
         seed: of the noise that all start from.
         batch_size: solve so many at a time.
         **cond: conditions.

@@ -53,15 +53,16 @@ def fit_solver(
     progress: bool | None = None,
     **cond: Any,
 ) -> Fitted:
-    """Fit nodes and weights of a multistep solver to a model that stays as it is, for some numbers of evaluations.
+    """Fit nodes and weights of a multistep solver to a model, for some numbers of evaluations; the model is not
+    changed.
 
-    Some flows are solved tightly; then the weights w of
+    Some flows are solved to a tight tolerance; then the weights w of
 
         y_(n+1) = y_0 + sum_(j<=n) w_nj v_j,        v_j = dy/dtheta at (y_j, theta_j),
 
     along the circular path follow one after the other by least squares on the solver's own states, no gradient through
     the network, and the nodes by a search over two numbers. A third of the samples is held out: where the solver is not
-    better on them than "auto" without it, that goes on to be used. The last step lands on the denoised end.
+    better on them than "auto" without it, "auto" does not use it. The last step lands on the denoised end.
 
     The model keeps what was fitted in `model.solvers`, and "auto" takes it in `sample` where weights, noise levels,
     names of conditions, guidance and `steps` agree; `Solution.solver` says so. `save` writes it with the model.

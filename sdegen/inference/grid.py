@@ -35,14 +35,20 @@ def grid(
     Args:
         model: a ScoreModel; an SDE will do for all kinds but "pilot".
         n: how many steps.
-        kind: what they are equally spaced in: "uniform" t, "sqrt-time" sqrt of linear-VP time,
-            "lambda" log(alpha/sigma), "theta" atan(sigma/alpha/s)^(1/1.6) with s the data's standard deviation,
-            "blend" three parts atan(sigma/alpha/s)^(1/1.3) and one part lambda, "turn" the same with 0.4 r for s (0.5 r
-            up to nine steps), r the level sigma/alpha at which half of the data is told (`model.data_turn`; where it
-            is unknown "turn" is "blend"), "turn-time" nine parts of the lambda of "blend" with 0.7 r for s and one of
-            "sqrt-time"'s, "karras" (sigma/alpha)^(1/7); or "pilot": half as "adams" lays them for the model ("turn",
-            for networks "turn-time"), half as its steps under error control are, on the average of some samples, at a
-            tolerance that takes about n evaluations.
+        kind: the variable in which the times are equally spaced, s being the data's standard deviation and r the level
+            sigma/alpha at which half of the data's variance is explained (`model.data_turn`):
+
+            - "uniform": t
+            - "sqrt-time": the square root of linear-VP time
+            - "lambda": log(alpha/sigma)
+            - "theta": atan(sigma/alpha/s)^(1/1.6)
+            - "blend": three parts atan(sigma/alpha/s)^(1/1.3), one part lambda
+            - "turn": "blend" with 0.4 r for s (0.5 r up to nine steps); "blend" itself where r is unknown
+            - "turn-time": lambda is nine parts that of "blend" with 0.7 r for s, one part that of "sqrt-time"
+            - "karras": (sigma/alpha)^(1/7)
+            - "pilot": half as "adams" spaces them for the model ("turn", for networks "turn-time"), half as its steps
+              under error control are spaced, on the average of some samples, at a tolerance that takes about n
+              evaluations
         t_span: (from, to), default (t_max, 0); from t_min to t_max for encoding. A pilot goes to t_min or 0.
         samples, seed, cond: of the pilot. Nothing is remembered: ask again when the weights have changed.
 

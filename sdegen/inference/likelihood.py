@@ -35,20 +35,19 @@ class LogProb(Shown):
     """Log-densities and their errors.
 
     Attributes:
-        nats: (B,) float64, log p(x) in nats, p the law at the first time, t_min unless told otherwise. NaN where
-            `status` is not 0.
+        nats: (B,) float64, log p(x) in nats, p the density at the first time, t_min by default. NaN where `status` is
+            not 0.
         stderr: (B,) the standard error of `nats` from the random probes; NaN for one probe, 0 for the exact divergence.
-        errors: estimates in nats, (B,) each, of what no tolerance shows. The last two have a sign: `nats` minus what it
-            would be without the error.
+        errors: estimates in nats, (B,) each. The last two have a sign: `nats` minus what it would be without the error.
 
-            - "solver", a size. Under error control what the tolerance leaves, 2 (atol/s + rtol) sqrt(d), s the data's
-              standard deviation: typical, no bound (samples near a watershed between modes have several times more).
-              On a fixed grid how far the solver's sum is from a quadrature of the values it met at the nodes, plus how
-              far that is from one of every second node.
-            - "prior": the law at t_max was taken for the Gaussian with as many of the data's moments as the model
-              knows; the first one missing is read off the belief at t_max.
-            - "truncation": log p at t_min minus log p of clean data, both at x, to second order in sigma(t_min). Large,
-              and no more than a warning, where the data have structure finer than that, or no density at all.
+            - "solver", at least 0. Under error control a typical size, 2 (atol/s + rtol) sqrt(d), s the data's standard
+              deviation; samples on the border between modes have several times more. On a fixed grid the difference
+              between the solver's integral and a quadrature of its integrand at the nodes, plus the difference between
+              that and the quadrature at every second node.
+            - "prior": the density at t_max is taken to be Gaussian, with the moments of the data that the model knows;
+              the error is that of the first moment missing, which is estimated from the belief at t_max.
+            - "truncation": log p at t_min minus log p of clean data, both at x, to second order in sigma(t_min). It is
+              large, and only a warning, where the data have structure finer than sigma(t_min), or no density.
         latent: (B, *event), the state at t_max.
         nfe: (B,) evaluations, each with its divergence; the last is the one at t_max for the errors.
         status, message: as in Solution.
@@ -140,8 +139,8 @@ def log_prob(
         model: a ScoreModel.
         x: (B, *event), the state at t_min; any event shape, scalars too.
         solver, steps, rtol, atol, t_span, max_steps, on_failure, batch_size, progress: as `encode`. A tolerance holds
-            for the data as there, and for the log-density in nats per root dimension: local errors are kept below about
-            (atol/s + rtol) sqrt(d) nats, s the data's standard deviation.
+            for the data as in `encode`, and for the log-density: local errors are kept below about (atol/s + rtol)
+            sqrt(d) nats, s the data's standard deviation.
         divergence: "exact" (d products with the Jacobian an evaluation), "rademacher" (or "hutchinson"), "gaussian", or
             "hutch++" (Rademacher, with two thirds of the products spent on a subspace that is summed exactly: 1.3 to 3
             times less noise on images' exact scores, 1.5 times more on a small network); "auto": exact up to 64

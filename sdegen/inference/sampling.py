@@ -62,9 +62,10 @@ def sample(
         model: a ScoreModel.
         shape: (B, *event), or B alone where the model knows its event shape.
         solver: a name from `solvers()`, a Solver, or "auto".
-        steps: a number of steps, the final denoising included, or the times themselves, falling. Up to 11 of them
-            "auto" and "adams" spend no evaluation on it, the last step lands on 0, and none at t_max where the model
-            tells the data's mean there, known and of no condition: the path saved has one step more.
+        steps: a number of steps, the final denoising included, or the times themselves, falling. With up to 11 steps
+            "auto" and "adams" spend no evaluation on the final denoising, the last step ending at 0, and none at t_max
+            where the belief of the model is the data's mean, known and without conditions: the saved path then has one
+            step more.
         rtol, atol: error control per sample instead (one alone sets both), in data units at the end. Neither: the
             solver's default.
         t_span: (from, to); default (t_max, 0). `to = t_min` gives the state there as it is.
@@ -84,9 +85,9 @@ def sample(
         dtype: of the state; default the network's, at least float32.
         precision: "bf16" or "fp16": the network computes under torch.autocast; state, times and coefficients stay as
             they are, and so do seeds and numbers of steps. None: nothing changes.
-        return_log_prob: also the log-density of each sample in nats, `.log_prob`: that of its state at the last time
-            before the final denoising, t_min (at 0 there is none to speak of), with the divergence that `log_prob`
-            takes by default. Solvers of the flow only, from t_max; under error control they take more steps.
+        return_log_prob: also the log-density of each sample in nats, `.log_prob`: that of the state at t_min, before
+            the final denoising (at t = 0 data may have no density), with the divergence that `log_prob` takes by
+            default. Solvers of the flow only, from t_max; under error control they take more steps.
         cond: conditions whose names are options, by name.
         **conditions: conditions for the model: tensors are per sample, also inside dicts and tuples, anything else is
             passed as it is.

@@ -48,8 +48,8 @@ def solve(
         steps: a number of equal steps in the term's time, or the times themselves in the order they are visited.
         rtol, atol: error control per sample instead (one alone sets both): each sample has its own steps and leaves the
             batch when done. The local error estimate is kept below atol + rtol |x|, root mean squares over the event.
-            Neither steps nor a tolerance: the solver's `default_steps`, or rtol = 1e-3 where the solver is adaptive and
-            there is no noise.
+            Neither steps nor a tolerance: rtol = 1e-3 where the solver is adaptive and there is no noise, else the
+            solver's default number of steps.
         t_span: (from, to). Default: t_max to t_min, upward terms t_min to t_max. `to = 0` of a model's term ends with
             the final denoising: one evaluation at t_min that returns x0.
         max_steps: most steps per sample, rejected ones included.

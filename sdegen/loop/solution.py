@@ -32,7 +32,7 @@ class Solution(Shown):
     """What a solve gives back.
 
     Attributes:
-        x: (B, *event), where it ended.
+        x: (B, *event), the final states.
         ts: the saved times, (S,), or (S, B) where samples stepped on their own and everything was saved.
         xs: the saved states, (S, B, *event).
         nfe: (B,) evaluations of networks that each sample needed: a guided call counts two, outside its interval one.

@@ -37,23 +37,26 @@ class ScoreModel(Shown, nn.Module):
 
     Attributes:
         sde: the process it lives on.
-        data: what is known of the data, one frozen value (see `DataFacts`). The attributes below are views of it, which
-            can be assigned.
+        data: what is known of the data, one frozen value (see `DataFacts`). The attributes from here to `smooth` read
+            it, and can be assigned.
         data_mean, data_std: the data's mean and standard deviation, scalar or event-shaped float64 tensors, None where
-            unknown. They travel in `state_dict()` as `known_mean` and `known_std`, NaN where unknown, so that a model
-            has the same buffers before and after they are known and averages of weights made by others keep them (those
-            made and updated before they are known do not learn them: NaN averages to NaN).
+            unknown. `state_dict()` has them as `known_mean` and `known_std`, NaN where unknown, so that a model always
+            has the same buffers. (An average of weights by another library that is updated before they are known keeps
+            NaN.)
         data_covariance: the data's covariance, (d, d) over the flattened event, None where unknown.
-        data_turn: the noise level sigma/alpha at which half of the data is told (see `turning_level`), by which solvers
-            that choose for themselves lay their steps; None where unknown. Buffer `known_turn`, NaN where unknown.
+        data_turn: the noise level sigma/alpha at which the best linear guess of x0 explains half of the data's variance
+            (see `turning_level`), from which "auto" and "adams" choose their steps; None where unknown. Buffer
+            `known_turn`, NaN where unknown.
         event_shape: the shape of one sample, None where unknown.
-        smooth: whether the belief is an analytic function of time, as exact scores are. What networks make of time is
-            rougher, and suits lower orders and other steps: with smooth=False solvers that choose for themselves take
-            these. Told wrongly, errors at few steps are some times larger.
-        conditioned: whether samples have another law than the data that `data` tells of, as those of a guided model do.
-        needs_grid: why steps chosen by error control make no sense, with the cure; "": they do.
+        smooth: whether the belief is an analytic function of time, as exact scores are. Networks are rougher in time
+            and are solved better at lower orders: "auto" and "adams" choose orders and steps by it. A wrong value makes
+            errors at few steps several times larger.
+        conditioned: whether samples are distributed differently from the data that `data` describes, as those of a
+            guided model are.
+        needs_grid: why error control cannot be used, with the cure, as an error message says it; "" where it can.
         space: the `LatentSpace` whose latents the data are; None: the data are what they are.
-        solvers: those fitted to it (see `sdegen.fit_solver`), which `sdegen.save` keeps; "auto" takes one that agrees.
+        solvers: those fitted to it (see `sdegen.fit_solver`), which `sdegen.save` keeps; "auto" takes one that was
+            fitted for the request at hand.
     """
 
     smooth: bool = False
@@ -269,9 +272,9 @@ class ScoreModel(Shown, nn.Module):
 class Wrapped(ScoreModel):
     """A belief made of another one: what is known of the data, and which conditions it takes, are passed on.
 
-    Subclass it and write `forward`; `self.model` is the one inside, whose belief it is otherwise. Say in
-    `super().__init__` what changes, and nothing else: `super().__init__(model, smooth=False)`.
-    `sdegen.testing.check_wrapper(outer, inner)` proves the rest.
+    Subclass it and write `forward` (by default that of the model inside, `self.model`). Say in `super().__init__` what
+    changes, and nothing else: `super().__init__(model, smooth=False)`. `sdegen.testing.check_wrapper(outer, inner)`
+    proves the rest.
 
     Args:
         model: the one inside.

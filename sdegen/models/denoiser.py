@@ -30,19 +30,18 @@ class Denoiser(ScoreModel):
 
     Args:
         net: net(x, t, **cond) -> (B, *event); t has shape (B,): the time of the SDE, except "edm": log(sigma/alpha)/4.
-            It is called in its own dtype, but told the time in float32 where that is half precision, which has no
-            place for 990 between 988 and 992; `net.time_dtype`, if there is one, decides. What it makes of x in place
-            stays its own.
+            It is called in its own dtype; t is float32 where that is a half precision, which does not resolve 990 from
+            991, or `net.time_dtype` where the network has that attribute. It may change x in place.
         sde: the process it was, or will be, trained on.
         parametrization: "x0" | "noise" | "score" | "v" | "velocity" | "edm", or a Parametrization.
         data_mean, data_std: scalars or event-shaped; None: measured by the first fit. "edm" uses data_std (1 until it
             is known).
         space: the `LatentSpace` whose latents it is trained on; None: the data themselves.
-        smooth: whether the network is an analytic function of time, as an exact score is; None: presumed rough, as
-            trained networks are (see `ScoreModel`).
+        smooth: whether the network is an analytic function of time, as an exact score is; None: False, as for trained
+            networks (see `ScoreModel`).
 
     Attributes:
-        about: whatever a checkpoint should tell besides, as JSON has it: where the data are, how they were scaled.
+        about: a dict of further facts that checkpoints keep as JSON: where the data are, how they were scaled.
 
     Raises:
         InvalidInputError: an unknown parametrization; at the call, an output that is not of x's shape.
@@ -185,16 +184,16 @@ class Denoiser(ScoreModel):
         fall = at.alpha / -at.sigma  # noise = (x - alpha x0)/sigma
         values = c_skip, c_out, c_in, c_noise, torch.addcmul(at.sigma.reciprocal(), fall, c_skip), fall * c_out
         if without_signal(self.sde.at(self.sde.t_max)):
-            self._check_without_signal(c_skip.abs() + c_out.abs(), c_noise, float(at.alpha.min()))
+            self._check_without_signal(c_skip.abs() + c_out.abs(), c_noise, at.alpha)
         return values
 
-    def _check_without_signal(self, factors: Tensor, c_noise: Tensor, alpha: float) -> None:
+    def _check_without_signal(self, factors: Tensor, c_noise: Tensor, alpha: Tensor) -> None:
         """Raise where the network's output, or what it is told for a time, means nothing."""
         if not bool((factors < _LARGEST).all()):
             raise InvalidInputError(
-                f"at t = {self.sde.t_max:g} there is no signal (alpha = {alpha:.2g}), and a network that predicts the "
-                "noise or the score says nothing about the data there: begin at an earlier time, with t_span= or times "
-                "in steps=, or train the parametrization 'v' or 'x0'"
+                f"at t = {self.sde.t_max:g} there is no signal (alpha = {float(alpha.min()):.2g}), and a network that "
+                "predicts the noise or the score says nothing about the data there: begin at an earlier time, with "
+                "t_span= or times in steps=, or train the parametrization 'v' or 'x0'"
             )
         if not bool(torch.isfinite(c_noise).all()):
             raise InvalidInputError(

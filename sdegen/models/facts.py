@@ -30,8 +30,9 @@ class DataFacts(Shown):
         mean, std: scalar or event-shaped, float64; None where unknown.
         covariance: (d, d) over the flattened event, None where unknown.
         event_shape: the shape of one sample, None where unknown.
-        smooth: whether the belief is an analytic function of time, as exact scores are. Networks are presumed rough.
-        turn: the noise level sigma/alpha at which half of the data is told, see `turning_level`; None where unknown.
+        smooth: whether the belief is an analytic function of time, as exact scores are. Networks are taken not to be.
+        turn: the noise level sigma/alpha at which the best linear guess of x0 explains half of the data's variance, see
+            `turning_level`; None where unknown.
 
     Raises:
         InvalidInputError: numbers that are not finite, a negative or vanishing standard deviation, other shapes than

@@ -27,10 +27,11 @@ _AT_ONCE_ELSEWHERE = 2**16
 class LatentSpace(Shown, nn.Module):
     """Data seen through an autoencoder: z = (E(x) - mean)/std, channel by channel, and x = D(std z + mean).
 
-    A Denoiser of z carries its space: `Denoiser(net, sde, space=space)`, kept in its checkpoints; `model.decode(z)`
-    gives the data of its samples. Multiplying E by a number, and dividing what D gets by it, changes nothing.
+    A Denoiser of z carries its space, `Denoiser(net, sde, space=space)`, also in checkpoints; `model.decode(z)` gives
+    the data of its samples. An autoencoder whose latents are scaled by a number has the same z.
 
-    It is in eval mode, and its weights are no weights of the model that carries it: training leaves them alone.
+    It stays in eval mode, and its weights are not among the parameters of the model that carries it, so that training
+    leaves them as they are.
 
     Args:
         autoencoder: a module with `encode(x) -> (mean, std)`, std None where it draws nothing, and `decode(z) -> x`,

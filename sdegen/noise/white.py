@@ -88,8 +88,8 @@ class Noise(Shown):
 
     `Noise(seed).increment(t, t_next, x)` are Brownian increments: independent for disjoint intervals, of variance
     |t_next - t|, and the same whenever the same interval is asked for again. An interval is its two numbers, in their
-    order: overlapping intervals, and the way back over one, draw anew. A time of one sample is the same address
-    whether it comes as a scalar or in a (B,) tensor; a time rounded to float32 is another time.
+    order: overlapping intervals, and an interval and its reverse, have independent increments. A time may come as a
+    scalar or in a (B,) tensor; a time rounded to float32 is another time.
 
     Args:
         seed: any integer.

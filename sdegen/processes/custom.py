@@ -59,7 +59,7 @@ class CoefficientSDE(SDE, checked=False):
 
     Args:
         drift, diffusion: the coefficients f and g, functions of a tensor t, elementwise.
-        sigma_0: noise already there at t = 0 (0: clean data).
+        sigma_0: standard deviation of the noise at t = 0 (0: clean data).
         t_min, t_max: the range; f and g must be finite on (0, t_max).
 
     Raises:

@@ -40,8 +40,8 @@ class Step:
     Attributes:
         x: the state at t_next, (B, *event).
         state: what the solver carries on.
-        error: the local error estimate, like x; None for a solver that has none, or where all samples share their
-            times, since nobody asks for it there.
+        error: the local error estimate, like x; None for a solver without one, and on a fixed grid, where it is not
+            used.
         slope: dx/dt at t (known, or a function that gives it), for interpolation inside the step; None: linear.
         slope_next: dx/dt at t_next where the step knows it.
     """
@@ -71,7 +71,7 @@ class Solver(ABC):
     """One step of a term, with an error estimate if it has one.
 
     Subclass it for your own: set `name` and `order`, write `step`. `sdegen.testing.check_solver(solver)` proves it.
-    Which grid, how many steps and how long ones suit it is no business of a solver: see `advice.advise`.
+    The grid, the number and the sizes of steps that suit a solver are listed in `advice.advise`.
 
     Attributes:
         name: as in the table of solvers.

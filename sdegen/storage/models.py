@@ -76,8 +76,7 @@ def save(
     """Write a Denoiser to a checkpoint folder: weights, process, parametrisation, statistics, event shape, solvers,
     and its latent space.
 
-    Any module that is no model of scores is kept too: its weights and buffers, and one of `sdegen.nets` by its
-    arguments as well.
+    Any other module can be saved too: its weights and buffers, and for one of `sdegen.nets` its arguments.
 
     A checkpoint that is already there is replaced: a crash at any moment leaves the old one or the new one. Where the
     network is sharded over processes, all of them have to call it; the file is the same.

@@ -35,15 +35,16 @@ def autoencoder_loss(
         |x0 - D(e)|^2/(2 v d) + (log v)/2  +  |z - sg(e)|^2/(4 n) + |sg(z) - e|^2/n,     e = the codes nearest to z,
 
     without and with codes; n numbers are in a latent, sg(.) passes no gradient, and that of e goes to z. beta = 1 is
-    the bound on -log p(x0)/d (up to a constant); a latent space to diffuse in wants sharper latents.
+    the bound on -log p(x0)/d (up to a constant); a latent space for diffusion needs less noisy latents, so a smaller
+    beta.
 
     Args:
         model: a `nets.Autoencoder`.
         x0: images (B, C, H, W).
-        beta: weight of the divergence from N(0, I); without use where there are codes.
+        beta: weight of the divergence from N(0, I); ignored where there are codes.
         features: a function of images (B, C, H, W) to (B, n), such as `metrics.train_classifier(...).embed`: the mean
             square distance of what it makes of x0 and of the decoded image is added, so that what it sees is kept.
-        seed: sample i's noise depends on (seed, i) alone; a `Noise` numbers the samples its own way. None: torch's
+        seed: sample i's noise depends on (seed, i) alone; a `Noise` gives other numbers than 0..B-1. None: torch's
             global generator.
 
     Returns:

@@ -45,7 +45,7 @@ class History(Shown):
         loss: (steps,) mean loss of each step's batch, float64; NaN where the step was skipped.
         loss_by_level: the loss by noise level.
         skipped: steps, counted from 0, that were left out because their loss or gradient was not finite.
-        seed: what the run drew from.
+        seed: of the run.
         statistics: whether data_mean and data_std were measured, measured again or kept, in words.
     """
 

@@ -99,8 +99,8 @@ def dsm_loss(
         t: times, a scalar or (B,), or the name of a law.
         noise: standard normals like x0; None: drawn.
         weight: a name or a function.
-        seed: sample i's time and noise depend on (seed, i) alone; a `Noise` numbers the samples its own way.
-            None: torch's global generator.
+        seed: sample i's time and noise depend on (seed, i) alone; a `Noise` gives other numbers than 0..B-1. None:
+            torch's global generator.
         **cond: conditions, passed to the model by name; those called t, noise, weight, seed or x0 in `cond={...}`.
 
     Returns:

@@ -63,7 +63,7 @@ def sample_posterior(
     cond: Mapping[str, Any] | None = None,
     **conditions: Any,
 ) -> Solution:
-    """Draw samples given what was seen of them, y = A(x0) + std z.
+    """Draw samples given measurements of them, y = A(x0) + std z.
 
         "twisted"      a group of particles for each sample, guided, weighted and drawn anew on the way: right in the
                        limit of many particles, whatever the data. One of each group is returned.
@@ -76,9 +76,9 @@ def sample_posterior(
 
     Args:
         model: a ScoreModel.
-        observation: what was seen, such as `Observation.mask(mask, std=0.05)`.
+        observation: the measurement, such as `Observation.mask(mask, std=0.05)`.
         shape: (B, *event), or B alone where the model knows its event shape.
-        y: (B, m), or of the observation's own shape: what was seen of each sample.
+        y: (B, m), or of the observation's own shape: the measured values of each sample.
         method: one of the above.
         particles: how many in the group of each sample; "gibbs" and "repaint" have none.
         steps: how many, the final denoising included, of each particle or sweep; or the times, falling to 0. The steps
@@ -99,10 +99,10 @@ def sample_posterior(
 
     Returns:
         Solution, `.nfe` the evaluations of a sample's whole group. Of "twisted" and "weighted" also `.log_weights`:
-        what a sample counts, exp(log_weights), in averages with others of the same y, which makes up for a small group
-        (with particles=1 it is the weight of the draw itself); `.log_evidence`, log p(y), as each group finds it; and
-        `.ess`, the effective share of each group, from 1/particles to 1, before one was chosen: near 1/particles
-        means more are needed. No weight tells of a mode that no particle has been to. Where numbers are seen without
+        exp(log_weights) is a sample's weight in averages with others of the same y, which corrects for a small group
+        (particles=1: the weight of the draw itself); `.log_evidence`, the estimate of log p(y) from each group; and
+        `.ess`, the effective share of each group, from 1/particles to 1, before one was chosen: near 1/particles means
+        more are needed. The weights do not show modes that no particle has reached. Where numbers are seen without
         noise, in a mask, they are in the result to the bit.
 
     Raises:

@@ -35,10 +35,11 @@ class Guided(Wrapped):
     Args:
         model: the belief D_m, asked with the conditions as they are given.
         scale: a number, or a function of the half log-SNR log(alpha/sigma), a tensor of the times' shape.
-        null: what D_a hears instead of some conditions (classifier-free guidance, negative prompts): numbers, which
-            stand for a whole tensor of the condition that is given, such as {"label": -1}; tensors of one sample,
-            without a batch axis, or dicts of them; or any other value.
-        against: the model D_a, such as a weaker one (autoguidance); None: `model`. It is asked along the same process.
+        null: conditions of D_a, by name, in place of those that are given (classifier-free guidance, negative prompts).
+            A number, as in {"label": -1}, fills a whole tensor; a tensor of one sample, without a batch axis, or a dict
+            of them, counts for every sample; any other value is passed as it is.
+        against: the model D_a, such as a weaker one (autoguidance); None: `model`. It is evaluated along the process of
+            `model`.
         interval: (low, high), noise levels sigma/alpha: guidance acts where low < sigma/alpha <= high, and elsewhere
             the belief is the model's own, for one evaluation. (low, math.inf) has no upper end.
         rescale: phi from 0 to 1. x0 is multiplied by 1 - phi + phi std(x0 of D_m)/std(x0), standard deviations over a

@@ -25,10 +25,10 @@ _TENSOR = kind_of(Tensor)
 
 
 class Observation(Shown, ABC):
-    """What was seen of a sample x0: y = A(x0) + std z, z standard normal.
+    """A measurement of a sample x0: y = A(x0) + std z, z standard normal.
 
-    Make one by `Observation.mask`, `.linear`, `.average` or `.function`. It holds the map alone, which all samples
-    share; what was seen, y, is a condition, a row for each sample.
+    Make one by `Observation.mask`, `.linear`, `.average` or `.function`. It holds A and std, which all samples share;
+    the measured values y are a condition, with one row for each sample.
 
     Attributes:
         std: the noise's standard deviation.

@@ -57,8 +57,8 @@ class Posterior(Wrapped):
     solver="d-adams2-sde" with eta=2.
 
     Args:
-        model: the belief before anything was seen.
-        observation: what was seen, such as `Observation.mask(mask, std=0.05)`.
+        model: the belief without the observation.
+        observation: the measurement, such as `Observation.mask(mask, std=0.05)`.
         likelihood: one of the above.
 
     The condition y, (B, m) or of the observation's own shape, is added to the model's. Numbers that a mask sees without

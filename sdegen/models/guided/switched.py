@@ -17,14 +17,14 @@ from ..prediction import Prediction
 
 
 class Switched(Wrapped):
-    """A model that hears other conditions below a noise level: what is decided at high noise, the layout, follows some,
-    and what is decided at low noise, the detail, others (style mixing).
+    """A model whose conditions change below a noise level: one set decides the layout, at high noise, and another the
+    detail, at low noise (style mixing).
 
     Args:
         model: the belief.
-        level: the noise level sigma/alpha; at it and below the others are heard.
-        below: which condition stands for which there, such as {"label": "style"}: the wrapped model takes `label` and
-            `style`, both as `model` takes `label`.
+        level: the noise level sigma/alpha; at it and below the second set is used.
+        below: the conditions that change, as {"label": "style"}: the result takes both `label` and `style`, and below
+            the level gives `style` to `model` as its `label`.
 
     Raises:
         InvalidInputError: a level that is no positive number, names that are no conditions of the model or taken

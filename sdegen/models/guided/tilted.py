@@ -25,8 +25,8 @@ class Tilted(Wrapped):
 
     With at="xt" f is a function of the noisy state and its time, as a classifier trained on noisy data is; where
     f(x, t) = E[f(x0) | x_t = x] the result is the score of the density proportional to p(x0) f(x0), exactly. With
-    at="x0" f is asked about the denoised E[x0 | x], and the gradient goes through the network: any function of clean
-    data will do, but its own spread given x is left out.
+    at="x0" f is evaluated at the denoised E[x0 | x], and its gradient goes through the network: f may be any function
+    of clean data, but the spread of x0 given x is neglected.
 
     Args:
         model: the belief.
