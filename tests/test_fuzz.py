@@ -97,6 +97,12 @@ FOUND = [  # by the slow test below: always asked
     ("compare", "steps", "(2**40, 2**40)"),
     ("compare", "reference", "tensor (0, 2)"),
     ("data.mask", "shape", "(2**40, 2**40)"),
+    ("LatentSpace", "mean", "tensor meta"),
+    ("LatentSpace", "std", "tensor sparse"),
+    ("LatentSpace", "std", "10**400"),
+    ("LatentSpace.latents", "images", "tensor sparse"),
+    ("LatentSpace.latents", "cache", "long"),
+    ("autoencoder_loss", "features", "layer"),
 ]
 
 

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from ..core.conditions import check_rows, rows_of
 from ..core.errors import InvalidInputError
-from ..core.kinds import checked
+from ..core.kinds import checked, kind_of, take
 from ..core.show import Shown
 from .batched import Batched
+
+_TENSOR = kind_of(Tensor)
 
 
 class Lookup(Shown):
@@ -85,6 +87,8 @@ class Conditioned(Batched, Shown):
                 f"data: got {_kind(data)}, expected a tensor (N, *event) or a set such as Images: rows of a Dataset "
                 "carry their conditions themselves, as (x0, {'label': y})"
             )
+        if isinstance(data, Tensor):
+            take(data, "data", _TENSOR)
         for name, value in cond.items():
             if isinstance(value, Lookup):
                 _check_length(name, value, len(data))

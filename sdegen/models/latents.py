@@ -115,7 +115,10 @@ def kept(cache: str | os.PathLike | None, space: nn.Module, data: Batched, make:
 
 def _read(file: Path) -> Moments | None:
     """What is kept; None where there is nothing, and with a warning where it is damaged."""
-    if not file.is_file():
+    try:
+        if not file.is_file():
+            return None
+    except OSError:  # a name that no disk takes: writing says so
         return None
     try:
         tensors = safetensors.torch.load_file(file)

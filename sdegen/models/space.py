@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import InvalidInputError
-from ..core.kinds import checked
+from ..core.kinds import checked, kind_of, take, told
 from ..core.modes import evaluating
 from ..core.shapes import check_state
 from ..core.show import Shown
@@ -216,6 +216,9 @@ class LatentSpace(Shown, nn.Module):
         return x if like is None else x.to(like.device, like.dtype)
 
 
+_TENSOR = kind_of(Tensor)
+
+
 def shown_shape(model: Any) -> tuple[int, ...] | None:
     """The shape of what a sample of a model shows: its own, or of a latent what it decodes to; None where unknown."""
     event, space = model.event_shape, model.space
@@ -227,10 +230,14 @@ def shown_shape(model: Any) -> tuple[int, ...] | None:
 
 def _per_channel(name: str, value: Any, channels: int | None) -> Tensor:
     """A number or (C,), float64; of numbers for all channels one for each, where it is known how many there are."""
+    if isinstance(value, Tensor):
+        take(value, name, _TENSOR)
     try:
         tensor = torch.as_tensor(value, dtype=torch.float64).detach().clone()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InvalidInputError(f"{name}: got {value!r}, expected a number, or (C,) one for each channel") from error
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InvalidInputError(
+            f"{name}: got {told(value)}, expected a number, or (C,) one for each channel"
+        ) from error
     if tensor.ndim > 1 or not tensor.numel() or not bool(torch.isfinite(tensor).all()):
         raise InvalidInputError(f"{name}: got {tensor.tolist()!r:.80}, expected finite numbers, one or (C,)")
     if channels is None or not tensor.ndim:

@@ -87,7 +87,10 @@ def _autoencoder(model: nn.Module) -> Autoencoder:
 
 
 def _seen(features: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    z = features(x)
+    try:
+        z = features(x)
+    except RuntimeError as error:
+        raise InvalidInputError(f"features: got a function that fails for {tuple(x.shape)}: {error}") from error
     if not isinstance(z, Tensor) or z.shape[:1] != x.shape[:1]:
         got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
         raise InvalidInputError(f"features gave {got} for {len(x)} images, expected numbers for each, ({len(x)}, n)")
