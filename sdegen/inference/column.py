@@ -158,7 +158,7 @@ class DensityColumn:
         if not len(there):
             return solution
         x_end = flat(solution.x.detach())[there]
-        parts = [some.to(there.device) for some in torch.arange(len(there)).split(self.places)]
+        parts = torch.arange(len(there), device=there.device).split(self.places)
         rate = torch.cat([self.term.select(there[some]).change(x_end[some], self.times[-1])[1] for some in parts])
         if not self.conditioned:  # else the moments of its law are unknown
             self.errors["prior"][there] = self._prior_error(x_end, rate.detach().mean(1))

@@ -136,7 +136,8 @@ def sample(
             whole = len(rows) == shape[0]
             noise = Noise(seed, index=numbers[rows])
             if x_init is None:
-                several = [Noise(seed, index=numbers[rows[some]]) for some, _ in chunks(len(rows), batch_size, tell)]
+                parts_of = chunks(len(rows), batch_size, tell) if len(rows) > (batch_size or len(rows)) else ()
+                several = [Noise(seed, index=numbers[rows[some]]) for some, _ in parts_of] or [noise]
                 x = torch.cat([_prior(model, plan.start, part, shape[1:], dtype, device) for part in several])
             else:
                 x = x_init[rows.to(x_init.device)].to(dtype)
