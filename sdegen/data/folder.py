@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from .cache import kept
 from .pixels import Picture, Wanted, decode
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
+_NUMBER = re.compile("[0-9]+")
 _FORMAT = 2  # of what is kept: how pictures are read
 
 
@@ -35,7 +37,8 @@ def read_folder(folder: Path, wanted: Wanted, cache: str | os.PathLike | None) -
     if not names:
         raise InvalidInputError(f"{folder} holds no pictures: looked for {' '.join(ENDINGS)} in it and below")
     stats = [_stat(folder / name) for name in names]
-    files = [Picture(name, _opener(folder / name), stat[0]) for name, stat in zip(names, stats, strict=True)]
+    place = str(folder)
+    files = [Picture(name, partial(_opened, place, name), stat[0]) for name, stat in zip(names, stats, strict=True)]
     if cache is None:
         found = decode(files, wanted)
     else:
@@ -77,13 +80,17 @@ def image_files(folder: Path) -> list[str]:
     return sorted(found, key=natural)
 
 
-def natural(path: str) -> list[tuple[list[Any], str]]:
-    """A key for sorting paths in which numbers count as numbers: "2" before "10"."""
-    parts = [re.split("([0-9]+)", part) for part in path.split("/")]
-    return [
-        ([int(word) if k % 2 else word for k, word in enumerate(words)], part)
-        for words, part in zip(parts, path.split("/"), strict=True)
-    ]
+def natural(path: str) -> str:
+    """A key for sorting paths in which numbers count as numbers: "2" before "10".
+
+    A number is written with its length before it. What ends comes before what goes on: no name holds a "\\0".
+    """
+    return "".join(f"{_NUMBER.sub(_with_length, part)}\0\0{part}\0" for part in path.split("/"))
+
+
+def _with_length(number: re.Match) -> str:
+    digits = number[0].lstrip("0")
+    return f"\0{len(digits):04d}{digits}\0"
 
 
 def _beside(names: list[str]) -> list[str]:
@@ -106,7 +113,7 @@ def _stat(path: Path) -> tuple[int | None, int | None]:
     return found.st_size, found.st_mtime_ns
 
 
-def _opener(path: Path) -> Any:
+def _opened(folder: str, name: str) -> Any:
     from PIL import Image
 
-    return lambda: Image.open(path)
+    return Image.open(os.path.join(folder, name))

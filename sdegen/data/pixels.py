@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +19,7 @@ from .limits import check_memory, check_unpacked
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels -> Pillow's mode
 _GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F")
 _ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 lie on their side
+_PORTION = 1024  # files that are waited for at a time: what waits takes memory
 _SUBFILE = 254  # the TIFF tag of a page; bit 0: a smaller copy, bit 2: a mask
 _WHITE = (255, 255, 255, 255)
 
@@ -92,7 +95,7 @@ def decode(
     if wanted.channels is not None and wanted.channels not in MODES:
         raise InvalidInputError(f"channels={wanted.channels}: pictures have 1 (grey), 3 (RGB) or 4 (RGBA)")
     pages, unopened = _each(files, lambda i: _look(files[i], wanted), wanted.progress, "looking")
-    rows = [(i, page) for i in range(len(files)) for page in pages.get(i, [_Page(None)])]
+    rows = [(i, page) for i in range(len(files)) for page in pages.get(i, (_Page(None),))]
     names = [files[i].name + (f"[{page.number}]" if len(pages.get(i, ())) > 1 else "") for i, page in rows]
     broken = {row: unopened[i] for row, (i, page) in enumerate(rows) if page.number is None}
     _refuse(names, broken, "skip")  # if nothing is left
@@ -147,7 +150,7 @@ def resampled(pixels: np.ndarray, size: tuple[int, int], channels: int) -> np.nd
     return out
 
 
-def _look(file: Picture, wanted: Wanted) -> list[_Page]:
+def _look(file: Picture, wanted: Wanted) -> tuple[_Page, ...]:
     """The pictures of a file, from its head alone."""
     with file.open() as image:
         several = wanted.frames == "all" and image.format != "MPO"  # cameras keep a second view of one picture there
@@ -156,13 +159,19 @@ def _look(file: Picture, wanted: Wanted) -> list[_Page]:
             unpacked = image.width * image.height * len(image.getbands()) * (4 if image.mode in ("I", "F") else 1)
             check_unpacked(count * unpacked, file.nbytes, wanted.max_bytes, file.name)
         if image.format != "TIFF":  # all frames have one size
-            return [_page(image, k) for k in range(count)]
+            return _shared(tuple(_page(image, k) for k in range(count)))
         pages = []
         for k in range(count):
             image.seek(k)
             if k == 0 or not image.tag_v2.get(_SUBFILE, 0) & 5:
                 pages.append(_page(image, k))
-        return pages
+        return _shared(tuple(pages))
+
+
+@lru_cache(4096)
+def _shared(pages: tuple[_Page, ...]) -> tuple[_Page, ...]:
+    """The same object for all files that are alike."""
+    return pages
 
 
 def _page(image: Any, number: int) -> _Page:
@@ -193,7 +202,7 @@ def _read_all(
                     bright += [found] if found else []
                 except Exception as error:  # a decoder may raise anything, and whatever it is, it is this picture's
                     faults[row] = _words(error)
-        return faults, bright
+        return (faults, bright) if faults or bright else None
 
     done, unopened = _each(files, read, wanted.progress, "reading", of_file)
     faults = {row: fault for i, fault in unopened.items() for row, _ in of_file[i]}
@@ -212,7 +221,7 @@ def _each(
     verb: str,
     numbers: Any = None,
 ) -> tuple[dict[int, Any], dict[int, str]]:
-    """work(i) for every file (or those of these numbers): the results by number, and what went wrong with others."""
+    """work(i) for every file (or those of these numbers): the results by number but for None, and what went wrong."""
 
     def one(i: int) -> tuple[int, Any, str | None]:
         try:
@@ -224,10 +233,12 @@ def _each(
     results: dict[int, Any] = {}
     faults: dict[int, str] = {}
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for i, result, fault in progress_bar(progress, pool.map(one, chosen), total=len(chosen), desc=verb):
-            if fault is None:
+        portions = (chosen[at : at + _PORTION] for at in range(0, len(chosen), _PORTION))
+        done = chain.from_iterable(pool.map(one, portion) for portion in portions)
+        for i, result, fault in progress_bar(progress, done, total=len(chosen), desc=verb):
+            if fault is None and result is not None:
                 results[i] = result
-            else:
+            elif fault is not None:
                 faults[i] = fault
     return results, faults
 
@@ -252,7 +263,7 @@ def _refuse(names: Sequence[str], faults: dict[int, str], corrupt: str) -> None:
     )
 
 
-def _several(files: Sequence[Picture], pages: dict[int, list[_Page]]) -> list[str]:
+def _several(files: Sequence[Picture], pages: dict[int, tuple[_Page, ...]]) -> list[str]:
     """A note on files that hold more than one picture."""
     found = [f"{files[i].name}: {len(theirs)}" for i, theirs in sorted(pages.items()) if len(theirs) > 1]
     if not found:

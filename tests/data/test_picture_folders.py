@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import re
 import subprocess
 import sys
 import warnings
@@ -380,3 +382,50 @@ def test_all_bytes_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     content[-50] ^= 4
     array.write_bytes(content)
     assert "made again" in read(tmp_path / "set", cache=tmp_path / "kept")[1][0]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_order_of_paths_is_that_of_their_words_and_numbers(seed):
+    """As of lists of words and numbers, part by part; equal ones by the text."""
+
+    def words(path: str) -> list:
+        split = [re.split("([0-9]+)", part) for part in path.split("/")]
+        return [
+            ([int(w) if k % 2 else w for k, w in enumerate(ws)], p)
+            for ws, p in zip(split, path.split("/"), strict=True)
+        ]
+
+    draws = random.Random(seed)
+    for _ in range(200):
+        parts = ["".join(draws.choices("a0129b-.Z é", k=draws.randint(1, 5))) for _ in range(60)]
+        names = list({"/".join(draws.sample(parts, draws.randint(1, 3))) for _ in range(30)})
+        assert sorted(names, key=natural) == sorted(names, key=words)
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_pictures_take_little_memory(tmp_path):
+    """Listed, decoded into a cache of 19 MB and read from there: 2 kB a file at most, and 1 kB the second time."""
+    for k in range(10):
+        folder = tmp_path / "photos" / f"c{k}"
+        folder.mkdir(parents=True)
+        Image.fromarray(np.full((8, 8, 3), k, np.uint8)).save(folder / "0.png")
+        for i in range(1, 10_000):
+            os.link(folder / "0.png", folder / f"{i}.png")
+    code = (
+        "import re, sys, pathlib, PIL.Image, sdegen as sg\n"
+        "def peak(): return int(re.findall(r'VmHWM:\\s*(\\d+)', pathlib.Path('/proc/self/status').read_text())[0])\n"
+        "import sdegen.data.load, torch\n"
+        "before = peak()\n"
+        "images = sg.data.load_images(sys.argv[1] + '/photos', cache=sys.argv[1] + '/kept', progress=False)\n"
+        "assert len(images) == 100_000 and images.n_classes == 10\n"
+        "print(peak() - before)\n"
+    )
+    grown = [
+        int(
+            subprocess.run(
+                [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+            ).stdout
+        )
+        for _ in range(2)
+    ]
+    assert grown[0] < 100_000 * 2.2 and grown[1] < 100_000 * 1.2, grown  # kB: 2 or 1 a file, and the pixels
