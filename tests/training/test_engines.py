@@ -318,3 +318,25 @@ def test_a_step_that_is_not_finite_in_one_process_is_skipped_by_all(strategy):
     one, two = Crew(2, not_finite, strategy).results()
     assert one == two
     assert one[0] == [2] and all(map(math.isfinite, one[1]))
+
+
+def compiled(rank: int, step, folder: str, strategy: str | None, at: int) -> list:
+    model = model_of("dit")
+    model.net.compile(backend="aot_eager")
+    how = dict(label=torch.arange(64) % 3, steps=6, batch_size=8, seed=3, save_every=2, strategy=strategy)
+    fit(model, pictures(), out=folder, callback=functools.partial(stopped, at), callback_every=1, **how)
+    return flat(model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", [None, "ddp"])
+def test_a_compiled_network_makes_the_steps_of_the_plain_one_and_goes_on(tmp_path, strategy):
+    words = dict(steps=6, batch_size=8, seed=3)
+    plain = Crew(1, train, "dit", None, words).results()[0][0]
+    size = 2 if strategy else 1
+    told = Crew(size, compiled, str(tmp_path), strategy, 5).results(120)
+    assert "stopped" in told[0] and [p.name for p in steps(tmp_path)] == ["step-00000002", "step-00000004"]
+    found = Crew(size, compiled, str(tmp_path), strategy, 0).results(120)
+    assert all(f == found[0] for f in found)
+    close([plain], [found[0]], 1e-4)
+    assert type(sg.load(tmp_path, device="cpu").net) is DiT
