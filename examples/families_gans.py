@@ -13,7 +13,7 @@ from torch import Tensor, nn
 class GAN(Family):
     """Non-saturating (Goodfellow et al. 2014); both kinds of pictures are shown to D with noise of 0.1."""
 
-    lr = 5e-3
+    lr = 8e-4
     critic_steps: ClassVar[int] = 1
 
     def __init__(self) -> None:
@@ -54,12 +54,16 @@ class GAN(Family):
 class Minimax(GAN):
     """G descends log(1 - D(G)), which is flat where D is sure (Goodfellow et al. 2014, eq. 1)."""
 
+    lr = 2.5e-3
+
     def of_g(self, fake: Tensor) -> Tensor:
         return -F.softplus(fake).mean()
 
 
 class LeastSquares(GAN):
     """(D - 1)^2 and D(G)^2 (Mao et al. 2017)."""
+
+    lr = 7e-4
 
     def of_d(self, real: Tensor, fake: Tensor) -> Tensor:
         return (real - 1).square().mean() + fake.square().mean()
@@ -71,7 +75,7 @@ class LeastSquares(GAN):
 class Wasserstein(GAN):
     """Five steps of a critic with weights within 0.01, RMSProp (Arjovsky et al. 2017); tells the critic's estimate."""
 
-    critic_steps, lr = 5, 5e-4
+    critic_steps, lr = 5, 1e-3
 
     def adam(self, weights: Any, lr: float, **how: Any) -> torch.optim.Optimizer:
         return torch.optim.RMSprop(weights, lr=lr)

@@ -57,6 +57,8 @@ def follow(loss: Tensor, optimiser: torch.optim.Optimizer, weights: Any) -> floa
 class VAE(Family):
     """The evidence bound, with one learned variance of all pixels (Kingma & Welling 2014); samples are means."""
 
+    lr = 1e-3
+
     def __init__(self) -> None:
         super().__init__()
         self.encoder, self.decoder = mlp(64, 2 * LATENT), mlp(LATENT, 64)
