@@ -190,7 +190,7 @@ def _read_all(
             of_file.setdefault(i, []).append((row, page.number))
     size, channels = wanted.size, wanted.channels
 
-    def read(i: int) -> tuple[dict[int, str], list[tuple[int, int]]]:
+    def read(i: int) -> tuple[dict[int, str], list[tuple[int, int]]] | None:
         faults, bright = {}, []
         with files[i].open() as image:
             for row, number in of_file[i]:
