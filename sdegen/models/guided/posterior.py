@@ -118,6 +118,7 @@ class Posterior(Wrapped):
     def forward(self, x: Tensor, t: float | Tensor, *, y: Tensor, **cond: Any) -> Prediction:
         t = as_time(t)
         check_time(t, x)
+        self.observation.check_event(tuple(x.shape[1:]))
         level = self.sde.at(t)
         check_signal(self.sde, level, "Posterior")
         y = self.observation.values(y, x)
@@ -134,6 +135,7 @@ class Posterior(Wrapped):
         """
         t = as_time(t)
         check_time(t, x)
+        self.observation.check_event(tuple(x.shape[1:]))
         y = self.observation.values(y, x)
         found = self._update(x, t, y, cond)
         log_det = found.log_det
