@@ -271,6 +271,21 @@ def test_processes_train_together(tmp_path, capfd, strategy):
 
 
 @pytest.mark.slow
+def test_a_compiled_network_trains_as_the_plain_one(tmp_path):
+    """And what it wrote is read by anybody."""
+    pictures(tmp_path / "photos", 24, channels=1)
+    words = ["train", tmp_path / "photos", "--net", "channels=8", "--net", "patch=1", "--smoke", "--device", "cpu"]
+    for name, more in (("plain", []), ("compiled", ["--compile"])):
+        line = [sys.executable, "-m", "sdegen", *map(str, words), "--seed", "1", "--out", str(tmp_path / name), *more]
+        done = subprocess.run(line, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr[-2000:]
+    plain, compiled = (sg.load(tmp_path / name, device="cpu").state_dict() for name in ("plain", "compiled"))
+    assert plain.keys() == compiled.keys()
+    for name, value in plain.items():
+        torch.testing.assert_close(compiled[name], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
 def test_processes_share_the_samples(tmp_path, monkeypatch):
     """Two make together what one makes alone, each batch once."""
     model = saved(tmp_path / "model")
