@@ -410,7 +410,7 @@ def test_spoiled_files_never_stop_the_others(tmp_path: Path) -> None:
     sound.save(tmp_path / "sound.png")
     found = load_images(tmp_path, size=24, channels=3, corrupt="skip", progress=False)
     assert np.array_equal(levels_of(found)[-1].permute(1, 2, 0), np.asarray(sound))
-    assert len(found) + len(found.skipped) == 421 and len(found.skipped) > 100
+    assert len(found) + len(found.skipped) >= 421 and len(found.skipped) > 100  # one may hold several frames now
 
 
 def test_labels_follow_their_pictures_past_a_corrupt_one(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import io
@@ -809,7 +810,8 @@ class Training:
 
     def end(self, number: int | None = None) -> int | None:
         if number is not None and self.process.pid:
-            os.kill(self.process.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it had finished already
+                os.kill(self.process.pid, number)
         self.process.join(120)
         return self.process.exitcode
 
