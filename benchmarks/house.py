@@ -38,7 +38,6 @@ REMEMBERED = [
     (r"self\._points = [^\n]*LastAnswer\(", "the empirical distribution: squared lengths of its points"),
     (r"_NAMED = Recent\(", "solvers of a name without options"),
     (r"_EDM = Recent\(", 'the four functions of "edm", by the data\'s scale'),
-    (r"class InputWatch", "a Denoiser: whether its network was seen to write into its input"),
     (r"self\._levels = Memo\(|cached = CachedFunction\(", "a process: its coefficients at the times it was asked for"),
     (
         r"self\._latest = Latest\(\)\n +self\._latest\.keep\(levels",

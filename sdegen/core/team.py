@@ -144,13 +144,16 @@ class Team:
 def team(device: torch.device) -> Team:
     """The processes of this run: of the group that is there, else of torchrun's environment, else this one alone.
 
-    A group that is begun here lives as long as the process: to end one and begin the next is a race.
+    A group that is begun here lives as long as the process: to end one and begin the next is a race. No process goes on
+    before all have begun it, so that none that ends at once, by an error, takes it from those that still connect.
     """
     if _ALONE.get() or not dist.is_available():
         return Team()
     if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        atexit.register(_end)
+        with watched():
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            atexit.register(_end)
+            dist.barrier(_control_group())
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return Team()
     return Team(dist.get_rank(), dist.get_world_size(), _control_group())

@@ -17,7 +17,7 @@ from ..core.shapes import expand, time_of
 from ..nets.conditions import CONDITIONS, Conditional
 from ..processes import SDE, without_signal
 from .base import ScoreModel, Statistic, words_of
-from .networks import ComputingDtype, InputWatch, SaysConditions, channels_of, unwrapped
+from .networks import ComputingDtype, SaysConditions, channels_of, unwrapped
 from .parametrization import Parametrization, ones, parametrization
 from .prediction import Prediction
 from .space import LatentSpace
@@ -89,7 +89,7 @@ class Denoiser(ScoreModel):
         if name in ("sde", "parametrization"):  # what the coefficients are made of, besides the statistics
             self._coefficients.clear()
         elif name == "net":
-            self._computes_in, self._writes = ComputingDtype(value), InputWatch(value)
+            self._computes_in = ComputingDtype(value)
 
     def _check_event(self, net: Any) -> None:
         event = getattr(unwrapped(net), "event_shape", None)
@@ -107,10 +107,6 @@ class Denoiser(ScoreModel):
         c_skip, c_out, c_in, c_noise, n_skip, n_out = self._of_present_data()(t)
         net = self.net
         x_in, t_in = self._inputs(net, x, c_in, c_noise)
-        own = x_in is x
-        if own:
-            x_in = self._writes.given(net, x)
-            version = 0 if x_in is not x else x._version
         cond = cond and mapped(cond, Tensor.clone)  # whatever the network does to it, the next call gets what this got
         try:
             output = in_precision(net, x.device)(x_in, t_in, **cond)
@@ -120,8 +116,6 @@ class Denoiser(ScoreModel):
                     f"The network has {x_in.dtype} weights and got t in {t_in.dtype}: see time_dtype in Denoiser."
                 )
             raise
-        if own and (x_in is not x or x._version != version):
-            self._writes.seen(net, x, x_in)
         return self._belief(x, t, output, (c_skip, c_out), (n_skip, n_out))
 
     def _belief(self, x: Tensor, t: Tensor, output: Any, x0: Any, noise: Any) -> Prediction:
@@ -135,14 +129,16 @@ class Denoiser(ScoreModel):
         return Prediction.spanned(x, output, x0, noise, self.sde, t)
 
     def _inputs(self, net: Any, x: Tensor, c_in: Any, c_noise: Any) -> tuple[Tensor, Tensor]:
-        """c_in x and c_noise, (B,), in the dtypes that suit the network: x itself where that changes nothing."""
+        """c_in x and c_noise, (B,), in the dtypes that suit the network, in memory that is not the caller's."""
         dtype, time_dtype = self._computes_in.of(net, x.dtype)
         if isinstance(c_noise, Tensor):
             t_in = c_noise.to(device=x.device, dtype=time_dtype).expand(x.shape[0]).clone()
         else:
             t_in = torch.full((x.shape[0],), c_noise, dtype=time_dtype, device=x.device)
         x_in = x if isinstance(c_in, float) and c_in == 1.0 else x * expand(c_in, x)
-        return (x_in if x_in.dtype == dtype else x_in.to(dtype)), t_in
+        if x_in.dtype != dtype:
+            return x_in.to(dtype), t_in
+        return (x_in.clone() if x_in is x else x_in), t_in
 
     def warm(self, ts):
         super().warm(ts)

@@ -7,10 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch._C._functorch import maybe_current_level
-
-from ..core.errors import InvalidInputError
+from torch import nn
 
 _COMPUTES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # float8 weights are stored, not computed in
 
@@ -98,51 +95,6 @@ class ComputingDtype:
         dtype = otherwise if found is None else found
         said = self._said.get("time_dtype", self._of_class)
         return dtype, said or (torch.float32 if dtype.itemsize < 4 else dtype)
-
-
-class InputWatch:
-    """Whether a network writes into its input, which tensors count: one that never does is given the state itself in
-    place of a copy, which for pictures is a good part of what a step costs beside the network.
-
-    It is given copies until it has left one as it was, and wherever a write could not be seen or may be meant: in
-    training mode, with gradients, in inference mode, under transforms of `torch.func`, and where a module of it says
-    `inplace`.
-
-    Args:
-        net: the network, or any callable.
-    """
-
-    def __init__(self, net: Any) -> None:
-        self._module = isinstance(net, nn.Module) and not any(getattr(m, "inplace", False) for m in net.modules())
-        self._wrote: bool | None = None  # None: not seen yet
-
-    def given(self, net: Any, x: Tensor) -> Tensor:
-        """What a network that wants x is given."""
-        return x if self._wrote is False and self._watched(net, x) else x.clone()
-
-    def seen(self, net: Any, x: Tensor, given: Tensor) -> None:
-        """Note what became of what was given: a copy of x, or x, which was written into.
-
-        Raises:
-            InvalidInputError: the network wrote into the state itself.
-        """
-        if given is x:
-            raise InvalidInputError(
-                "the network wrote into its input, which it did not at its first call: let it begin with x = x.clone(),"
-                " or say `inplace = True` as an attribute of it"
-            )
-        if not self._wrote and self._watched(net, x):
-            self._wrote = given._version > 0
-
-    def _watched(self, net: Any, x: Tensor) -> bool:
-        return (
-            self._module
-            and not net.training
-            and not torch.is_grad_enabled()
-            and not torch.is_inference_mode_enabled()
-            and not x.is_inference()
-            and maybe_current_level() is None
-        )
 
 
 class SaysConditions(nn.Module):

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from cases import points, small
 from crew import Crew
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ from sdegen.core.errors import (
     NonFiniteError,
 )
 from sdegen.core.shards import whole
-from sdegen.core.team import Team
+from sdegen.core.team import Team, team
 from sdegen.models.base import ScoreModel
 from sdegen.models.denoiser import Denoiser
 from sdegen.nets import UNet
@@ -427,6 +428,25 @@ def test_an_error_of_one_process_is_every_ones(tmp_path):
     assert all(t.startswith("IncompatibleCheckpointError") and "seed 0, not 1" in t for t in told)
     told = Crew(2, train, None, words | {"batch_size": 1}).results()
     assert all(t.startswith("InvalidInputError") and "into 2 parts" in t for t in told)
+
+
+def begins(rank: int, step) -> int:
+    begin = dist.init_process_group
+
+    def slowly(*arguments, **words) -> None:
+        begin(*arguments, **words)
+        if rank == 1:
+            time.sleep(0.5)
+            step.value = 1
+
+    dist.init_process_group = slowly
+    team(torch.device("cpu"))
+    return step.value
+
+
+def test_no_process_goes_on_before_all_have_begun():
+    """One that ended at once would take the group from those that still connect."""
+    assert Crew(2, begins).results() == [1, 1]
 
 
 def fails(rank: int, step, folder: str) -> None:
