@@ -69,6 +69,7 @@ _PLAIN = _Row()
 
 # The fewest and the most evaluations of which Adams' method spends none on the ends. Measured, see docs/decisions.md.
 _FEW = (2, 11)
+_DROWNED = 8.0  # noise over the data's scale at t_max, from which on a model says the mean and nothing else; measured
 _TABLE: dict[type[Solver], _Row] = {
     AdamsMethod: _Row(50, 1 / 12, 1 / 8),  # 18 mixtures; a cap of 1/6 or 1/10 costs 4 %
     StochasticAdamsMethod: _Row(50, 1 / 20, 1 / 9),
@@ -128,9 +129,12 @@ def few_steps(n: int) -> bool:
 
 
 def begins_at_the_mean(model: ScoreModel, cond: Mapping[str, Any]) -> bool:
-    """Whether the belief at t_max is the known mean of the data and nothing else: not that of a condition."""
-    known = model.data_mean is not None and model.data_std is not None
-    return known and not model.conditioned and not cond
+    """Whether the belief at t_max is the known mean of the data and nothing else: not that of a condition, and not
+    what is seen through little noise."""
+    if cond or model.conditioned or model.data_mean is None or model.data_std is None:
+        return False
+    last = model.sde.at(model.sde.t_max)
+    return bool(last.sigma > _DROWNED * model.data.scale * last.alpha)
 
 
 def _adams_grid(solver: AdamsMethod, smooth: bool) -> str:

@@ -94,8 +94,8 @@ def formula_grid(
         "theta"      u = atan(sh/s)^(1/1.6), sh = sigma/alpha, s = sigma_data
         "blend"      u = 3/4 atan(sh/s)^(1/1.3) and 1/4 lambda, each divided by its range: most steps where Gaussian
                      data of scale s would turn, the rest wherever structure of another scale may be
-        "turn"       the same with 0.4 r for s (0.5 r up to nine steps), r = turn the level at which half of the data
-                     is told; "blend" where that is None
+        "turn"       the same with 0.4 r for s (0.5 r up to nine steps), r = turn the level at which half of the
+                     data's variance is explained; "blend" where that is None
         "turn-time"  nine parts of the lambda of "blend", with 0.7 r for s where r is known, and one of "sqrt-time"'s
         "karras"     u = sh^(1/7)
 

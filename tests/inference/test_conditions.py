@@ -103,7 +103,7 @@ def test_names_that_a_model_made_of_another_has_taken_are_refused():
             raise AssertionError("called")
 
     model = sg.Denoiser(WithY(), sg.VPSDE(), data_std=1.0)
-    with pytest.raises(sg.InvalidInputError, match="takes a condition y"):
+    with pytest.raises(sg.InvalidInputError, match="with a condition y of its own"):
         sg.sample(sg.Posterior(model, SEEN), (3, 1), steps=2, y=Y)
     with pytest.raises(sg.InvalidInputError, match="condition y beside y="):
         sg.sample_posterior(listening(), SEEN, 3, y=Y, cond={"y": Y})

@@ -165,6 +165,21 @@ def test_where_the_belief_at_t_max_is_not_known_it_is_asked(changed, label, eval
     assert max(asked.times) == model.sde.t_max and found.nfe.tolist() == [5 * evaluations] * 3
 
 
+@pytest.mark.filterwarnings("ignore:the data's standard deviation")
+@pytest.mark.parametrize("most", [0.5, 2.0, 50.0])
+def test_where_the_noise_at_t_max_is_not_far_above_the_data_it_is_asked(most):
+    """The slope there is not 0, and to take it for that is an error that falls slowly with the steps."""
+    mixture = sg.GaussianMixture([[-1.0, 0.0], [1.0, 0.5]], std=0.2)
+    model = sg.MixtureModel(mixture, sg.VESDE(0.01, most))
+    asked = Asked(model)
+    sg.sample(asked, 3, steps=5, seed=0)
+    assert (max(asked.times) > 0.99 * model.sde.t_max) == (most < 8 * model.data.scale)
+    exact = sg.sample(model, 256, rtol=1e-7, seed=0, dtype=torch.float64).x
+    ends = (sg.sample(model, 256, steps=n, seed=0, dtype=torch.float64).x for n in (5, 11))
+    five, eleven = (float((x - exact).square().mean().sqrt()) for x in ends)
+    assert eleven < 0.36 * five
+
+
 def test_a_way_that_begins_elsewhere_is_asked_from_its_beginning():
     for span in ((0.7, 0.0), (0.7, SMOOTH.sde.t_min)):
         model = Asked(SMOOTH)

@@ -200,8 +200,8 @@ class Posterior(Wrapped):
     def check_conditions(self, cond: Mapping[str, Any], batch: int) -> None:
         if "y" in (self.model.condition_names() or ()):
             raise InvalidInputError(
-                f"got a {type(self.model).__name__} that takes a condition y, what was seen here: expected one "
-                "that calls its own otherwise, such as label"
+                f"got a {type(self.model).__name__} with a condition y of its own, but y is the measurement here: "
+                "expected a model that calls its condition otherwise, such as label"
             )
         y = cond.get("y")
         if not isinstance(y, Tensor):

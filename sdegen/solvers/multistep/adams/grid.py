@@ -5,10 +5,11 @@
     correct   x' = x + sum_i b_i f_i           the new slope among them
 
 The slope f' is kept (PEC): one evaluation a step, and the last step is not corrected. Where few steps are all there is,
-two things that are known stand for evaluations. At t_max a model says the data's mean and nothing else, so that on the
-circular path, centred, the first slope is 0. And a last step that lands on 0 goes a part of its way, 3/n |f|^2/s^2 of n
-steps, to what the model says the clean data are, D = x cos t - f sin t, and the rest along the slope: D is the end of
-data that are told by then, for which |f|^2 (the mean over the event) is s^2 on the average; where it is 0 nothing is.
+two things that are known stand for evaluations. At a t_max far above the data a model says their mean and nothing else,
+so that on the circular path, centred, the first slope is 0. And a last step that lands on 0 goes a part of its way,
+3/n |f|^2/s^2 of n steps, to what the model says the clean data are, D = x cos t - f sin t, and the rest along the
+slope: D is the end of data that are told by then, for which |f|^2 (the mean over the event) is s^2 on the average;
+where it is 0 nothing is.
 """
 
 from __future__ import annotations
@@ -33,10 +34,9 @@ from ..weights import lagrange_weights, made_of_grid, summed
 from .method import AdamsMethod
 
 _DOUBT = 0.4  # of its weight that the slope at t_max has in the second corrector of a rough model
-_SURE = (
-    10  # steps that land on 0, from which on the second predictor does not extrapolate from it; of n < 10 by 1 - n/10
-)
-_SETTLES = 3  # over the steps of the grid, the part of the last one that lands on what the model says; both measured
+# Of a grid that lands on 0, both measured:
+_SURE = 10  # steps from which on the second predictor does not extrapolate from it; of n < 10 by 1 - n/10
+_SETTLES = 3  # over the steps, the part of the last one that lands on what the model says
 
 
 @dataclass(frozen=True, slots=True, eq=False)
