@@ -340,17 +340,11 @@ class Counted(Term):
         self._made = self._made + n
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
-        if self._once:  # `_count` without its call: this is every step's
-            self.calls, self._made = self.calls + 1, self._made + 1
-        else:
-            self._count(t)
+        self._count(t)
         return self.term.drift(x, t)
 
     def moved(self, x: Tensor, t: Tensor, h: float | Tensor) -> Tensor:
-        if self._once:
-            self.calls, self._made = self.calls + 1, self._made + 1
-        else:
-            self._count(t)
+        self._count(t)
         return self.term.moved(x, t, h)
 
     def drift_of(self, rows: Tensor, x: Tensor, t: Tensor) -> Tensor:
@@ -358,10 +352,7 @@ class Counted(Term):
         return self.term.drift_of(rows, x, t)
 
     def predict(self, x: Tensor, t: Tensor) -> Prediction:
-        if self._once:
-            self.calls, self._made = self.calls + 1, self._made + 1
-        else:
-            self._count(t)
+        self._count(t)
         return self.term.predict(x, t)
 
     def denoised(self, x: Tensor, t: Tensor, rows: Tensor | None = None) -> Tensor:

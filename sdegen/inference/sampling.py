@@ -136,8 +136,9 @@ def sample(
             whole = len(rows) == shape[0]
             noise = Noise(seed, index=numbers[rows])
             if x_init is None:
-                parts_of = chunks(len(rows), batch_size, tell) if len(rows) > (batch_size or len(rows)) else ()
-                several = [Noise(seed, index=numbers[rows[some]]) for some, _ in parts_of] or [noise]
+                several = [noise]
+                if batch_size and len(rows) > batch_size:
+                    several = [Noise(seed, index=part) for part in numbers[rows].split(int(batch_size))]
                 x = torch.cat([_prior(model, plan.start, part, shape[1:], dtype, device) for part in several])
             else:
                 x = x_init[rows.to(x_init.device)].to(dtype)
