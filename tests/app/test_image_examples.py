@@ -66,11 +66,26 @@ def test_a_stage_of_a_cascade_believes_the_small_picture_at_level_0_and_not_at_a
     assert float((one - other).square().mean().sqrt()) > 0.5
 
 
+def test_a_kept_average_is_the_small_picture_whatever_a_stage_has_learned(example):
+    """Of an exact stage that is told nothing, and of a network that knows nothing."""
+    cascade, args = example("cascade"), Namespace(seed=0, sampling_steps=10)
+    stage, low = gaussian_stage(cascade), torch.randn(8, 1, 3, 3, dtype=torch.float64)
+    label = torch.zeros(8, dtype=torch.long)
+    kept, free = (cascade.enlarge(stage, low, 6, 1.0, label, args, kept=kept) for kept in (True, False))
+    assert cascade.agreement(kept, low) > 40 > 20 > cascade.agreement(free, low)
+    torch.manual_seed(0)
+    blank = sg.Denoiser(cascade.network(8, 1, 10, 4, width=8), sg.VPSDE())
+    low = torch.rand(8, 1, 4, 4) * 2 - 1
+    x = cascade.enlarge(blank, low, 8, 0.0, label, args, kept=True)
+    assert cascade.agreement(x, low) > 40
+
+
 @pytest.mark.slow
 def test_a_learned_stage_agrees_with_the_digit_that_it_is_told(example, tmp_path):
     rows = example("cascade").main(["--out", str(tmp_path), "--n", "200"])
     found = {row[""]: row["agreement, dB"] for row in rows}
     assert found["cascade, s = 0"] >= 30 and found["cascade, s = 1"] < 18
+    assert found["cascade, s = 0, average kept"] >= 40
 
 
 def test_the_level_where_as_many_follow_the_one_as_the_other_is_read_between_levels(example):
