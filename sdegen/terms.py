@@ -315,7 +315,8 @@ class Counted(Term):
         self.whole = self.term = term
         self.calls, self._products = 0, products_made()
         self._batch = self._size = batch
-        self._made: int | Tensor = 0  # for each sample in the batch, (B,) once they differ
+        self._made: int | Tensor = 0  # at each place of the batch, (B,) once they differ
+        self._before: int | Tensor = 0  # of these, those that were made before the sample there came
         self._once = term.asks_once
         for name in ("t_min", "t_max", "upward", "downward", "stochastic", "event_shape", "model", "sde", "eta"):
             setattr(self, name, getattr(term, name))
@@ -327,7 +328,8 @@ class Counted(Term):
 
     def counts(self, like: Tensor) -> Tensor:
         """(B,) how many evaluations each sample in the batch has had, on the device of an integer tensor."""
-        return torch.zeros_like(like) + (self._made.to(like.device) if isinstance(self._made, Tensor) else self._made)
+        made = self._made - self._before
+        return torch.zeros_like(like) + (made.to(like.device) if isinstance(made, Tensor) else made)
 
     def _count(self, t: Tensor, rows: Tensor | None = None) -> None:
         """Note the evaluations at t of the whole batch, or of the samples at positions `rows` of it."""
@@ -377,30 +379,34 @@ class Counted(Term):
 
     def part(self, rows: Tensor) -> Counted:
         """The term of some samples of the whole, which counts for itself."""
-        return Counted(self.whole if len(rows) == self._size else self.whole.select(rows), len(rows))
+        return Counted(self._of(rows), len(rows))
 
-    def join(self, part: Counted, rows: Tensor, chosen: Tensor | None = None) -> None:
-        """Go on with more samples in the batch.
+    def restart(self, nfe: Tensor, rows: Tensor) -> None:
+        """Begin anew with a batch of the samples `rows` of the whole, who have had `nfe` evaluations each."""
+        self._made, self._before, self._batch = 0, -nfe, len(rows)
+        self.term = self._of(rows)
+
+    def replace(self, at: Tensor, nfe: Tensor, rows: Tensor) -> None:
+        """Go on with other samples at the positions `at`, who have had `nfe` evaluations each.
 
         Args:
-            part: in which the new ones began.
+            at: positions in the batch.
+            nfe: of the new ones.
             rows: of the whole, of all that are in the batch now.
-            chosen: which of the part's they are, None: all.
         """
-        if chosen is None and len(rows) == part._batch:
-            self._made = part._made
-        else:
-            made = part.counts(torch.zeros(part._batch, dtype=torch.int64, device=rows.device))
-            made = made if chosen is None else made[chosen]
-            self._made = torch.cat([self.counts(rows[: len(rows) - len(made)]), made])
-        self._batch = len(rows)
-        self.term = self.whole if len(rows) == self._size else self.whole.select(rows)
+        made = self._made[at] if isinstance(self._made, Tensor) else self._made
+        self._before = (torch.zeros_like(rows) + self._before).index_copy(0, at, made - nfe)
+        self.term = self._of(rows)
+
+    def _of(self, rows: Tensor) -> Term:
+        return self.whole if len(rows) == self._size else self.whole.select(rows)
 
     def restrict(self, keep: Tensor) -> None:
         """Go on with some of the samples only."""
         self.term, self._batch = self.term.select(keep), len(keep)
-        if isinstance(self._made, Tensor):
-            self._made = self._made[keep.to(self._made.device)]
+        self._made, self._before = (
+            n[keep.to(n.device)] if isinstance(n, Tensor) else n for n in (self._made, self._before)
+        )
 
 
 # ---- for other libraries' solvers

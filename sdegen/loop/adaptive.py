@@ -32,26 +32,29 @@ class Begun:
 
     Attributes:
         rows: which of the whole they are.
-        term: which counted it, of all that began with them.
-        chosen: which of those they are, None: all.
-        noise: theirs.
+        nfe: (B,) their evaluations.
+        noise: theirs; None where nothing is drawn.
         x, t, state: where they begin.
+        gone: how many of them, the first, wait no more.
     """
 
     rows: Tensor
-    term: Counted
-    chosen: Tensor | None
-    noise: Noise
+    nfe: Tensor
+    noise: Noise | None
     x: Tensor
     t: Tensor
     state: Any
+    gone: int = 0
 
-    def cut(self, solver: Solver, where: slice) -> Begun:
-        """Some of them, by their positions."""
-        keep = torch.arange(len(self.rows), device=self.rows.device)[where]
-        chosen = keep if self.chosen is None else self.chosen[keep]
-        rows, noise, state = self.rows[keep], self.noise.select(keep), solver.select(self.state, keep, self.x)
-        return Begun(rows, self.term, chosen, noise, self.x[keep], self.t[keep], state)
+    def __len__(self) -> int:
+        return len(self.rows) - self.gone
+
+    def take(self, n: int, solver: Solver) -> Begun:
+        """The next n of them, which wait no more."""
+        some = torch.arange(self.gone, self.gone + n, device=self.rows.device)
+        self.gone += n
+        state, noise = solver.select(self.state, some, self.x), None if self.noise is None else self.noise.select(some)
+        return Begun(self.rows[some], self.nfe[some], noise, self.x[some], self.t[some], state)
 
 
 class Adaptive:
@@ -74,12 +77,12 @@ class Adaptive:
         b, device = x.shape[0], x.device
         self.places = min(places or b, b)
         self.next = 0  # the first sample that has not begun
-        self.begun: Begun | None = None  # those that have, and wait
+        self.begun: Begun | None = None  # those that have; some of them wait
         self.rows = torch.arange(0, device=device)  # which samples are in the batch
         self.length = abs(plan.end - plan.start)
-        self.sign = 1.0 if plan.end > plan.start else -1.0
+        self.end = torch.tensor(plan.end, dtype=torch.float64, device=device)
         advice = advise(plan.solver, term, tolerance=plan.tolerance)
-        self.first, self.cap = self.length * advice.first, self.length * advice.largest
+        self.first, self.cap = (plan.end - plan.start) * advice.first, self.length * advice.largest
         self.steps = 0  # made by the batch
         # results, one row a sample
         self.out = x.clone()
@@ -88,7 +91,7 @@ class Adaptive:
         self.nfe, self.taken, self.refused = (torch.zeros_like(self.status) for _ in range(3))
         self.path = OwnPath(plan.save, self.stopped_at.clone(), x)
         self.tolerance = _measured(plan.tolerance, term, x)  # type: ignore[arg-type]
-        self.variance = effective_variance(term, x) if self.sign < 0 else None
+        self.variance = effective_variance(term, x) if plan.end < plan.start else None
         self.breaks = Breaks.between(term, plan)
 
     def run(self, report: Callable[[float], None]) -> Reached:
@@ -96,16 +99,10 @@ class Adaptive:
         if plan.start == plan.end:
             self.status.fill_(ARRIVED)  # from t_min to 0: only the final denoising is left
         else:
-            state = None
-            while True:
-                while (free := self.places - len(self.rows)) and (self.begun or self.next < len(self.out)):
-                    waiting = self.begun or self._begin()
-                    state = self._filled(state, waiting, free)
-                if not len(self.rows):
-                    break
+            state = self._first_batch()
+            while len(self.rows):
                 state = self._advance(state)
-                left = len(self.out) - self.next + (len(self.begun.rows) if self.begun else 0)
-                report(1 - (left + len(self.rows)) / len(self.out))
+                report(1 - (self._waiting() + len(self.rows)) / len(self.out))
         return Reached(
             x=self.out,
             path=self.path,
@@ -118,12 +115,9 @@ class Adaptive:
 
     # ---- who is in the batch
 
-    def _filled(self, state: Any, waiting: Begun, free: int) -> Any:
-        """Give so many free places to samples that wait; the state of the batch then."""
-        self.begun = None
-        if len(waiting.rows) > free:
-            waiting, self.begun = (waiting.cut(self.plan.solver, part) for part in (slice(free), slice(free, None)))
-        return self._joined(state, waiting)
+    def _waiting(self) -> int:
+        """How many samples are still to come."""
+        return len(self.out) - self.next + (len(self.begun) if self.begun else 0)
 
     def _begin(self) -> Begun:
         """The next samples, as many as there are places, where they enter error control."""
@@ -134,38 +128,45 @@ class Adaptive:
         entry = self.plan.solver.enter(term, x, t, self.tolerance, noise)
         self.next += len(rows)
         self.term.calls += term.calls
-        return Begun(rows, term, None, noise, entry.x, entry.t, entry.state)
+        return Begun(rows, term.counts(rows), noise if self.plan.noisy else None, entry.x, entry.t, entry.state)
 
-    def _joined(self, state: Any, new: Begun) -> Any:
-        """Put samples into the batch; its state then."""
-        h, none = torch.full_like(new.t, self.first), torch.zeros_like(new.rows)
-        since = none + self.steps
-        if not len(self.rows):
-            self.rows, self.x, self.t, self.noise, state = new.rows, new.x, new.t, new.noise, new.state
-            self.h, self.since, self.rejected = h, since, none
-        else:
-            state = self.plan.solver.join(state, new.state, self.x, new.x)
-            self.rows, self.x = torch.cat([self.rows, new.rows]), torch.cat([self.x, new.x])
-            old, path = self.noise, isinstance(self.noise, RefinablePath)  # what a path has drawn is kept
-            self.noise = old.join(new.noise) if path else self.drawn.select(self.rows)  # type: ignore
-            self.t, self.h = torch.cat([self.t, new.t]), torch.cat([self.h, h])
-            self.since, self.rejected = torch.cat([self.since, since]), torch.cat([self.rejected, none])
-        self.term.join(new.term, self.rows, new.chosen)
+    def _first_batch(self) -> Any:
+        """Fill the places with the first samples; the state of the batch then."""
+        new = self._begin()
+        self.rows, self.x, self.t, self.noise = new.rows, new.x, new.t, self.drawn if new.noise is None else new.noise
+        self.h, self.rejected = torch.full_like(new.t, self.first), torch.zeros_like(new.rows)
+        self.since = torch.zeros_like(new.rows)
+        self.term.restart(new.nfe, self.rows)
         if self.breaks is not None:
-            self.breaks.join(none)
-        return state
+            self.breaks.begin(self.rejected)
+        return new.state
+
+    def _refill(self, free: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Give free places to samples that wait; the places that are still free, and the state of the batch then."""
+        while len(free) and self._waiting():
+            if not self.begun:
+                self.begun = self._begin()
+            new = self.begun.take(min(len(free), len(self.begun)), self.plan.solver)
+            at, free = free[: len(new)], free[len(new) :]
+            state = self.plan.solver.replace(state, at, new.state, self.x)
+            self.rows, self.x = self.rows.index_copy(0, at, new.rows), self.x.index_copy(0, at, new.x)
+            self.t, self.h = self.t.index_copy(0, at, new.t), self.h.index_fill(0, at, self.first)
+            self.since, self.rejected = self.since.index_fill(0, at, self.steps), self.rejected.index_fill(0, at, 0)
+            if isinstance(self.noise, RefinablePath):  # what a path has drawn is kept
+                self.noise = self.noise.replace(at, new.noise)  # type: ignore[arg-type]
+            elif self.plan.noisy:
+                self.noise = self.drawn.select(self.rows)
+            self.term.replace(at, new.nfe, self.rows)
+            if self.breaks is not None:
+                self.breaks.replace(at)
+        return free, state
 
     # ---- steps
 
     def _advance(self, state: Any) -> Any:
         """One step of every sample in the batch."""
         plan = self.plan
-        goal = self.breaks.goal(self.t) if self.breaks is not None else plan.end
-        left = (goal - self.t).abs()
-        h = self.h.clamp_max(self.cap)
-        last = h >= left * (1 - 1e-9)
-        h = torch.where(last, left, torch.minimum(h, left / 2))  # the last two steps are equal
-        t_next = torch.where(last, goal, self.t + self.sign * h)
+        t_next, last = self._next_times()
         step = plan.solver.step(self.term, self.x, self.t, t_next, state, self.noise)
         if step.x.dtype != self.x.dtype or step.x.shape != self.x.shape:
             raise _unlike(plan.solver, step.x, self.x)
@@ -176,20 +177,42 @@ class Adaptive:
             accept, factor = accept & good, torch.where(good, factor, 0.1)
         self.path.add(self.rows, accept, self.t, t_next, self.x, step)
         refused = (~accept).nonzero().flatten()
+        self.h = (t_next - self.t) * factor
         self.x, self.t = reverted(step.x, self.x, refused), reverted(t_next, self.t, refused)
-        self.h, self.steps = h * factor, self.steps + 1
-        done = accept & last
-        if self.breaks is not None and bool(done.any()):
+        self.steps += 1
+        done = None if last is None else accept & last
+        if done is not None and self.breaks is not None and bool(done.any()):
             done, after = self._crossed(done, after)
         if len(refused):
             self.rejected = self.rejected + ~accept
-            done = done | ~accept & (self.h < resolution(self.t, self.length))
-        gone = done if self.steps < plan.max_steps else done | (self.steps - self.since >= plan.max_steps)
-        if not bool(gone.any()):
-            return after
+            stuck = ~accept & (self.h.abs() < resolution(self.t, self.length))
+            done = stuck if done is None else done | stuck
+        return self._without(done, accept, good, after)
+
+    def _next_times(self) -> tuple[Tensor, Tensor | None]:
+        """Where the next step of each sample ends, and whose is the last one, up to the end or a break; None: of
+        none."""
+        goal = self.end if self.breaks is None else self.breaks.goal(self.t)
+        part = self.h.clamp(-self.cap, self.cap) / (goal - self.t)  # of the way that is left
+        last = part >= 1 - 1e-9 if float(part.max()) >= 1 - 1e-9 else None
+        part = part.clamp_max(0.5)  # the last two steps are equal
+        return torch.lerp(self.t, goal, part if last is None else part.masked_fill(last, 1.0)), last
+
+    def _without(self, done: Tensor | None, accept: Tensor, good: Tensor | None, state: Any) -> Any:
+        """Let those go who are done, or have made all the steps they may."""
+        gone = done
+        if self.steps >= self.plan.max_steps:
+            late = self.steps - self.since >= self.plan.max_steps
+            gone = late if done is None else done | late
+        if gone is None or not len(who := gone.nonzero().flatten()):
+            return state
         code = torch.where(accept, ARRIVED, UNDERFLOW)
         code = code if good is None else torch.where(good, code, NON_FINITE)
-        return self._leave(gone, after, torch.where(done, code, MAX_STEPS))
+        if gone is not done:
+            code = torch.where(torch.zeros_like(gone) if done is None else done, code, MAX_STEPS)
+        self._write(who, code[who])
+        who, state = self._refill(who, state)
+        return self._shrink(_others(who, len(self.rows)), state) if len(who) else state
 
     def _crossed(self, landed: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Take the samples that landed at a break to its other side and begin anew there; who landed at the end."""
@@ -199,7 +222,7 @@ class Adaptive:
         self.t = self.t.index_copy(0, rows, self.breaks.cross(rows))  # type: ignore[union-attr]
         state, factor = self.plan.solver.restart(self.term, self.x, self.t, state, rows)
         if factor is not None:
-            self.h = self.h.index_copy(0, rows, (self.h[rows] * factor.to(self.h)).clamp(max=self.cap))
+            self.h = self.h.index_copy(0, rows, self.h[rows] * factor.to(self.h))
         return landed.index_fill(0, rows, False), state
 
     def _allowed(self, t: Tensor) -> Tolerance:
@@ -208,22 +231,29 @@ class Adaptive:
             return self.tolerance
         return replace(self.tolerance, share=share_of(self.term.sde, self.variance, t) * self.tolerance.share)
 
-    def _leave(self, who: Tensor, state: Any, code: Tensor) -> Any:
-        """Write down the samples that are done and go on with the others."""
+    def _write(self, who: Tensor, code: Tensor) -> None:
+        """Write down the samples that are done."""
         rows = self.rows[who]
-        self.out[rows], self.stopped_at[rows] = self.x[who], self.t[who]
-        self.status[rows] = code[who]
+        self.out[rows], self.stopped_at[rows], self.status[rows] = self.x[who], self.t[who], code
         self.nfe[rows] = self.term.counts(self.rows)[who]
         self.taken[rows], self.refused[rows] = (self.steps - self.since - self.rejected)[who], self.rejected[who]
-        keep = (~who).nonzero().flatten()
+
+    def _shrink(self, keep: Tensor, state: Any) -> Any:
+        """Go on with some of the samples only; the state of the batch then."""
         state = self.plan.solver.select(state, keep, self.x)
         self.rows, self.x, self.t, self.h = self.rows[keep], self.x[keep], self.t[keep], self.h[keep]
         self.rejected, self.since = self.rejected[keep], self.since[keep]
-        self.noise = self.noise.select(keep)
+        if self.plan.noisy:
+            self.noise = self.noise.select(keep)
         self.term.restrict(keep)
         if self.breaks is not None:
             self.breaks.restrict(keep)
         return state
+
+
+def _others(rows: Tensor, n: int) -> Tensor:
+    """Which of n are not among these."""
+    return torch.ones(n, dtype=torch.bool, device=rows.device).index_fill(0, rows, False).nonzero().flatten()
 
 
 def _measured(tolerance: Tolerance, term: Counted, x: Tensor) -> Tolerance:

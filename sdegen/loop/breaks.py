@@ -94,6 +94,10 @@ class Breaks:
     def restrict(self, keep: Tensor) -> None:
         self.met = self.met[keep]
 
-    def join(self, met: Tensor) -> None:
-        """More samples, by how many breaks each has met."""
-        self.met = torch.cat([self.met.to(met.device), met])
+    def begin(self, met: Tensor) -> None:
+        """Samples, by how many breaks each has met."""
+        self.met = met
+
+    def replace(self, at: Tensor) -> None:
+        """Samples that begin take the places of others."""
+        self.met = self.met.index_fill(0, at, 0)

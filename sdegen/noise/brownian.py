@@ -301,14 +301,14 @@ class RefinablePath(Noise):
             chosen._ends, chosen._pieces, chosen._drawn = self._ends[keep], self._pieces[keep], self._drawn[keep]
         return chosen
 
-    def join(self, other: RefinablePath) -> RefinablePath:
-        """The paths of these samples and then of the other's, which have not begun; both with numbers of their own."""
-        joined = RefinablePath(self.seed, index=torch.cat([self.index, other.index]))  # type: ignore[list-item]
+    def replace(self, at: Tensor, other: RefinablePath) -> RefinablePath:
+        """The other's paths, which have not begun, at these positions; both with numbers of their own."""
+        index: Tensor = self.index  # type: ignore[assignment]
+        joined = RefinablePath(self.seed, index=index.index_copy(0, at.to(index.device), other.index.to(index.device)))  # type: ignore
         if self._ends is not None and self._drawn is not None:
-            m = len(other.index)  # type: ignore[arg-type]
-            joined._ends = torch.cat([self._ends, self._ends.new_full((m, self._ends.shape[1]), math.inf)])
-            joined._pieces = torch.cat([self._pieces, self._pieces.new_zeros(m, *self._pieces.shape[1:])])
-            joined._drawn = torch.cat([self._drawn, self._drawn.new_zeros(m)])
+            joined._ends = self._ends.index_fill(0, at, math.inf)
+            joined._pieces = self._pieces.index_fill(0, at, 0.0)
+            joined._drawn = self._drawn.index_fill(0, at, 0)
         return joined
 
     def increment(self, t: Tensor, t_next: Tensor, x: Tensor, *, purpose: int = Purpose.STEP) -> Tensor:

@@ -84,7 +84,7 @@ class Solver(ABC):
         error_order: the order in the step size of that estimate, for the step-size controller.
         needs_model: whether it works on the model's prediction rather than on the drift.
         leaps: whether its first step is the closed form for Gaussian data, without an evaluation.
-        refills: whether samples may join a batch that is under way (`join`).
+        refills: whether samples may take places in a batch that is under way (`replace`).
         least_times: how few times a list in `steps=` may hold: 1 for a solver whose work is done at a time.
         coordinates: those it works best in: "own" (the model's process, as it is), "best" (the circular path of the
             data's scale) or "lambda" (a process whose time is log(alpha/sigma)); the verbs change to them.
@@ -188,9 +188,9 @@ class Solver(ABC):
         """The state of the samples at the positions `keep`, under error control; x is the batch's."""
         return selected(state, keep)
 
-    def join(self, state: State, other: State, x: Tensor, y: Tensor) -> State:
-        """The states of two batches, x and y, as that of one, under error control."""
-        return together(state, other, len(x), len(y))
+    def replace(self, state: State, at: Tensor, other: State, x: Tensor) -> State:
+        """The state of a batch x in which the samples at positions `at` make room for others, under error control."""
+        return replaced(state, other, at, len(x))
 
     def __repr__(self) -> str:
         options = ", ".join(f"{k}={v}" for k, v in self.options().items())
@@ -233,8 +233,8 @@ class GridOrTolerance(Solver):
     def select(self, state: State, keep: Tensor, x: Tensor) -> State:
         return self.by_tolerance.select(state, keep, x)
 
-    def join(self, state: State, other: State, x: Tensor, y: Tensor) -> State:
-        return self.by_tolerance.join(state, other, x, y)
+    def replace(self, state: State, at: Tensor, other: State, x: Tensor) -> State:
+        return self.by_tolerance.replace(state, at, other, x)
 
 
 class _Part(Term):
@@ -276,23 +276,22 @@ def selected(state: State, keep: Tensor) -> State:
     return _each(lambda new, _: new[keep], state, None)
 
 
-def together(one: State, other: State, n: int, m: int) -> State:
-    """A state of n samples and one of m as one of n + m; numbers that one of them does not have yet are NaN."""
+def replaced(one: State, other: State, at: Tensor, n: int) -> State:
+    """A state of n samples with the rows of another one at positions `at`; numbers that one of them does not have yet
+    are NaN."""
     if isinstance(one, Tensor) or isinstance(other, Tensor):
         like = one if isinstance(one, Tensor) else other
-        parts = [
+        one, other = (
             like.new_full((k, *like.shape[1:]), math.nan) if part is None else part
-            for part, k in ((one, n), (other, m))
-        ]
-        return torch.cat(parts)
+            for part, k in ((one, n), (other, len(at)))
+        )
+        return one.index_copy(0, at, other)
     some = other if one is None else one
     if isinstance(some, dict):
-        return {name: together((one or {}).get(name), (other or {}).get(name), n, m) for name in some}
+        return {name: replaced((one or {}).get(name), (other or {}).get(name), at, n) for name in some}
     if is_dataclass(some) and not isinstance(some, type):
-        pairs = {
-            field.name: (getattr(one, field.name, None), getattr(other, field.name, None)) for field in fields(some)
-        }
-        return replace(some, **{name: together(*pair, n, m) for name, pair in pairs.items()})
+        pairs = {f.name: (getattr(one, f.name, None), getattr(other, f.name, None)) for f in fields(some)}
+        return replace(some, **{name: replaced(*pair, at, n) for name, pair in pairs.items()})
     return some
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,13 +33,19 @@ class Tolerance:
         """Root mean square error of each sample over its scale, (B,) float64, without gradients."""
         return rms(error.detach()).to(torch.float64) / self.scale(x.detach(), x_next.detach())
 
-    def scale(self, x: Tensor, x_next: Tensor) -> Any:
-        """The allowed error of each sample: a float, or (B,) float64."""
-        if self.rtol == 0:
-            return self.atol * self.share
-        if self.measured is not None:
-            x, x_next = self.measured(x), self.measured(x_next)
-        return (self.atol + self.rtol * torch.maximum(rms(x), rms(x_next)).to(torch.float64)) * self.share
+    def scale(self, x: Tensor, x_next: Tensor) -> Tensor:
+        """The allowed error of each sample, (B,) float64."""
+        return self.allowed(torch.maximum(self.size(x), self.size(x_next)))
+
+    def size(self, x: Tensor) -> Tensor:
+        """|x| of each sample, (B,), without gradients."""
+        x = x.detach()
+        return rms(x if self.measured is None else self.measured(x))
+
+    def allowed(self, size: Tensor, times: float = 1.0) -> Tensor:
+        """`times` the allowed error of samples of these sizes, (B,) float64."""
+        error = (size.to(torch.float64) * (self.rtol * times)).add_(self.atol * times)
+        return error * self.share if isinstance(self.share, Tensor) or self.share != 1.0 else error
 
 
 def effective_variance(term: Term, x: Tensor, *, smooth: bool | None = None) -> float | None:

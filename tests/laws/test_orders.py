@@ -273,11 +273,33 @@ def test_a_refused_step_leaves_the_table_of_adams_as_it_was(d):
     accept, _, after = solver.judge(step, x, state, Tolerance(0.0, float(errors.log().mean().exp())))
     assert accept.tolist() == [True, False] and len(state.spacings) > 2
     axis, batch = (1, -1) if d == 2 else (0, 1)
-    width = min(after.differences.shape[axis], state.differences.shape[axis])
     for i, source in enumerate((step.state, state)):
         for name, ax, b in (("differences", axis, batch), ("spacings", 0, 1)):
+            width = min(getattr(of, name).shape[ax] for of in (after, source))
             came, wanted = (getattr(of, name).narrow(ax, 0, width).select(b, i) for of in (after, source))
             assert torch.equal(came, wanted), (name, i)
+
+
+@pytest.mark.parametrize("d", [2, 70])
+def test_what_adams_remembers_of_a_state_is_that_of_the_state(d):
+    """The size that a tolerance is relative to is carried on, whether steps are accepted, refused or begun anew."""
+    term, solver = _Waves(), sg.make_solver("adams")
+    x = torch.rand(5, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x, t, tolerance = x + torch.arange(5.0)[:, None], torch.zeros(5, dtype=torch.float64), Tolerance(1e-4, 1e-4)
+    state, refusals = solver.enter(term, x, t, tolerance, sg.Noise(0)).state, 0
+    h = torch.tensor([0.01, 0.02, 0.05, 0.1, 0.2], dtype=torch.float64)
+    for _ in range(12):
+        torch.testing.assert_close(state.size, x.square().mean(1).sqrt())
+        step = solver.step(term, x, t, t + h, state, sg.Noise(0))
+        accept, factor, state = solver.judge(step, x, state, tolerance)
+        x, t, h = torch.where(accept[:, None], step.x, x), torch.where(accept, t + h, t), h * factor
+        refusals += int((~accept).sum())
+    assert refusals > 3
+    some = torch.tensor([3, 1])
+    fresh = solver.enter(term, 2 * x[some], t[some], tolerance, sg.Noise(0)).state
+    torch.testing.assert_close(solver.select(state, some, x).size, x[some].square().mean(1).sqrt())
+    x = x.index_copy(0, some, 2 * x[some])
+    torch.testing.assert_close(solver.replace(state, some, fresh, x).size, x.square().mean(1).sqrt())
 
 
 def test_the_error_of_adams_is_its_tolerance():

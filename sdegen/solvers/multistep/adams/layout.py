@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ....core.shapes import SMALL_EVENT, flat
+
+
+class Orders:
+    """Columns (10, 1) of numbers that belong to the orders 1 ... 10.
+
+    Attributes:
+        before, numbers: i - 1 and i.
+        shares: 1/(i + 1).
+        second: 1/(i (i + 1)).
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        i = self.numbers = torch.arange(1, 11, dtype=dtype, device=device)[:, None]
+        self.before, self.shares, self.second = i - 1, 1 / (i + 1), 1 / (i * (i + 1))
 
 
 class Layout:
@@ -22,6 +37,7 @@ class Layout:
         self.small = self.d <= SMALL_EVENT
         self.axis, self.event_axis, self.batch_axis = (1, 0, -1) if self.small else (0, -1, -2)
         self.dtype = torch.promote_types(x.dtype, torch.float32)
+        self.orders = Orders(self.dtype, x.device)
 
     def rows(self, x: Tensor) -> Tensor:
         """A state as an entry."""
@@ -36,9 +52,9 @@ class Layout:
         """Coefficients (..., B) to multiply tables or entries with."""
         return c if self.small else c.unsqueeze(-1)
 
-    def plus(self, entry: Tensor, table: Tensor, c: Tensor) -> Tensor:
+    def plus(self, entry: Tensor, table: Sequence[Tensor], c: Tensor) -> Tensor:
         """entry + sum_i c_i table_i, term by term: `sum` has an order of its own for a single sample."""
-        for row, c_i in zip(table.unbind(self.axis), self.spread(c).unbind(0), strict=True):
+        for row, c_i in zip(table, self.spread(c).unbind(0), strict=True):
             entry = torch.addcmul(entry, row, c_i)
         return entry
 
@@ -50,14 +66,24 @@ class Layout:
 
     def pick(self, table: Tensor, index: Tensor) -> Tensor:
         """The entry that consists of every sample's own one, index (B,)."""
-        index = self.spread(index).expand_as(table.select(self.axis, 0)).unsqueeze(self.axis)
-        return table.gather(self.axis, index).squeeze(self.axis)
+        if self.small:
+            index = index.expand_as(table.select(self.axis, 0)).unsqueeze(self.axis)
+            return table.gather(self.axis, index).squeeze(self.axis)
+        b = len(index)
+        return table.reshape(-1, self.d).index_select(
+            0, torch.add(torch.arange(b, device=index.device), index, alpha=b)
+        )
 
     def select(self, table: Tensor, keep: Tensor) -> Tensor:
         """The table of the samples at the positions `keep`."""
         if self.small:  # index_select takes six times as long on this layout
             return table.gather(-1, keep.expand(*table.shape[:-1], -1))
         return table.index_select(self.batch_axis, keep)
+
+    def put(self, table: Tensor, at: Tensor, new: Tensor) -> Tensor:
+        """The table with the samples at these positions replaced; written into, unless autograd may have kept it."""
+        put = table.index_copy if table.requires_grad else table.index_copy_
+        return put(self.batch_axis, at, new)
 
     def cut(self, table: Tensor, first: int, count: int) -> Tensor:
         return table.narrow(self.axis, first, count)
