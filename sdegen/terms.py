@@ -333,7 +333,11 @@ class Counted(Term):
 
     def _count(self, t: Tensor, rows: Tensor | None = None) -> None:
         """Note the evaluations at t of the whole batch, or of the samples at positions `rows` of it."""
-        n = 1 if self._once else self.term.evaluations(t)
+        if self._once and rows is None:
+            self.calls += 1
+            self._made = self._made + 1
+            return
+        n = self.term.evaluations(t)
         self.calls += n if isinstance(n, int) else int(n.max())
         if rows is not None:
             n = torch.zeros(self._batch, dtype=torch.int64, device=rows.device).index_add(

@@ -35,6 +35,7 @@ def fixed(plan: Plan, term: Counted, x: Tensor, noise: Noise, report: Callable[[
             if path.whole or done == steps:
                 path.add(t, t_next, x, step)
             x, state = step.x, step.state
+            del step  # and all that it was made of, before the next one needs memory
             watch.add(x)
             if report is not silent:
                 report(done / (steps + plan.denoise))
@@ -67,7 +68,7 @@ class _Watch:
         self._steps = 0
 
     def add(self, x: Tensor) -> None:
-        if self._on_cpu and math.isfinite(x.detach().sum().item()):
+        if self._on_cpu and math.isfinite(x.sum().item()):
             self._steps += 1
             return
         self._good.append(finite_rows(x))

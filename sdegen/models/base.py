@@ -16,7 +16,7 @@ from ..core.cache import Recent, versions_of
 from ..core.conditions import check_rows
 from ..core.errors import InvalidInputError, shortened
 from ..core.kinds import checked
-from ..core.shapes import as_time, expand, time_of
+from ..core.shapes import as_time, expand, scaled, time_of
 from ..core.show import Shown
 from ..processes import SDE, Crossing
 from .facts import DataFacts, statistic
@@ -425,11 +425,11 @@ class OnPath(Wrapped):
         if isinstance(there, Tensor):
             ratio, alpha = expand(ratio, x), expand(alpha, x)
         else:
-            there = torch.tensor(there, dtype=torch.float64, device="cpu")
-        x = x * ratio
-        if self.centre is None:
-            return self.model(x, there, **cond).on(crossing.sde, t)
-        centre = self.centre.to(x)
+            there = torch.scalar_tensor(there, dtype=torch.float64, device="cpu")
+        x, centre = scaled(ratio, x), self._buffers["centre"]
+        if centre is None:
+            return vars(self)["_modules"]["model"](x, there, **cond).on(crossing.sde, t)
+        centre = centre.to(x)
         belief = self.model(x + alpha * centre, there, **cond)
         return Prediction.spanned(belief.x0 - centre, belief.noise, FIRST, SECOND, crossing.sde, t)
 

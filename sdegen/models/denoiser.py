@@ -105,7 +105,8 @@ class Denoiser(ScoreModel):
     def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Prediction:
         t = time_of(t, x)
         c_skip, c_out, c_in, c_noise, n_skip, n_out = self._of_present_data()(t)
-        net = self.net
+        net = self._modules.get("net")  # as an attribute a module is found slowly
+        net = self.net if net is None else net
         x_in, t_in = self._inputs(net, x, c_in, c_noise)
         cond = cond and mapped(cond, Tensor.clone)  # whatever the network does to it, the next call gets what this got
         try:
@@ -125,8 +126,7 @@ class Denoiser(ScoreModel):
             raise InvalidInputError(
                 f"the network returned {got} for an input of shape {tuple(x.shape)}: expected the input's shape"
             )
-        output = output if output.dtype == x.dtype else output.to(x.dtype)
-        return Prediction.spanned(x, output, x0, noise, self.sde, t)
+        return Prediction.spanned(x, output if output.dtype is x.dtype else output.to(x.dtype), x0, noise, self.sde, t)
 
     def _inputs(self, net: Any, x: Tensor, c_in: Any, c_noise: Any) -> tuple[Tensor, Tensor]:
         """c_in x and c_noise, (B,), in the dtypes that suit the network, in memory that is not the caller's."""
@@ -134,11 +134,10 @@ class Denoiser(ScoreModel):
         if isinstance(c_noise, Tensor):
             t_in = c_noise.to(device=x.device, dtype=time_dtype).expand(x.shape[0]).clone()
         else:
-            t_in = torch.full((x.shape[0],), c_noise, dtype=time_dtype, device=x.device)
-        x_in = x if isinstance(c_in, float) and c_in == 1.0 else x * expand(c_in, x)
-        if x_in.dtype != dtype:
-            return x_in.to(dtype), t_in
-        return (x_in.clone() if x_in is x else x_in), t_in
+            t_in = x.new_full((x.shape[0],), c_noise, dtype=time_dtype)
+        if isinstance(c_in, float) and c_in == 1.0:
+            return (x.clone() if x.dtype is dtype else x.to(dtype)), t_in
+        return (x * expand(c_in, x)).to(dtype), t_in
 
     def warm(self, ts):
         super().warm(ts)

@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch._C._functorch import maybe_current_level
 
 from ..core.errors import InvalidInputError
 from ..core.kinds import told
@@ -36,7 +37,7 @@ class Prediction(Shown):
     __slots__ = ("_basis", "_noise", "_x0", "sde", "t")
 
     def __init__(self, x0: Tensor, noise: Tensor, sde: SDE, t: float | Tensor) -> None:
-        self._basis: tuple[Tensor, Tensor] = (x0, noise)
+        self._basis = _alike(x0, noise)
         self._x0: tuple[Coefficient, Coefficient] = FIRST
         self._noise: tuple[Coefficient, Coefficient] = SECOND
         self.sde, self.t = sde, as_time(t)
@@ -51,7 +52,10 @@ class Prediction(Shown):
         sde: SDE,
         t: Tensor,
     ) -> Self:
-        """x0 = x0[0] x + x0[1] output, noise = noise[0] x + noise[1] output; views are computed when asked for."""
+        """x0 = x0[0] x + x0[1] output, noise = noise[0] x + noise[1] output; views are computed when asked for.
+
+        x and output are of one shape and dtype.
+        """
         prediction = cls.__new__(cls)
         prediction._basis, prediction._x0, prediction._noise = (x, output), x0, noise
         prediction.sde, prediction.t = sde, t
@@ -62,7 +66,9 @@ class Prediction(Shown):
         """From the denoised mean: noise = (x - alpha x0)/sigma."""
         t = _checked_time(sde, t, x, x0)
         level = sde.at(t)
-        return cls.spanned(x, x0, (0.0, 1.0), (1 / some_noise(level.sigma), -level.alpha / level.sigma), sde, t)
+        return cls.spanned(
+            *_alike(x, x0), (0.0, 1.0), (1 / some_noise(level.sigma), -level.alpha / level.sigma), sde, t
+        )
 
     @classmethod
     def from_score(cls, x: Tensor, score: Tensor, sde: SDE, t: float | Tensor) -> Prediction:
@@ -71,7 +77,9 @@ class Prediction(Shown):
         level = sde.at(t)
         if isinstance(level.alpha, float) and level.alpha == 0:
             raise InvalidInputError(f"at t = {float(t):g} alpha is 0: the score says nothing about x0 there")
-        return cls.spanned(x, score, (1 / level.alpha, level.sigma**2 / level.alpha), (0.0, -level.sigma), sde, t)
+        return cls.spanned(
+            *_alike(x, score), (1 / level.alpha, level.sigma**2 / level.alpha), (0.0, -level.sigma), sde, t
+        )
 
     def _facts(self):
         return {"x0": self._basis[0], "sde": self.sde, "t": self.t}
@@ -119,6 +127,22 @@ class Prediction(Shown):
         return self.combine(*self.sde.at(self.t).rates)
 
 
+def _alike(u: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """Both, in one dtype.
+
+    Raises:
+        InvalidInputError: they differ in shape.
+    """
+    if u.shape != w.shape:
+        raise InvalidInputError(
+            f"got parts of a prediction of shapes {tuple(u.shape)} and {tuple(w.shape)}: expected that of x, twice"
+        )
+    if u.dtype is w.dtype:
+        return u, w
+    dtype = torch.promote_types(u.dtype, w.dtype)
+    return u.to(dtype), w.to(dtype)
+
+
 def _sum(a: Coefficient, p: Coefficient, b: Coefficient, q: Coefficient) -> Coefficient:
     """a p + b q of coefficients; what a basis has of x0 and noise, p and q, is often 0 or 1."""
     if isinstance(q, Tensor):
@@ -140,7 +164,8 @@ def _mixed(p: Coefficient, u: Tensor, q: Coefficient, w: Tensor) -> Tensor:
         return u if p == 1.0 else scaled(p, u)
     if p == 0.0:
         return w if q == 1.0 else scaled(q, w)
-    return torch.add(torch.add(ZERO, u, alpha=p), w, alpha=q)  # `scaled` without its call: this is every step's
+    first = torch.add(ZERO, u, alpha=p)  # `scaled` without its call: this is every step's
+    return first.add_(w, alpha=q) if maybe_current_level() is None else torch.add(first, w, alpha=q)
 
 
 def some_noise(sigma: Coefficient) -> Coefficient:

@@ -93,6 +93,53 @@ def test_a_view_is_what_a_network_of_that_name_predicts(name, process):
     torch.testing.assert_close(getattr(Prediction(x0, noise, sde, t), name), wanted, rtol=1e-10, atol=1e-10)
 
 
+VIEWS = ("x0", "noise", "score", "v", "velocity")
+MADE = {"of x0 and noise": Prediction, "from x0": Prediction.from_x0, "from score": Prediction.from_score}
+
+
+@pytest.mark.parametrize("made", MADE)
+def test_views_leave_what_they_are_made_of_as_it_is(made):
+    """Whatever is done to them: each is asked twice, and what came first is overwritten where it is memory of its own."""
+    x, output = draws(4)
+    before = x.clone(), output.clone()
+    belief = MADE[made](x, output, VPSDE(), 0.3)
+    for name in VIEWS:
+        first = getattr(belief, name)
+        kept = first.clone()
+        if first is not x and first is not output:
+            first.zero_()
+        assert torch.equal(getattr(belief, name), kept)
+        assert torch.equal(x, before[0]) and torch.equal(output, before[1])
+
+
+@pytest.mark.parametrize("name", VIEWS)
+@pytest.mark.parametrize("made", MADE)
+def test_views_under_vmap_and_with_derivatives(made, name):
+    """Of many outputs at one x as of each alone, and their slope in the output is that of the linear map that they are."""
+    x, outputs = draws(3)[0], torch.randn(5, 3, 3, dtype=F64)
+
+    def view(output: Tensor) -> Tensor:
+        return getattr(MADE[made](x, output, VPSDE(), 0.3), name)
+
+    each = torch.stack([view(output) for output in outputs])
+    torch.testing.assert_close(torch.func.vmap(view)(outputs), each, rtol=1e-12, atol=1e-12)
+    rise = view(outputs[0] + outputs[1]) - view(outputs[0])
+    for mode in (torch.func.jvp(view, (outputs[0],), (outputs[1],))[1], rise):
+        torch.testing.assert_close(mode, torch.autograd.functional.jvp(view, outputs[0], outputs[1])[1])
+
+
+@pytest.mark.parametrize("made", MADE)
+def test_parts_of_a_prediction_are_of_one_shape_and_go_to_one_dtype(made):
+    x, output = draws(4)
+    for one, other in ((x.float(), output), (x, output.float())):
+        belief = MADE[made](one, other, VPSDE(), 0.3)
+        wide = MADE[made](one.to(F64), other.to(F64), VPSDE(), 0.3)
+        for name in VIEWS:
+            assert torch.equal(getattr(belief, name), getattr(wide, name))
+    with pytest.raises(InvalidInputError, match="expected"):
+        MADE[made](x, output[:, :1], VPSDE(), 0.3)
+
+
 @pytest.mark.parametrize("name", ["edm", "v", "noise", "score", "velocity"])
 def test_float32_keeps_its_digits_at_small_noise(name):
     """At sigma = 1e-3, data of std 0.5, x and the exact answer rounded to float32; errors relative to the rms value.

@@ -41,7 +41,7 @@ class MultistepState:
         plans: the coefficients of all steps.
         k: which of them is next.
         values: past values, the newest first.
-        x: the state before, corrected.
+        x: the state before, corrected; None without a corrector.
         z: the normals that were added to it, None: none.
     """
 
@@ -194,7 +194,8 @@ class Multistep(Solver):
             z = self._normals(prediction, noise.standard(t, t_next, x), plan)
             x_next = torch.add(x_next, z, alpha=plan.std)
         values = [] if value is None else [value, *state.values][: max(settings.predictor - 1, settings.corrector)]
-        return Step(x_next, MultistepState(state.plans, state.k + 1, values, x, z), slope=lambda: prediction.velocity)
+        after = MultistepState(state.plans, state.k + 1, values, x if settings.corrector else None, z)
+        return Step(x_next, after, slope=lambda: prediction.velocity)
 
     def _normals(self, prediction: Any, z: Tensor, plan: StepPlan) -> Tensor:
         """z, widened where the variance depends on the sample."""
