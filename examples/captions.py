@@ -81,6 +81,8 @@ class Captioned:
     thing: Tensor  # (K,) of each caption
     tone: Tensor  # (K,)
     unseen: Tensor  # captions that nothing is trained on
+    tones: Sequence[str]  # their names
+    by_tone: Tensor  # (tones, K/tones) the captions, a row for each tone
     edges: Tensor | None = None  # (2,) between the tones, where these are of brightness
 
     def only(self, rows: Tensor) -> Captioned:
@@ -88,6 +90,15 @@ class Captioned:
 
     def seen(self) -> Tensor:
         return ~torch.isin(self.which, self.unseen)
+
+    def in_tone(self, which: Tensor, tone: Tensor | int) -> Tensor:
+        """The captions that say the same things in this tone."""
+        column = self.by_tone.flatten().argsort()[which] % self.by_tone.shape[1]
+        return self.by_tone[tone, column]
+
+    def in_another_tone(self, which: Tensor) -> Tensor:
+        """The captions that say the same things in the next tone."""
+        return self.in_tone(which, (self.tone[which] + 1) % len(self.tones))
 
 
 def brightness(x: Tensor) -> Tensor:
@@ -106,7 +117,8 @@ def captioned(source: str, split: str, size: int) -> Captioned:
     edges = brightness(x["train"]).quantile(torch.tensor([1 / 3, 2 / 3]))
     which = 3 * found[split].labels + torch.bucketize(brightness(x[split]), edges)
     texts, k = [f"a {tone} {thing}" for thing in things for tone in TONES], torch.arange(30)
-    return Captioned(x[split], which, texts, things, k // 3, k % 3, torch.tensor(UNSEEN), edges)
+    by_tone = k.reshape(10, 3).mT
+    return Captioned(x[split], which, texts, things, k // 3, k % 3, torch.tensor(UNSEEN), TONES, by_tone, edges)
 
 
 def emoji(file: str, split: str, size: int) -> Captioned:
@@ -119,7 +131,8 @@ def emoji(file: str, split: str, size: int) -> Captioned:
     x = F.adaptive_avg_pool2d(torch.cat(drawn), min(size, drawn[0].shape[-1]))
     which, tone = torch.arange(len(x)), torch.arange(len(ARTISTS)).repeat_interleave(len(drawn[0]))
     thing = torch.from_numpy(thing).repeat(len(ARTISTS))
-    every = Captioned(x, which, texts, kinds.tolist(), thing, tone, which[held_out])
+    by_tone = which.reshape(len(ARTISTS), -1)
+    every = Captioned(x, which, texts, kinds.tolist(), thing, tone, which[held_out], ARTISTS, by_tone)
     return every.only(held_out == (split == "held-out"))
 
 

@@ -34,7 +34,8 @@ SCALES = (0.0, 1.0, 1.5, 2.0, 3.0, 5.0)
 def train(data: Captioned, tokens: Tensor, mask: Tensor, args: argparse.Namespace) -> sg.Denoiser:
     torch.manual_seed(args.seed)
     size = data.x.shape[-1]
-    shape = {"channels": args.width, "patch": 2 if size >= 28 else 1, "multipliers": (1, 2), "attention": (-1,)}
+    fine = {"patch": 2, "attention": (-1,)} if size >= 28 else {"attention": (0, -1)}  # where words are read
+    shape = {"channels": args.width, "multipliers": (1, 2), **fine}
     net = sg.nets.UNet(data.x.shape[1], token_channels=tokens.shape[2], token_dropout=0.1, **shape)
     model = sg.Denoiser(net, sg.VPSDE(), parametrization="edm")
     told = {"tokens": sg.data.Lookup(tokens, data.which), "token_mask": sg.data.Lookup(mask, data.which)}

@@ -2,6 +2,7 @@
 
 python examples/unclip.py --out unclip                                                # digits
 python examples/unclip.py --data fashion-mnist --text minilm --size 14 --out unclip   # or a folder of its idx files
+python examples/unclip.py --data emoji.npz --text minilm --size 16 --out unclip       # of emoji_data.py
 
 unCLIP (Ramesh et al. 2022, arXiv 2204.06125) on the two towers of clip.py, f of pictures and g of captions. The prior
 is a diffusion model of the vectors f(x), told g(y); the decoder is one of pictures, told f(x). Each is trained by
@@ -23,8 +24,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from captions import Captioned, brightness, captioned, encoder, spread
+from captions import Captioned, captioned, encoder, spread
 from clip import Pairs, towers
+from text_to_image import judges
 from torch import Tensor
 
 import sdegen as sg
@@ -97,17 +99,14 @@ def trained(data: Captioned, f: Tensor, g: Tensor, args: argparse.Namespace) -> 
 class Scores:
     """Rows of what a classifier that took no part says of pictures, and of how far they are from held-out ones."""
 
-    def __init__(self, data: Captioned, real: Captioned, smoke: bool) -> None:
-        self.judge = sg.metrics.train_classifier(data.x, data.which // 3, steps=20 if smoke else 1500)
-        self.edges, self.real, self.rows, self.theirs = data.edges, real, [], self.class_of(real.x)
-
-    def class_of(self, x: Tensor) -> Tensor:
-        return self.judge.probabilities(x).argmax(1)
+    def __init__(self, data: Captioned, real: Captioned, args: argparse.Namespace) -> None:
+        self.class_of, self.tone_of, self.judge = judges(data, args)
+        self.data, self.real, self.rows, self.theirs = data, real, [], self.class_of(real.x)
 
     def add(self, name: str, x: Tensor, which: Tensor, far: Tensor | None = None, **more: float) -> None:
         """Of pictures of these captions; far: whose distance is told, in place of x."""
-        right = {"class right": self.class_of(x) == which // 3}
-        right["tone right"] = torch.bucketize(brightness(x), self.edges) == which % 3
+        right = {"class right": self.class_of(x) == self.data.thing[which]}
+        right["tone right"] = self.tone_of(x) == self.data.tone[which]
         right["both right"] = right["class right"] & right["tone right"]
         far = self.judge(x if far is None else far)
         distance = {"Frechet distance": sg.metrics.frechet_distance(far, self.judge(self.real.x))}
@@ -124,12 +123,12 @@ def share(hits: Tensor) -> float:
 
 def measure(model: Unclip, data: Captioned, real: Captioned, pairs: Pairs, g: Tensor, args) -> list[dict]:
     """A row for each way; `real` are pictures that nothing was trained on."""
-    scores, y, some = Scores(data, real, args.smoke), real.which, spread(data, len(real.x)).x
+    scores, y, some = Scores(data, real, args), real.which, spread(data, len(real.x)).x
     u, seen = (model.standard(embedded(pairs, x)) for x in (real.x, some))
     apart = lambda v: {"of embeddings": sg.metrics.frechet_distance(v, u)}
     scores.add("held-out; distance: training", real.x, y, far=some, **apart(seen))
     varied = torch.stack([model.painted(u, seed=k) for k in range(DRAWS)])
-    within = torch.stack([real.x[y // 3 == k].var(0) for k in (y // 3).unique()])
+    within = torch.stack([real.x[real.thing[y] == k].var(0) for k in real.thing[y].unique()])
     differ = float((varied.var(0).mean() / within.mean()).sqrt())
     kept = lambda x: {"class kept": share(scores.class_of(x) == scores.theirs)}
     scores.add("variations", varied[0], y, **kept(varied[0]), differ=differ)
@@ -137,7 +136,7 @@ def measure(model: Unclip, data: Captioned, real: Captioned, pairs: Pairs, g: Te
     scores.add("captions", model.painted(drawn, 101), y, **apart(drawn))
     scores.add("captions, guidance 2", model.painted(drawn, 101, scale=2.0), y)
     scores.add("captions, without a prior", model.painted(own, 101), y, **apart(own))
-    other = y // 3 * 3 + (y + 1) % 3
+    other = real.in_another_tone(y)
     for a in CHANGES:
         x = model.changed(real.x, u, g[other] - g[y], a)
         scores.add(f"in another tone, a = {a:g}", x, other, **kept(x))
@@ -148,19 +147,21 @@ def measure(model: Unclip, data: Captioned, real: Captioned, pairs: Pairs, g: Te
     return scores.rows
 
 
-def pictures(model: Unclip, real: Captioned, f: Tensor, g: Tensor, things: list[str], out: Path) -> None:
+def pictures(model: Unclip, real: Captioned, f: Tensor, g: Tensor, out: Path) -> None:
     """A column for each class; and between."""
-    first = torch.stack([(real.which // 3 == k).nonzero()[0, 0] for k in range(len(things))])
+    things, told = real.kinds, real.thing[real.which]
+    first = torch.stack([(told == k).nonzero()[0, 0] for k in range(len(things))])
     x, u, y = real.x[first], model.standard(f[first]), real.which[first]
     rows = {"picture": x, **{f"variation {k}": model.painted(u, seed=k) for k in (1, 2)}}
-    for tone, name in ((0, "made dark"), (2, "made bright")):
-        rows[name] = model.changed(x, u, g[y // 3 * 3 + tone] - g[y], 1.0)
-    for tone, name in ((0, "a dark one"), (2, "a bright one")):
-        rows[f"caption: {name}"] = model.painted(model.imagined(g[y // 3 * 3 + tone], seed=3), 4, scale=2.0)
+    for k in (0, len(real.tones) - 1):
+        wanted, tone = g[real.in_tone(y, k)], real.tones[k]
+        rows[f"made {tone}"] = model.changed(x, u, wanted - g[y], 1.0)
+        rows[f"caption, {tone}"] = model.painted(model.imagined(wanted, seed=3), 4, scale=2.0)
     grid = sg.plot.image_grid(torch.cat(list(rows.values())), nrow=len(things), columns=things, rows=list(rows))
     sg.plot.save(grid, out / "unclip.png")
-    way = model.between(u[:5], u[5:], seed=5).transpose(0, 1).flatten(0, 1)
-    names = [f"{a} to {b}" for a, b in zip(things[:5], things[5:], strict=True)]
+    half = len(things) // 2
+    way = model.between(u[:half], u[-half:], seed=5).transpose(0, 1).flatten(0, 1)
+    names = [f"{a} to {b}" for a, b in zip(things[:half], things[-half:], strict=True)]
     grid = sg.plot.image_grid(way, nrow=len(WAY), columns=[f"{w:.3g}" for w in WAY.tolist()], rows=names)
     sg.plot.save(grid, out / "between.png")
 
@@ -189,7 +190,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     g = pairs.sentence(text)
     model = trained(data, embedded(pairs, data.x), g, args)
     rows = measure(model, data, real, pairs, g, args)
-    pictures(model, real, embedded(pairs, real.x), g, list(data.kinds), args.out)
+    pictures(model, real, embedded(pairs, real.x), g, args.out)
     print(f"wrote unclip.png and between.png into {args.out}")
     return rows
 

@@ -71,6 +71,27 @@ def test_captions_of_emoji_tell_the_picture_and_its_artist_and_those_held_out_ar
             assert ("noto", "twemoji")[data.tone[k]] == artist
 
 
+@pytest.mark.parametrize("source", ["digits", "emoji.npz"])
+def test_another_tone_is_of_the_same_thing(captions, tmp_path, source):
+    """Every caption has one in each tone, with the same words but for it; once through all tones leads back."""
+    if source == "emoji.npz":
+        x = np.zeros((16, 6, 6, 3), np.uint8)
+        arrays = {"noto": x, "twemoji": x, "held_out": np.arange(16) % 8 == 7}
+        names = [f"number {i}" for i in range(16)]
+        np.savez(tmp_path / source, **arrays, names=names, categories=["even", "odd"] * 8)
+        source = str(tmp_path / source)
+    data = captions.captioned(source, "train", 6)
+    which, said = torch.arange(len(data.texts)), [[*text.split()] for text in data.texts]
+    for tone, name in enumerate(data.tones):
+        for k, found in enumerate(data.in_tone(which, tone).tolist()):
+            assert data.tone[found] == tone and data.thing[found] == data.thing[k] and name in said[found]
+            assert [w for w in said[found] if w not in data.tones] == [w for w in said[k] if w not in data.tones]
+    turned = which
+    for left in reversed(range(len(data.tones))):
+        turned = data.in_another_tone(turned)
+        assert torch.equal(turned, which) == (left == 0)
+
+
 def test_unseen_captions_are_never_trained_on(example, captions, monkeypatch, tmp_path):
     trained = []
     monkeypatch.setattr(example, "train", lambda data, *_: trained.append(data) or sys.exit())
