@@ -119,7 +119,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
         print(f"{name or 'autoencoder':24}{value:.3f}" if isinstance(value, float) else f"{name:24}{value}")
     print(f"latents: mean {space.mean.tolist()}, std {space.std.tolist()}")
     shown = torch.cat([x[:10], back[:10]])
-    sg.plot.save(sg.plot.image_grid(shown, nrow=10), args.out / "reconstructions.png")
+    sg.plot.save(sg.plot.image_grid(shown, nrow=10, rows=["picture", "given back"]), args.out / "reconstructions.png")
     print(f"wrote {args.out / 'reconstructions.png'}; now: sdegen train {args.data} --space {args.out} --out latent")
     return [row]
 
