@@ -235,7 +235,8 @@ def command(rank: int, step, *words: object) -> int:
 
 
 def test_processes_share_the_scores(tmp_path, monkeypatch, capfd):
-    """Samples, bits and reconstructions by whole batches: the numbers of one process, written and told by one."""
+    """Samples, bits and reconstructions by whole batches: the numbers of one process, written and told by one, and the
+    bits those of any size of batch."""
     pytest.importorskip("torchmetrics")
     pictures(tmp_path / "photos", 48, channels=1)
     told = {"data": {"source": "photos", "channels": 1}}
@@ -251,6 +252,10 @@ def test_processes_share_the_scores(tmp_path, monkeypatch, capfd):
     assert [json.loads(line) for line in lines] == [json.loads((tmp_path / "1.json").read_text())] * 2
     one, two = (load_file(tmp_path / f"m{processes}" / "classifier.safetensors") for processes in (1, 2))
     assert all(torch.equal(value, two[name]) for name, value in one.items()), "trained by one process alone"
+    words = (tmp_path / "m1", *words[:-3], "--smoke", "--only", "bits", "--batch-size", 4, "--out", tmp_path / "4.json")
+    assert cli.main([*map(str, ("evaluate", *words, "--device", "cpu"))]) == 0
+    some, all_ = (json.loads((tmp_path / f"{size}.json").read_text())["likelihood"] for size in (1, 4))
+    assert some["bits per dimension"] == pytest.approx(all_["bits per dimension"], rel=1e-5)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

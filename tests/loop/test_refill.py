@@ -6,6 +6,8 @@ import pytest
 import torch
 
 import sdegen as sg
+from sdegen.inference.column import DensityColumn
+from sdegen.loop.how import How
 
 F64 = torch.float64
 MIXTURE = sg.GaussianMixture([[-1.0, 0.3], [1.0, -0.4], [0.2, 1.5]], std=[0.1, 0.3, 0.2])
@@ -83,6 +85,21 @@ def test_densities_too_with_all_that_is_said_of_their_errors(name):
         torch.testing.assert_close(some.errors[error], whole.errors[error], rtol=1e-9, atol=1e-9, equal_nan=True)
     assert torch.equal(some.nfe, whole.nfe) and torch.equal(some.status, whole.status)
     assert name != "few steps at most" or 0 < int((whole.status == 0).sum()) < N
+
+
+def test_a_part_of_a_part_notes_the_samples_of_the_whole():
+    x, noise = MIXTURE.sample(8, seed=0, dtype=F64), sg.Noise(0)
+    flow = sg.ProbabilityFlow(model_of(), label=torch.arange(8) % 3 - 1)
+    plan = How(rtol=1e-3).plan(flow, F64, span=(1e-3, 1.0))
+    whole, part = (DensityColumn(plan, flow, x, noise) for _ in range(2))
+    whole.term.drift(whole.x, torch.tensor(0.3))
+    rows = torch.tensor([6, 1, 5, 2])
+    there = torch.tensor([3, 0])
+    chosen = part.term.select(rows).select(there)
+    chosen.drift(part.x[rows[there]], torch.tensor(0.3))
+    told = part.term.starts.noise.isfinite().all(1)
+    assert told.nonzero()[:, 0].tolist() == sorted(rows[there].tolist())
+    torch.testing.assert_close(part.term.starts.noise[told], whole.term.starts.noise[told])
 
 
 def test_samples_with_their_densities_too():

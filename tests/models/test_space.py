@@ -354,7 +354,8 @@ def test_decoded_samples_have_the_law_of_the_projected_data(how):
     generator = torch.Generator().manual_seed(0)
     q, _ = torch.linalg.qr(torch.randn(D, D, generator=generator, dtype=torch.float64))
     m = torch.randn(D, generator=generator, dtype=torch.float64)
-    space = sg.LatentSpace(Principal(q[:, :4], m), mean=0.0, std=VARIANCES.sqrt())
+    a = torch.tensor([3.0, -1.0, 0.5, 2.0], dtype=torch.float64)  # the mean of what the encoder gives
+    space = sg.LatentSpace(Principal(q[:, :4], m - q[:, :4] @ a), mean=a, std=VARIANCES.sqrt())
     law = sg.GaussianMixture(torch.zeros(1, 4, dtype=torch.float64), covariances=torch.eye(4)[None].double())
     exact = sg.MixtureModel(law, sg.VPSDE())
     exact.space = space
