@@ -213,22 +213,24 @@ class Batched(IterableDataset):
             yield torch.stack([Augmented()[j] for j in range(i, i + 8)])
 
 
-def loader_of_its_own_order() -> DataLoader:
-    """By a generator whose state is never the same."""
+def never_the_same() -> torch.Generator:
     generator = torch.Generator()
     generator.seed()
-    return DataLoader(Augmented(), batch_size=8, shuffle=True, generator=generator)
+    return generator
 
 
 RANDOM = {
     "dataset": Augmented,
     "loader": lambda: DataLoader(Augmented(), batch_size=8, shuffle=True),
-    "loader with a generator": loader_of_its_own_order,
+    "loader with a generator": lambda: DataLoader(Augmented(), batch_size=8, shuffle=True, generator=never_the_same()),
     "workers": lambda: DataLoader(Augmented(), batch_size=8, shuffle=True, num_workers=2, multiprocessing_context="fork"),
     "workers that stay": lambda: DataLoader(
         Augmented(), batch_size=8, shuffle=True, num_workers=1, persistent_workers=True, multiprocessing_context="fork"
     ),
     "iterable": Batched,
+    "iterable, a worker seeded by a generator": lambda: DataLoader(
+        Batched(), batch_size=None, num_workers=1, generator=never_the_same(), multiprocessing_context="fork"
+    ),
     "generator": lambda: (torch.stack([Augmented()[j] for j in range(8)]) for _ in range(100)),
 }  # fmt: skip
 
