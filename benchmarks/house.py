@@ -1,7 +1,7 @@
 """The house in numbers: rooms and arrows, sizes, signatures, calls from a verb to the network, import time.
 
-Everything is measured from the code that is imported, but for two short lists kept by hand, of values remembered between
-calls and of things that are done in two places; an entry whose text is gone no longer counts, and is named.
+Everything is measured from the code that is imported, but for two short lists kept by hand: which caches follow from
+what cannot change, and of things that were done in two places; an entry whose text is gone is named.
 
     python benchmarks/house.py                    # prints, and writes results/house.json beside this file
     python benchmarks/house.py --imports 0        # without timing the import
@@ -25,40 +25,34 @@ import grimp
 import torch
 
 import sdegen as sg
+from sdegen.models.facts import DataFacts
+from sdegen.noise import BrownianTree, Noise
 
 PACKAGE = Path(sg.__file__).parent
 FRONT_DOOR = "__init__"
 RESULTS = Path(__file__).parent / "results" / "house.json"
 
-# What is remembered between calls, and would not be there in a program without caches: (what it looks like, why).
-REMEMBERED = [
-    (r"cached, Recent\(_MOST_ANSWERS\)", "a process: grids, weights and times of others, by what they follow from"),
-    (r"self\.to_known = CachedFunction\(", "between two processes: times of equal sigma/alpha and the factor on x"),
-    (r"self\._known_facts = Recent\(", "a model: what is known of the data, read off its buffers"),
-    (r"self\._points = [^\n]*LastAnswer\(", "the empirical distribution: squared lengths of its points"),
-    (r"_NAMED = Recent\(", "solvers of a name without options"),
-    (r"_EDM = Recent\(", 'the four functions of "edm", by the data\'s scale'),
-    (r"self\._levels = Memo\(|cached = CachedFunction\(", "a process: its coefficients at the times it was asked for"),
-    (
-        r"self\._latest = Latest\(\)\n +self\._latest\.keep\(levels",
-        "a process: its coefficients at the last tensor of times",
-    ),
-    (r"self\._size = (?:Latest|LastAnswer)\(\)", "a model: data_std as one number"),
-    (r"self\._coefficients = (?:Memo|CachedFunction)\(", "a Denoiser: its parametrisation's coefficients"),
-    (r"class ComputingDtype", "a Denoiser: the dtype that its network computes in"),
-    (r"_KNOWN = WeakTensorKeyDictionary\(\)|class _Decomposed", "covariances that were decomposed"),
-    (r"keys = self\._keys = |self\._keys = Recent", "a Noise: hashes of sample numbers and elements"),
-    (
-        r"self\._points = \[\(key, value\)|self\._points = Recent",
-        "a Brownian tree: the last times' paths, from which the next times are found",
-    ),
-    (r"@lru_cache\(maxsize=64\)", "Adams: the numbers 1, 2, ... as tensors"),
-]
-BY_THE_RULES = (
-    r"cached = CachedFunction|_size = LastAnswer|_coefficients = CachedFunction|_map = CachedFunction|_keys = Recent"
-    r"|_points = Recent|cached, Recent|to_known = CachedFunction|_known_facts = Recent|_points = [^\n]*LastAnswer"
-    r"|_NAMED = Recent|_EDM = Recent"  # of core/cache
-)
+# Answers are remembered by one of these.
+CACHES = {"CachedFunction", "Recent", "LastAnswer", "lru_cache", "cache", "cached_property", "WeakTensorKeyDictionary"}
+
+# Where what they follow from cannot change, so that no answer can be out of date: an object on which nothing can be
+# assigned, which is tried, or None for what has no object: files and names of the package.
+_PROCESS = sg.VPSDE()
+UNCHANGING: dict[str, tuple[str, Any]] = {
+    "processes/base.py:SDE": ("a process: its coefficients, and what others derive from it", _PROCESS),
+    "processes/crossing.py:Crossing": ("two processes: their times of equal sigma/alpha", _PROCESS),
+    "models/facts.py:DataFacts": ("what is known of the data: its law in other forms", DataFacts()),
+    "models/facts.py:_Decomposed": ("the same: its covariance, decomposed", DataFacts()),
+    "models/base.py:Wrapped": ("the same, but for what a wrapper changes", DataFacts()),
+    "noise/white.py:Noise": ("the seed and the sample numbers, hashed", Noise(0)),
+    "noise/brownian.py:BrownianTree": ("the same: the path at its last times", BrownianTree(0, 0.0, 1.0)),
+    "solvers/__init__.py:": ("the package's own solvers of a name", None),
+    "core/conditions.py:": ("the options of a verb", None),
+    "core/quadrature.py:": ("the constants of a rule", None),
+    "testing/problems.py:": ("the problems by which solvers are tested", None),
+    "data/load.py:": ("the pictures that another package brings, handed out as copies", None),
+    "data/pixels.py:": ("one object for pages that are alike", None),
+}
 
 # What was once done in more than one place: (what, what such a place looks like, how many there may be).
 TWICE = [
@@ -288,25 +282,61 @@ def importing(times: int) -> dict[str, Any]:
     }
 
 
-# ---- lists kept by hand
+# ---- caches
+
+
+def caches() -> dict[str, Any]:
+    """Where answers are remembered between calls, and hidden caches: those whose answers could be out of date, since
+    what they follow from can be written to without their knowing of it by themselves."""
+    places = sorted(
+        {f"{path.relative_to(PACKAGE)}:{owner}" for path, text in sources().items() for owner in _kept(text)}
+    )
+    found = [place for place in places if not place.startswith("core/cache.py")]
+    fixed = {place for place, (_, thing) in UNCHANGING.items() if thing is None or _refuses(thing)}
+    return {
+        "places": len(found),
+        "hidden": len([place for place in found if place not in fixed]),
+        "which": [place for place in found if place not in fixed],
+        "of what cannot change": [f"{place} {UNCHANGING[place][0]}" for place in found if place in fixed],
+        "no longer": [place for place in UNCHANGING if place not in found],
+    }
+
+
+def _kept(text: str, owner: str = "") -> Iterator[str]:
+    """The class, "" for none, of every use of a cache in a file."""
+    for node in ast.iter_child_nodes(ast.parse(text)):
+        inside = node.name if isinstance(node, ast.ClassDef) else owner
+        named = {getattr(n.func, "id", getattr(n.func, "attr", "")) for n in ast.walk(node) if isinstance(n, ast.Call)}
+        decorated = [d for n in ast.walk(node) for d in getattr(n, "decorator_list", ())]
+        if CACHES & (named | {getattr(d, "id", getattr(d, "attr", "")) for d in decorated}):
+            yield inside
+
+
+def _refuses(thing: Any) -> bool:
+    """Whether none of its public attributes can be assigned."""
+    for name in [name for name in vars(thing) if not name.startswith("_")]:
+        try:
+            setattr(thing, name, getattr(thing, name))
+        except (sg.InvalidInputError, AttributeError):
+            continue
+        return False
+    return True
+
+
+# ---- the list kept by hand
 
 
 def by_hand() -> dict[str, Any]:
-    """The two lists, as far as they are still true."""
+    """What is done in more than one place, as far as the list is still true."""
     package = "\n".join(text for path, text in sources().items() if path.parent.name != "testing")
     examples = "\n".join(path.read_text() for path in (PACKAGE.parent / "examples").glob("*.py"))
     whole = package + examples
-    remembered = [why for look, why in REMEMBERED if re.search(look, whole)]
     places = {what: len(re.findall(look, package if what in _OF_THE_PACKAGE else whole)) for what, look, _ in TWICE}
     twice = [f"{what}: {places[what]}" for what, _, most in TWICE if places[what] > most]
     return {
-        "remembered between calls": len(remembered),
-        "by other rules than core/cache's": len(remembered) - len(set(re.findall(BY_THE_RULES, whole))),
-        "what is remembered": remembered,
         "done in more than one place": len(twice),
         "where": twice,
-        "no longer": [why for _, why in REMEMBERED if why not in remembered]
-        + [what for what, _, most in TWICE if places[what] <= most],
+        "no longer": [what for what, _, most in TWICE if places[what] <= most],
     }
 
 
@@ -334,6 +364,7 @@ def main() -> None:
         "shortcuts": shortcuts(),
         "running": running(),
         "import": importing(args.imports),
+        "caches": caches(),
         "by hand": by_hand(),
     }
     for name, value in found.items():

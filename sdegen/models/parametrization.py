@@ -10,7 +10,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..core.cache import Recent
 from ..core.errors import InvalidInputError, shortened
 from ..core.kinds import checked
 from ..core.show import Shown
@@ -132,8 +131,6 @@ def _edm(sigma_data: float) -> Parametrization:
     )
 
 
-_EDM = Recent(8)  # by the standard deviation
-
 
 def without_told(name: str) -> tuple[str, Function | None]:
     """What the output of a network means, by name, and what it is told where the name says that it is not t."""
@@ -169,5 +166,5 @@ def parametrization(name: str | Parametrization, sigma_data: float = 1.0) -> Par
             f"parametrization: got {shortened(name)}, expected one of {', '.join(map(repr, NAMES))}, any of them after "
             f"{', '.join(repr(word + '-') for word in TOLD)} or '1000t-', or a Parametrization"
         )
-    found = _EDM.of(sigma_data, lambda: _edm(sigma_data)) if plain == "edm" else _LINEAR[plain]
+    found = _edm(sigma_data) if plain == "edm" else _LINEAR[plain]
     return found if told is None else replace(found, c_noise=told)

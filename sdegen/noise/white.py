@@ -94,13 +94,23 @@ class Noise(Shown):
     Args:
         seed: any integer.
         index: (B,) sample numbers; None means 0..B-1. Chunks, ranks and single samples draw their own noise by passing
-            theirs.
+            theirs; they are copied.
+
+    Raises:
+        InvalidInputError: a seed or sample numbers that are no integers; an attribute is assigned later.
     """
 
     def __init__(self, seed: int, *, index: Sequence[int] | Tensor | None = None) -> None:
         self.seed = check_seed(seed)
         self.index = None if index is None else _index(index)
         self._keys = Recent(1)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("_") and name in vars(self):
+            raise InvalidInputError(
+                f"{type(self).__name__}.{name} cannot be assigned: what it draws follows from it; make another one"
+            )
+        super().__setattr__(name, value)
 
     def _facts(self):
         return {"seed": self.seed, "index": self.index}
@@ -223,7 +233,7 @@ def _index(index: Sequence[int] | Tensor) -> Tensor:
         raise InvalidInputError(f"index has shape {tuple(numbers.shape)}, expected (B,): one number per sample")
     if numbers.numel() and (numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool):
         raise InvalidInputError(f"index has dtype {numbers.dtype}: expected integers, one number per sample")
-    return numbers.to(torch.int64)
+    return numbers.to(torch.int64, copy=True)
 
 
 def _shape(shape: Sequence[int]) -> tuple[int, ...]:

@@ -584,6 +584,10 @@ def test_mnist() -> None:
     assert len(mnist) == 5000 and mnist.shape == (1, 28, 28) and mnist.levels == 256
     assert mnist.labels is not None and mnist.labels.bincount().tolist() == [500] * 10
     assert len(load_images("mnist", split="held-out")) == 1000
+    first = mnist.stored[0].clone()
+    mnist.stored[0], mnist.labels[0] = 255 - first, 9  # what is written into one reading is not in the next
+    again = load_images("mnist", split="all")
+    assert torch.equal(again.stored[0], first) and again.labels is not None and again.labels[0] != 9
     assert load_images("mnist", size=32, channels=3).shape == (3, 32, 32)
 
 

@@ -15,6 +15,7 @@ from scipy.stats import kstest
 from torch import Tensor
 
 from sdegen.core.errors import InvalidInputError
+from sdegen.noise.brownian import BrownianTree
 from sdegen.noise.purposes import Purpose
 from sdegen.noise.white import Noise, check_seed
 
@@ -291,3 +292,19 @@ def test_uniform_numbers_are_contiguous_whatever_their_shape():
     """Half of a word is dropped of odd events: a view of the rest would be slow to search in."""
     for shape in ((7,), (7, 1), (7, 3), (7, 4)):
         assert Noise(0).uniform(shape, 5, dtype=torch.float64, device="cpu").is_contiguous()
+
+
+@pytest.mark.parametrize("make", [Noise, lambda seed, **k: BrownianTree(seed, 0.0, 1.0, **k)], ids=["white", "tree"])
+def test_what_was_drawn_from_cannot_change(make):
+    """Neither by assigning nor through the numbers that were handed in."""
+    index = torch.tensor([3, 4])
+    noise, x = make(0, index=index), torch.zeros(2, 1, dtype=F64)
+    before = noise.increment(0.2, 0.4, x)
+    index += 5
+    assert noise.index.tolist() == [3, 4]
+    for name, value in vars(noise).items():
+        if not name.startswith("_"):
+            with pytest.raises(InvalidInputError, match=f"{name} cannot be assigned"):
+                setattr(noise, name, value)
+    again = make(0, index=[3, 4]).increment(0.2, 0.4, x)
+    assert torch.equal(noise.increment(0.2, 0.4, x), before) and torch.equal(again, before)
