@@ -89,10 +89,10 @@ def test_a_learned_stage_agrees_with_the_digit_that_it_is_told(example, tmp_path
 
 
 def test_the_level_where_as_many_follow_the_one_as_the_other_is_read_between_levels(example):
-    levels = (0.1, 1.0, 10.0)
+    levels = (0.2, 2.0, 20.0)
     shares = (0.9, 0.6, 0.2)
     rows = [{"level": level, "a": share, "b": 1 - share} for level, share in zip(levels, shares, strict=True)]
-    assert example("style_mixing").crossing(rows, "a", "b") == pytest.approx(10 ** (1 / 4))
+    assert example("style_mixing").crossing(rows, "a", "b") == pytest.approx(2 * 10 ** (1 / 4))
 
 
 def test_the_tone_of_ink_is_no_matter_of_how_much_ink_there_is(example):
