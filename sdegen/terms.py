@@ -179,14 +179,12 @@ class _OfModel(Term):
         if type(self).drift is not _OfModel.drift:  # a subclass with a drift of its own
             return super().moved(x, t, h)
         level = self.sde.at(t)
-        d_alpha, d_sigma = self._rates(level)
+        d_alpha, d_sigma = self._rates(level) if self.eta else level.rates
         return self.predict(x, t).combine(level.alpha + h * d_alpha, level.sigma + h * d_sigma)
 
     def _rates(self, level: Any) -> tuple[Any, Any]:
         d_alpha, d_sigma = level.rates
-        if self.eta:
-            d_sigma = d_sigma + self.eta**2 * level.g**2 / (2 * some_noise(level.sigma))
-        return d_alpha, d_sigma
+        return d_alpha, d_sigma + self.eta**2 * level.g**2 / (2 * some_noise(level.sigma))
 
     def diffusion(self, t: Tensor) -> Any:
         return self.eta * self.sde.at(t).g

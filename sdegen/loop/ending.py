@@ -104,14 +104,15 @@ def _solution(plan: Plan, term: Counted, reached: Reached, ts: Tensor, xs: Tenso
 def _how(plan: Plan, term: Counted, x: Tensor) -> str:
     """What ran, in words: the tolerance, or the steps with the choices made for them."""
     steps = None if plan.tolerance is not None else plan.steps
-    advice = advise(plan.solver, term, steps=steps, tolerance=plan.tolerance)
+    smooth: bool = term.model is None or term.model.smooth
+    advice = advise(plan.solver, term, steps=steps, tolerance=plan.tolerance, smooth=smooth)
     if steps is None:
         words = [f"rtol={plan.tolerance.rtol:g}, atol={plan.tolerance.atol:g}"]  # type: ignore[union-attr]
     else:
         words = [f"{steps + plan.denoise} steps"]
         words += [] if advice.orders is None else [f"order {advice.orders}"]
         words += [f"grid {plan.grid!r}"] if plan.grid else []
-    if term.model is not None and not term.model.smooth:
+    if not smooth:
         other = advise(plan.solver, term, steps=steps, tolerance=plan.tolerance, smooth=True)
         words += [_ROUGH] * (_choices(plan, term, x, advice, False) != _choices(plan, term, x, other, True))
     return ", ".join(words)

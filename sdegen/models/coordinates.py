@@ -35,18 +35,17 @@ class Coordinates:
     @classmethod
     def best_of(cls, model: ScoreModel) -> Coordinates:
         """The circular path of the data's scale around the data's mean."""
-        sde, scale = model.sde, model.sigma_data
-        return cls._along(model, once(sde, ("circle", scale), lambda: _circle(sde, scale)))
+        sde, known = model.sde, model.data
+        return cls._along(model, once(sde, ("circle", known.scale), lambda: _circle(sde, known.scale)), known.mean)
 
     @classmethod
     def even_of(cls, model: ScoreModel) -> Coordinates:
         """alpha = 1 and a time in proportion to log(sigma), up to 10,000 standard deviations of the data; centred."""
-        sde, scale = model.sde, model.sigma_data
-        return cls._along(model, once(sde, ("even", scale), lambda: _even(sde, scale)))
+        sde, known = model.sde, model.data
+        return cls._along(model, once(sde, ("even", known.scale), lambda: _even(sde, known.scale)), known.mean)
 
     @classmethod
-    def _along(cls, model: ScoreModel, sde: SDE) -> Coordinates:
-        centre = model.data_mean
+    def _along(cls, model: ScoreModel, sde: SDE, centre: Tensor | None) -> Coordinates:
         if centre is not None and bool((centre == 0).all()):
             centre = None
         moved = OnPath(model, sde, centre)

@@ -131,10 +131,11 @@ def few_steps(n: int) -> bool:
 def begins_at_the_mean(model: ScoreModel, cond: Mapping[str, Any]) -> bool:
     """Whether the belief at t_max is the known mean of the data and nothing else: not that of a condition, and not
     what is seen through little noise."""
-    if cond or model.conditioned or model.data_mean is None or model.data_std is None:
+    known = model.data
+    if cond or model.conditioned or known.mean is None or known.std is None:
         return False
     last = model.sde.at(model.sde.t_max)
-    return bool(last.sigma > _DROWNED * model.data.scale * last.alpha)
+    return bool(last.sigma > _DROWNED * known.scale * last.alpha)
 
 
 def _adams_grid(solver: AdamsMethod, smooth: bool) -> str:
