@@ -9,7 +9,7 @@ from ..solvers.grids import GRIDS
 from ..terms import Counted
 from .plan import Plan
 
-_GROWTH = 1.5  # the k-th of n steps beyond a jump ends at (k/n)^1.5 of the way
+_GROWTH = 1.25  # the k-th of n steps beyond a jump ends at (k/n)^1.25 of the way; measured
 _BESIDE = 1e-8  # in log(alpha/sigma): how near a break steps end and begin
 
 

@@ -24,10 +24,10 @@ def fixed(plan: Plan, term: Counted, x: Tensor, noise: Noise, report: Callable[[
     solver, ts = plan.solver, plan.times
     steps, done = len(ts) - 1, 0
     path, watch = SharedPath(plan.save, ts[0], x), _Watch(x)
-    for part in (parts := pieces(plan, term)):
+    for part in pieces(plan, term):
         term.warm(part)
-        rests = plan.rests and part is parts[0]
-        state = solver.begin(term, x, part, denoised=plan.denoise and part is parts[-1], rests=rests) if steps else None
+        ahead = steps - done - (len(part) - 1) + plan.denoise
+        state = solver.begin(term, x, part, ahead=ahead, rests=plan.rests and not done) if steps else None
         times = list(part)
         for t, t_next in zip(times, times[1:], strict=False):
             step = solver.step(term, x, t, t_next, state, noise)

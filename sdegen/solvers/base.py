@@ -140,9 +140,10 @@ class Solver(ABC):
         which may be 0; None: what is advised."""
         return None
 
-    def begin(self, term: Term, x: Tensor, grid: Tensor, *, denoised: bool, rests: bool = False) -> State:
-        """What the solver carries into the first step of a fixed grid, after which the final denoising follows or not;
-        `rests`: the slope there is known to be 0, see `Advice.few`."""
+    def begin(self, term: Term, x: Tensor, grid: Tensor, *, ahead: int = 0, rests: bool = False) -> State:
+        """What the solver carries into the first step of a fixed grid, after which so many evaluations are `ahead`:
+        those of the grids that follow where the drift jumps, and of the final denoising. `rests`: the slope at the
+        first step is known to be 0, see `Advice.few`."""
         return self.start(term, x, grid[0], grid)
 
     def start(self, term: Term, x: Tensor, t: Tensor, grid: Tensor | None = None) -> State:
@@ -215,8 +216,8 @@ class GridOrTolerance(Solver):
     def stepper(self, *, controlled: bool) -> Solver:
         return self.by_tolerance if controlled else self.on_grid
 
-    def begin(self, term: Term, x: Tensor, grid: Tensor, *, denoised: bool, rests: bool = False) -> State:
-        return self.on_grid.begin(term, x, grid, denoised=denoised, rests=rests)
+    def begin(self, term: Term, x: Tensor, grid: Tensor, *, ahead: int = 0, rests: bool = False) -> State:
+        return self.on_grid.begin(term, x, grid, ahead=ahead, rests=rests)
 
     def start(self, term: Term, x: Tensor, t: Tensor, grid: Tensor | None = None) -> State:
         return self.stepper(controlled=grid is None).start(term, x, t, grid)

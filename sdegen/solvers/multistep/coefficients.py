@@ -82,11 +82,11 @@ class Coefficients:
         term: of a model.
         ts: the n + 1 times.
         s: the data's scale.
-        denoised: whether the final denoising follows, which counts as the last step.
+        ahead: how many evaluations follow after the grid, the final denoising among them.
     """
 
-    def __init__(self, settings: Settings, term: Term, ts: Tensor, s: float, denoised: bool = False) -> None:
-        evaluations, falling = len(ts) - 1 + denoised, bool(ts[0] > ts[-1])
+    def __init__(self, settings: Settings, term: Term, ts: Tensor, s: float, ahead: int = 0) -> None:
+        evaluations, falling = len(ts) - 1 + ahead, bool(ts[0] > ts[-1])
         self.all = evaluations if falling and evaluations < settings.lowered_below else None
         self.settings, self.sde, self.eta, self.e, self.s = settings, term.sde, term.eta, term.eta**2, s
         self.gauge: Gauge = ER if settings.noise == "er" and self.eta else GAUGES[settings.gauge]

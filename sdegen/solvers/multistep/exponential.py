@@ -158,22 +158,22 @@ class Multistep(Solver):
                 f"noise='er': got eta={eta} and gauge={settings.gauge!r}, expected eta=1 (or 0) and gauge='data'"
             )
 
-    def begin(self, term: Term, x: Tensor, grid: Tensor, *, denoised: bool, rests: bool = False) -> MultistepState:
+    def begin(self, term: Term, x: Tensor, grid: Tensor, *, ahead: int = 0, rests: bool = False) -> MultistepState:
         if self.settings.rule != "constant":  # constant weights extrapolate little
-            warn_of_order(self.name, self.settings.predictor, len(grid) - 1)
+            warn_of_order(self.name, self.settings.predictor, len(grid) - 1 + ahead)
         s = self.sigma_data or term.model.sigma_data
 
         def plans() -> list[StepPlan]:
-            return Coefficients(self.settings, term, grid, s, denoised).plans()
+            return Coefficients(self.settings, term, grid, s, ahead).plans()
 
-        return MultistepState(made_of_grid(term, grid, (StepPlan, self.settings, s, term.eta, denoised), plans))
+        return MultistepState(made_of_grid(term, grid, (StepPlan, self.settings, s, term.eta, ahead), plans))
 
     def start(self, term: Term, x: Tensor, t: Tensor, grid: Tensor | None = None) -> MultistepState:
         if grid is None:
             raise InvalidInputError(
                 f"{self.name!r} works on a fixed grid: pass steps= instead of a tolerance, or use 'adams'"
             )
-        return self.begin(term, x, grid, denoised=False)
+        return self.begin(term, x, grid)
 
     def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: MultistepState, noise: Noise) -> Step:
         plan, before = state.plans[state.k], state.plans[state.k - 1]

@@ -193,9 +193,9 @@ class Fitted(Solver):
         return times
 
     def start(self, term: Term, x: Tensor, t: Tensor, grid: Tensor | None = None) -> FittedRun:
-        return self.begin(term, x, t[None] if grid is None else grid, denoised=False)
+        return self.begin(term, x, t[None] if grid is None else grid)
 
-    def begin(self, term: Term, x: Tensor, grid: Tensor, *, denoised: bool, rests: bool = False) -> FittedRun:
+    def begin(self, term: Term, x: Tensor, grid: Tensor, *, ahead: int = 0, rests: bool = False) -> FittedRun:
         n = len(grid) - 1 - rests
         if n not in self.fits:
             raise InvalidInputError(f"{self!r} makes grids of {sorted(self.fits)} steps, not of {n}: pass steps=")

@@ -391,9 +391,10 @@ def test_no_step_goes_over_a_jump(solver, down):
 
 
 @pytest.mark.parametrize("process", ["vp", "edm"])
-@pytest.mark.parametrize("solver", ["auto", "dpm++2m"])
+@pytest.mark.parametrize("solver", ["auto", "dpm++2m", "unipc3", "v-adams3", "deis3", "ddim", "heun"])
 def test_an_interval_costs_as_little_on_a_fixed_grid(process, solver):
-    """For 1.15 times the evaluations the error is that of guidance everywhere, though steps begin anew at two jumps."""
+    """For 1.15 times the evaluations the error is that of guidance everywhere, though steps begin anew at two jumps:
+    order falls at the end of the run and not before every jump."""
     sde = {"vp": sg.VPSDE(), "edm": sg.EDMSDE()}[process]
     model = sg.MixtureModel(sg.GaussianMixture(normals(6, 4, seed=1), std=0.3), sde, labels=[0, 1, 2, 0, 1, 2])
     how = {"seed": 0, "label": torch.arange(24) % 3, "dtype": torch.float64, "t_span": (sde.t_max, sde.t_min)}
@@ -402,11 +403,15 @@ def test_an_interval_costs_as_little_on_a_fixed_grid(process, solver):
         guided = sg.Guided(model, 2.0, null={"label": -1}, interval=interval)
         right = sg.sample(guided, 24, solver="dopri5", rtol=1e-8, **how).x
         found = sg.sample(guided, 24, solver=solver, steps=steps, **how)
-        return float((found.x - right).square().mean().sqrt()), float(found.nfe.double().mean())
+        return float((found.x - right).norm(dim=1).median()), float(found.nfe.double().mean())
 
-    for steps, more in ((15, 23), (20, 30)):
-        (error, cost), (own, own_cost) = run(steps, None), run(more, (0.28, 5.4))
-        assert own_cost <= 1.15 * cost and own <= error, (steps, own / error)
+    longer = 1.35 if solver == "heun" else 1.5  # steps, as an evaluation outside the interval costs half
+    gains = []
+    for steps in (15, 20, 26):
+        (error, cost), (own, own_cost) = run(steps, None), run(int(longer * steps), (0.28, 5.4))
+        assert own_cost <= 1.15 * cost
+        gains.append(error / own)
+    assert math.prod(gains) >= 1, gains
 
 
 @pytest.mark.parametrize(

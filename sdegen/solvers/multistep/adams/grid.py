@@ -73,10 +73,10 @@ class AdamsPlan:
 
         Args:
             ts, orders, leap: as `AdamsGrid` has them.
-            left: for rough models on the way down, the number of steps, the final denoising included: order falls over
-                the last steps, and the first slope is no part of what predictors extrapolate (of two values it may be
-                where it is known, and in part where steps are few) and counts for less in the second corrector of many
-                steps. None: none of that.
+            left: for rough models on the way down, the number of steps to the end of the run, the final denoising
+                included: order falls over the last steps, and the first slope is no part of what predictors extrapolate
+                (of two values it may be where it is known, and in part where steps are few) and counts for less in the
+                second corrector of many steps. None: none of that.
             rests: whether the first slope is known to be 0.
             lands: whether the last step goes to 0, which it does with order 1.
         """
@@ -132,14 +132,14 @@ class AdamsGrid(AdamsMethod):
     def start(self, term: Term, x: Tensor, t: Tensor, grid: Tensor | None = None) -> AdamsRun:
         if grid is None:
             raise InvalidInputError(f"{self.name!r} on a grid needs its times: pass steps= instead of a tolerance")
-        return self.begin(term, x, grid, denoised=False)
+        return self.begin(term, x, grid)
 
-    def begin(self, term: Term, x: Tensor, grid: Tensor, *, denoised: bool, rests: bool = False) -> AdamsRun:
+    def begin(self, term: Term, x: Tensor, grid: Tensor, *, ahead: int = 0, rests: bool = False) -> AdamsRun:
         n, orders, left = len(grid) - 1 - rests, self.orders, None
         if orders is None:
             smooth = term.model is None or term.model.smooth
             orders = advised_orders(n, smooth=smooth, leap=self.leaps)
-            left = len(grid) - 1 + denoised if not smooth and bool(grid[0] > grid[-1]) else None
+            left = len(grid) - 1 + ahead if not smooth and bool(grid[0] > grid[-1]) else None
         else:
             warn_of_order(self.name, orders[0], n)
         if not self.leaps:
