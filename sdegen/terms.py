@@ -109,6 +109,12 @@ class Term(Shown, ABC):
 class ForwardSDE(Term):
     """dx = f x dt + g dw: what noise does to data, t growing.
 
+    Args:
+        sde: the process, whose f and g these are.
+
+    Raises:
+        InvalidInputError: `sde` is no process.
+
     Source: Song et al. 2021 (arXiv 2011.13456) eq. 5.
     """
 

@@ -14,7 +14,7 @@ from ..core.kinds import checked, told
 
 
 class Batched(ABC):
-    """N samples, any of which can be asked for together: what `fit` takes a batch of in one call.
+    """A set of N samples that gives any of them as one batch, in one call of `batch`; `fit` takes such sets.
 
     Subclass it for your own: `len(data)` and `batch`. What `batch` draws from the global generators is decided by the
     seed and the step of a run.

@@ -66,7 +66,7 @@ class Conditioned(Batched, Shown):
     Args:
         data: a tensor or array (N, *event), or a set such as `Images` (any `Batched`), whose conditions are kept.
         **cond: conditions by name. A tensor (N, ...) or a `Lookup` has one for each sample; a function gets x0
-            (B, *event) of a batch and gives a tensor (B, ...), as a copy of less resolution.
+            (B, *event) of a batch and gives a tensor (B, ...), such as a copy at lower resolution.
 
     Raises:
         InvalidInputError: data of another kind, conditions for another number of samples.

@@ -31,7 +31,7 @@ class Images(Batched, Shown):
     Attributes:
         stored: u, (M, C, H, W), whole numbers as the source has them; or x itself, floating, where levels is None.
         labels: (len,), int64 in 0 .. n_classes - 1, -1 where an image has none; None: a set without labels.
-        levels: L; what bits per dimension have to be told. None: the values are continuous.
+        levels: L, as `bits_per_dim(levels=L)` takes it. None: the values are continuous.
         n_classes: how many classes; None without labels.
         classes: their names, where the source has names.
         flips: whether the mirrored images follow.
@@ -145,11 +145,13 @@ class Images(Batched, Shown):
 
     @checked
     def split(self, part: str, *, held_out_every: int) -> Images:
-        """One part of the set; it draws nothing: of each class every so-many-th image, in the set's order, is held out.
+        """One part of the set, where images number k, 2k, 3k ... of each class are held out, k = `held_out_every`.
+
+        They are counted from 1 in the set's order, and nothing is drawn at random.
 
         Args:
             part: "train", "held-out" or "all".
-            held_out_every: 4 holds out a quarter.
+            held_out_every: k; 4 holds out a quarter.
 
         Returns:
             `Images`; the memory is shared. Where every class has fewer images, so that all are for training, a
@@ -189,7 +191,7 @@ def digits(split: str = "train", *, held_out_every: int = 4) -> Images:
 
     Args:
         split: "train" (1352 images), "held-out" (445) or "all".
-        held_out_every: the four in "every fourth".
+        held_out_every: k, as in `Images.split`: 4 holds out a quarter.
 
     Returns:
         Images of shape (N, 1, 8, 8), labels 0 .. 9.

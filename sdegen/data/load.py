@@ -64,7 +64,7 @@ def load_images(
     Args:
         source: see above.
         split: "train", "held-out" or "all". Sources with a test part of their own hold that out.
-        held_out_every: for other sources: of each class every so-many-th image is held out. None: a quarter of
+        held_out_every: for other sources: k, where every k-th image of each class is held out. None: a quarter of
             "digits", a fifth of "mnist", none elsewhere. Pass the same in training and in evaluation.
         size: a number or (H, W): what is of another size is cut to this shape around its centre and resampled
             (Lanczos). None: as they are, and all of one size.

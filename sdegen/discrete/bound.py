@@ -32,7 +32,7 @@ class Bound:
 
     Attributes:
         total: (B,) bits per dimension, the sum of all others.
-        prior: (B,) L_T, what the last node still knows of x0.
+        prior: (B,) L_T, the divergence of q(x_N | x0) from the prior.
         terms: (B, N) L_0, the decoder's, in column 0, then L_1 ... L_(N-1): column i - 1 belongs to node i.
     """
 
@@ -57,7 +57,7 @@ def vlb(
     L_T is KL(q(x_N | x0) || the process's prior N(0, sigma_N^2)); see `vlb_term` for the others. N evaluations.
 
     Args:
-        model: along a table.
+        model: a ScoreModel on a process with a table.
         x0: (B, *event), for 8-bit images 2u/255 - 1.
         variance, first, levels: as `vlb_term`.
         seed: of the noise; sample i's depends on (seed, i).
@@ -107,7 +107,7 @@ def vlb_term(
     With variance "small" L_(i-1) = (SNR_(i-1) - SNR_i) ||x0 - D||^2/2.
 
     Args:
-        model: along a table.
+        model: a ScoreModel on a process with a table.
         x0: (B, *event), 2u/(levels - 1) - 1 for u = 0 .. levels - 1.
         t: (B,) node numbers 1..N as integers, or times of nodes; None: uniform.
         noise: standard normals like x0; None: drawn.
@@ -152,7 +152,7 @@ def hybrid_loss(
     N, because the bound is a sum over nodes and one is drawn: the papers' code has N/1000 of one term, here scale N.
 
     Args:
-        model: a `LearnedVariance` along a table.
+        model: a `LearnedVariance` on a process with a table.
         x0, t, noise, seed, first, levels, **cond: as `vlb_term`.
         weight: must be None; it stands here for the signature that `fit` calls.
         scale: of the bound.

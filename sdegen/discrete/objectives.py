@@ -36,7 +36,7 @@ def ddpm_loss(
     It is `dsm_loss` with weight "simple" at times t = i/N, i uniform on 1..N.
 
     Args:
-        model: along a table.
+        model: a ScoreModel on a process with a table.
         x0: clean samples (B, *event).
         t: (B,) node numbers 1..N as integers, or times; None: drawn.
         noise: standard normals like x0; None: drawn.
@@ -72,7 +72,15 @@ def ncsn_loss(
     `dsm_loss` at the levels of a table, with weight "simple", that is sigma^2. The paper's is half of it and sums over
     the event.
 
-    Args, Returns, Raises: as `ddpm_loss`.
+    Args:
+        model: a ScoreModel on a process with a table, such as `TabulatedVESDE`.
+        x0, t, noise, weight, seed, **cond: as `ddpm_loss`.
+
+    Returns:
+        (B,), a mean over the event.
+
+    Raises:
+        InvalidInputError: as `ddpm_loss`.
 
     Source: Song & Ermon 2019 (arXiv 1907.05600) eq. 5 and 6 with lambda(sigma) = sigma^2.
     """

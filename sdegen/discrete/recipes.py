@@ -41,21 +41,27 @@ def ddpm(
     variance: str = "small",
     **how: Any,
 ) -> Solution:
-    """Ancestral sampling: x' ~ N(mean of q(x' | x, x0 = D), Sigma), over all N nodes or any sub-sequence.
+    """Ancestral sampling: x' ~ N(mean of q(x' | x, x0 = D), Sigma) from node to node, D = E[x0 | x] by the model.
 
-    Between nodes with alpha_bar and alpha_bar' the variances are
+    From a node with alpha_bar = alpha^2 to one with alpha_bar' the variance Sigma is
 
         "small"    beta_tilde = (1 - alpha_bar')/(1 - alpha_bar) beta
         "large"    beta = 1 - alpha_bar/alpha_bar'
         "learned"  exp(v log beta + (1 - v) log beta_tilde), v from a `LearnedVariance`
 
     Args:
-        model: along a table.
-        shape: (B, *event), or B.
-        steps: None for all nodes, how many (see `spaced`), or times, falling.
-        spacing: of a number of steps.
+        model: a ScoreModel on a process with a table.
+        shape: (B, *event), or B alone where the model knows its event shape.
+        steps: None: all N nodes. A number: so many of them, see `spaced`. Or falling times.
+        spacing: which nodes a number of steps takes, see `spaced`.
         variance: one of these.
         **how: as `sample`.
+
+    Returns:
+        Solution.
+
+    Raises:
+        InvalidInputError: a process without a table, another `variance`, `solver=` or `eta=`; what `sample` refuses.
 
     Source: Ho et al. 2020 (arXiv 2006.11239) algorithm 2; Nichol & Dhariwal 2021 (arXiv 2102.09672) eq. 15 and
     section 4 for sub-sequences.
@@ -77,17 +83,24 @@ def ddim(
     eta: float = 0.0,
     **how: Any,
 ) -> Solution:
-    """x' = alpha' D + sqrt(sigma'^2 - s^2) eps + s z, s = eta sigma'/sigma sqrt(1 - alpha_bar/alpha_bar').
+    """DDIM: x' = alpha' D + sqrt(sigma'^2 - s^2) eps + s z, s = eta sigma'/sigma sqrt(1 - alpha_bar/alpha_bar').
 
+    D = E[x0 | x] and eps = (x - alpha D)/sigma are the model's, z is standard normal, alpha_bar = alpha^2.
     eta = 0 is deterministic and decodes what `ddim_encode` encoded, through x_init; eta = 1 is `ddpm`.
 
     Args:
-        model: along a table.
-        shape: (B, *event), or B.
-        steps: None for all nodes, how many (see `spaced`), or times, falling.
-        spacing: of a number of steps.
+        model: a ScoreModel on a process with a table.
+        shape: (B, *event), or B alone where the model knows its event shape.
+        steps: None: all N nodes. A number: so many of them, see `spaced`. Or falling times.
+        spacing: which nodes a number of steps takes, see `spaced`.
         eta: from 0 to 1.
         **how: as `sample`.
+
+    Returns:
+        Solution.
+
+    Raises:
+        InvalidInputError: a process without a table, `solver=`; what `sample` refuses.
 
     Source: Song et al. 2020 (arXiv 2010.02502) eq. 12 and 16.
     """
@@ -97,14 +110,20 @@ def ddim(
 
 @checked
 def ddim_encode(model: ScoreModel, x: Tensor, *, steps: Steps = None, spacing: str = "leading", **how: Any) -> Solution:
-    """Data to latent by DDIM's step upward, x (B, *event) taken to be at the first node.
+    """Data to latent: DDIM's step with eta = 0, taken upward from the first node.
 
     Args:
-        model: along a table.
-        x: (B, *event).
-        steps: None for all nodes, how many (see `spaced`), or times, rising.
-        spacing: of a number of steps.
+        model: a ScoreModel on a process with a table.
+        x: (B, *event), data, taken for states at the first node.
+        steps: None: all N nodes. A number: so many of them, see `spaced`. Or rising times.
+        spacing: which nodes a number of steps takes, see `spaced`.
         **how: as `encode`.
+
+    Returns:
+        Solution.
+
+    Raises:
+        InvalidInputError: a process without a table, `solver=` or `eta=`; what `encode` refuses.
 
     Source: Song et al. 2020 (arXiv 2010.02502) section 4.3.
     """
@@ -126,17 +145,23 @@ def annealed_langevin(
     denoise: bool = True,
     **how: Any,
 ) -> Solution:
-    """At each level, from the largest sigma to the smallest, K steps x <- x + a score + sqrt(2a) z.
+    """Annealed Langevin dynamics: at each sigma_i, from the largest to the smallest, K steps of
 
-    a = epsilon (sigma_i/sigma_min)^2.
+    x <- x + a score(x, t_i) + sqrt(2a) z,    a = epsilon (sigma_i/sigma_min)^2,    z standard normal.
 
     Args:
-        model: along a table.
-        shape: (B, *event), or B.
+        model: a ScoreModel on a process with a table.
+        shape: (B, *event), or B alone where the model knows its event shape.
         epsilon: the step at the smallest level (half of what the paper of 2019 calls so); None: 0.1 sigma_min^2.
-        steps_per_level: K.
+        steps_per_level: K, how many steps at each sigma_i.
         denoise: end with x + sigma_min^2 score, without noise.
         **how: as `sample`.
+
+    Returns:
+        Solution.
+
+    Raises:
+        InvalidInputError: a process without a table, `solver=`, `eta=` or `steps=`; what `sample` refuses.
 
     Source: Song & Ermon 2019 (arXiv 1907.05600) algorithm 1; 2020 (arXiv 2006.09011) for this convention of the step
     and for the denoising.
@@ -151,16 +176,23 @@ def annealed_langevin(
 def langevin(
     model: ScoreModel, shape: int | Sequence[int], *, t: float, step: float, n: int, denoise: bool = False, **how: Any
 ) -> Solution:
-    """Langevin dynamics at one level of noise: n steps x <- x + a score(x, t) + sqrt(2a) z, to the law at t.
+    """Langevin dynamics at one noise level: n steps x <- x + a score(x, t) + sqrt(2a) z, whose limit is p_t.
 
     Args:
-        model: along any process.
-        shape: (B, *event), or B.
-        t: the level's time.
+        model: a ScoreModel on any process.
+        shape: (B, *event), or B alone where the model knows its event shape.
+        t: the time of the noise level.
         step: a.
-        n: how many.
-        denoise: end with the denoised mean.
+        n: how many steps.
+        denoise: end with E[x0 | x], one evaluation more.
         **how: as `sample`; `x_init` is where it starts.
+
+    Returns:
+        Solution.
+
+    Raises:
+        InvalidInputError: a step that is not positive, a time outside the process, `solver=`, `eta=` or `steps=`; what
+            `sample` refuses.
 
     Source: Song & Ermon 2019 (arXiv 1907.05600) section 2.2 (there a/2 and sqrt(a)).
     """
@@ -207,8 +239,8 @@ def _times(model: ScoreModel, steps: Steps, spacing: str) -> Any:
         )
     if float(times.max()) > 1 and bool((times == times.round()).all()):
         raise InvalidInputError(
-            f"steps: {times.tolist()[:3]}... are node numbers or a network's timesteps; wanted times: node i of {n} is "
-            f"at i/{n}, and clean data at 0"
+            f"steps: {times.tolist()[:3]}... are node numbers or a network's timesteps; expected times: node i of {n} "
+            f"is at i/{n}, and clean data at 0"
         )
     return steps
 

@@ -87,10 +87,18 @@ _SHAPES: dict[str, tuple[float, float, Callable[[float, float, int], Tensor]]] =
 
 @checked
 def zero_terminal_snr(betas: Sequence[float] | Tensor) -> Tensor:
-    """The table whose alpha_i = sqrt(alpha_bar_i) is a_i (alpha_i - alpha_N), scaled to keep alpha_1: alpha_N = 0.
+    """A table rescaled to zero signal at the last node: with a_i = sqrt(alpha_bar_i) the new ones are
+
+    a_i' = (a_i - a_N) a_1/(a_1 - a_N),    so that a_1' = a_1 and a_N' = 0.
+
+    Args:
+        betas: (N,), the table, in (0, 1].
 
     Returns:
-        (N,) float64, the last exactly 1.
+        (N,) float64, the new betas, the last of them exactly 1.
+
+    Raises:
+        InvalidInputError: fewer than two numbers, or numbers outside (0, 1].
 
     Source: Lin et al. 2024 (arXiv 2305.08891) algorithm 1.
     """
@@ -105,7 +113,17 @@ def zero_terminal_snr(betas: Sequence[float] | Tensor) -> Tensor:
 
 @checked
 def sigmas(n: int, *, sigma_min: float = 0.01, sigma_max: float = 50.0) -> Tensor:
-    """A geometric table sigma_1 < ... < sigma_n for `TabulatedVESDE`, (n,) float64.
+    """A geometric table for `TabulatedVESDE`: sigma_i = sigma_min (sigma_max/sigma_min)^((i - 1)/(n - 1)).
+
+    Args:
+        n: how many nodes.
+        sigma_min, sigma_max: the first and the last, in the data's units.
+
+    Returns:
+        (n,) float64, rising.
+
+    Raises:
+        InvalidInputError: n below 2, or not 0 < sigma_min < sigma_max.
 
     Source: Song & Ermon 2019 (arXiv 1907.05600) section 4.1 (there 1 to 0.01 in 10 levels); 2020 (arXiv 2006.09011)
     for 50 to 0.01.

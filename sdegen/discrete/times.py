@@ -26,7 +26,7 @@ def _counts(n: Any) -> bool:
 
 
 class LossAware(Shown):
-    """A loss over nodes that draws them by how much they cost: p_i proportional to sqrt(mean of its last losses^2).
+    """A loss over nodes that draws node i with probability p_i proportional to the root mean square of its last losses.
 
     The result is divided by N p_i, so its mean stays that of uniform nodes; for the bound, whose terms differ by orders
     of magnitude, its variance falls. Uniform until every node has been seen `history` times.
@@ -94,7 +94,15 @@ class LossAware(Shown):
 
     @checked
     def draw(self, batch: int, *, seed: Seed = None) -> Tensor:
-        """(batch,) node numbers 1..N."""
+        """Node numbers by p.
+
+        Args:
+            batch: how many.
+            seed: as `dsm_loss`.
+
+        Returns:
+            (batch,) of 1..N.
+        """
         check_size((whole(batch, "batch", least=0),))
         if seed is None:
             u = torch.rand(batch, dtype=torch.float64)
@@ -104,7 +112,15 @@ class LossAware(Shown):
 
     @checked
     def update(self, at: Tensor, losses: Tensor) -> None:
-        """Note what nodes cost, (B,) each; values that are not finite are left out."""
+        """Note the losses of some nodes, from which p follows.
+
+        Args:
+            at: (B,) node numbers 1..N, whole numbers.
+            losses: (B,), at these nodes; those that are not finite are left out.
+
+        Raises:
+            InvalidInputError: other shapes, node numbers outside 1..N.
+        """
         if at.ndim != 1 or losses.shape != at.shape or at.is_floating_point() or at.dtype == torch.bool:
             raise InvalidInputError(
                 f"got at={told(at)} and losses={told(losses)}, expected node numbers and losses, (B,)"

@@ -45,7 +45,7 @@ def edit(
     cond: Mapping[str, Any] | None = None,
     **conditions: Any,
 ) -> Solution:
-    """Noise x to time t and come back: small t keeps what x is, large t what the model makes of it.
+    """SDEdit: noise x to time t and solve back to data. A small t keeps x nearly as it is, a large t its outline alone.
 
     Args:
         model: a ScoreModel.
@@ -116,7 +116,7 @@ def translate(
     cond_a: Mapping[str, Any] | None = None,
     cond_b: Mapping[str, Any] | None = None,
 ) -> Solution:
-    """Up the flow of a, to its latent, and down that of b: data of one kind as data of another.
+    """Encode x to latents along the flow of a, and decode these along that of b: data of one kind as another kind.
 
     Of Gaussian data, N(m_a, v_a) and N(m_b, v_b) with much noise at the top, x becomes m_b + (v_b/v_a)^(1/2) (x - m_a);
     translate(a, a, x) is x but for the solver's errors.

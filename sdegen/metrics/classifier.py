@@ -163,7 +163,7 @@ def train_classifier(
         The classifier, in eval mode, on the CPU.
 
     Raises:
-        InvalidInputError: images or labels of another shape, or a file at `path` that came of other arguments.
+        InvalidInputError: images or labels of another shape, or a file at `path` that was made with other arguments.
         CorruptCheckpointError: the file is damaged.
     """
     _check(images, labels)

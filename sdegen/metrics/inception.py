@@ -90,6 +90,6 @@ def _input(z: Any) -> Any:
     if isinstance(z, str | os.PathLike):
         return os.fspath(z)
     if not isinstance(z, Tensor) or z.ndim != 4 or z.shape[1] not in (1, 3) or len(z) < 2 or not z.is_floating_point():
-        came = f"{z.dtype} of shape {tuple(z.shape)}" if isinstance(z, Tensor) else type(z).__name__
-        raise InvalidInputError(f"images are {came}: expected two or more in [-1, 1], (N, 1 or 3, H, W), or a folder")
+        got = f"{z.dtype} of shape {tuple(z.shape)}" if isinstance(z, Tensor) else type(z).__name__
+        raise InvalidInputError(f"images are {got}: expected two or more in [-1, 1], (N, 1 or 3, H, W), or a folder")
     return _Bytes(z.detach().cpu())

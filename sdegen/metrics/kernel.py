@@ -14,7 +14,7 @@ from ..distributions.distances import Samples, samples
 
 
 class KernelDistance(NamedTuple):
-    """An estimate and how sure it is.
+    """An estimate of MMD^2 and its standard error.
 
     Attributes:
         value: of MMD^2; it may be negative.

@@ -14,7 +14,7 @@ from ..distributions.distances import Samples, samples
 
 
 class PrecisionRecall(NamedTuple):
-    """Two shares in [0, 1].
+    """Precision and recall, each a share in [0, 1].
 
     Attributes:
         precision: of the samples, those that look real.

@@ -32,7 +32,7 @@ class Moments:
 
     @classmethod
     def of(cls, z: Samples) -> Moments:
-        """Of features (N, *event), N at least 1.
+        """The moments of features (N, *event), N at least 1.
 
         Raises:
             InvalidInputError: no features, or NaN or infinity among them.
@@ -81,7 +81,7 @@ class Moments:
 
 @checked
 def moments_of(parts: Iterable[Samples]) -> Moments:
-    """Of features in parts (N_k, *event), one of them in memory at a time.
+    """The `Moments` of features that come in parts (N_k, *event), one of them in memory at a time.
 
     Args:
         parts: such as a classifier's features of batches of images.

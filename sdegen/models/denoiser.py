@@ -30,8 +30,8 @@ class Denoiser(ScoreModel):
 
     Args:
         net: net(x, t, **cond) -> (B, *event); t has shape (B,): the time of the SDE, except "edm": log(sigma/alpha)/4.
-            It is called in its own dtype; t is float32 where that is a half precision, which does not resolve 990 from
-            991, or `net.time_dtype` where the network has that attribute. It may change x in place.
+            It is called in its own dtype. t comes in `net.time_dtype` where the network has that attribute, else in
+            at least float32 (in half precision 990 and 991 are one number). It may change x in place.
         sde: the process it was, or will be, trained on.
         parametrization: "x0" | "noise" | "score" | "v" | "velocity" | "edm", or a Parametrization.
         data_mean, data_std: scalars or event-shaped; None: measured by the first fit. "edm" uses data_std (1 until it

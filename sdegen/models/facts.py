@@ -21,7 +21,7 @@ _SHAPE, _TENSOR = kind_of(tuple[int, ...] | None), kind_of(Tensor)
 
 @dataclass(frozen=True, eq=False, repr=False)
 class DataFacts(Shown):
-    """What is known of the data that a model believes in; `model.data` is one.
+    """What is known of the data whose score a model gives; `model.data` is one.
 
     Solvers choose their coordinates, grids and orders from it, samples start from it, and log-densities are measured
     from it. Make another one with `facts.but(mean=..., smooth=...)`.

@@ -21,9 +21,10 @@ Function = Callable[[SDE, Tensor], Tensor]
 
 @dataclass(frozen=True, repr=False)
 class Parametrization(Shown):
-    """x0 = c_skip x + c_out net(c_in x, c_noise): four functions of (sde, t), each giving t's shape.
+    """What a network's output means: x0 = c_skip x + c_out net(c_in x, c_noise).
 
-    x is the state of the process at hand and t its time. They are evaluated in float64.
+    Args:
+        c_skip, c_out, c_in, c_noise: functions of (sde, t), t float64 times of the process, each giving t's shape.
 
     Source: Karras et al. 2022 (arXiv 2206.00364) eq. 7.
     """
@@ -39,14 +40,18 @@ class Parametrization(Shown):
 
 @checked
 def counting(of: str | Parametrization) -> Parametrization:
-    """The same output of a network that counts a table's nodes from 0, as code written for DDPM does.
+    """A parametrisation whose network gets node numbers 0 .. N - 1 in place of times, as code written for DDPM does.
 
-    Node i of 1..N, at t = i/N, is the integer i - 1 for the network: c_noise = N t - 1, linear between the nodes.
+    c_noise = N t - 1, which at node i of 1..N (t = i/N) is the integer i - 1; linear between the nodes.
 
-    For a name, `parametrization="counting-noise"` and the like say the same, and can be saved.
+    `parametrization="counting-noise"` is `counting("noise")` by name, and can be saved in a checkpoint.
 
     Args:
-        of: a name or a Parametrization; the process needs a table (`TabulatedVPSDE`, `TabulatedVESDE`).
+        of: what the output means, a name or a Parametrization; the process needs a table (`TabulatedVPSDE`,
+            `TabulatedVESDE`).
+
+    Returns:
+        The Parametrization with this c_noise.
 
     Source: Ho et al. 2020 (arXiv 2006.11239) counts t = 1..N in the paper, 0..N - 1 in its code.
     """
@@ -129,7 +134,6 @@ def _edm(sigma_data: float) -> Parametrization:
         c_in=lambda sde, t: 1 / r(sde, t),
         c_noise=_log_sigma,
     )
-
 
 
 def without_told(name: str) -> tuple[str, Function | None]:

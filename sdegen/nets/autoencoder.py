@@ -24,14 +24,15 @@ _LOG_VARIANCE = -3.0  # of images in [-1, 1], to begin with
 class Autoencoder(ShownNet, nn.Module):
     """Images (B, C, H, W) as latents (B, latent_channels, H/patch, W/patch), and latents as images.
 
-    The encoder sees a patch of pixels as the channels of one, so that all of its residual blocks work at the latents'
-    size; the decoder repeats neighbours and convolves, once for every prime factor of `patch` (rearranged channels
-    would leave a grid), and halves its width as it goes.
+    The encoder first takes the pixels of a patch for channels (a space-to-depth reshape), so that all of its residual
+    blocks work at the latents' size. The decoder repeats neighbours and convolves, once for every prime factor of
+    `patch` (rearranged channels would leave a grid), and halves its width as it goes.
 
     Without `codes` it is variational: z ~ N(mean(x), std(x)^2) in training. With `codes` it is vector-quantised: every
-    place of the latent takes the nearest of K learned codes; the gradient passes straight through. A code that none of
-    16 training batches came near is put on a latent of the next one (of the first process, where there are several;
-    not with strategy="fsdp", where no process has all of them). `sdegen.autoencoder_loss` trains either kind.
+    place of the latent takes the nearest of K learned codes; the gradient passes straight through. A code that was the
+    nearest of no latent in 16 training batches in a row is moved onto a latent of the next batch (of the first process,
+    where there are several; not with strategy="fsdp", where no process has all of them). `sdegen.autoencoder_loss`
+    trains either kind.
 
     `net(x)` is the reconstruction decode(mean(x)).
 

@@ -176,9 +176,9 @@ class LabelEmbedding(nn.Module):
         elif isinstance(label, int) and not isinstance(label, bool):
             low = high = label
         else:
-            came = f"{label.dtype} of shape {tuple(label.shape)}" if isinstance(label, Tensor) else repr(label)
+            got = f"{label.dtype} of shape {tuple(label.shape)}" if isinstance(label, Tensor) else repr(label)
             raise InvalidInputError(
-                f"label is {came}: expected integers of shape ({batch},), one per sample, or None for no class"
+                f"label is {got}: expected integers of shape ({batch},), one per sample, or None for no class"
             )
         if low < -1 or high >= self.n_classes:
             raise InvalidInputError(
@@ -269,8 +269,8 @@ def _check_tokens(tokens: Tensor | None, mask: Tensor | None, batch: int, channe
             raise InvalidInputError("got a token_mask without tokens, expected both or none: pass tokens=")
         return
     if not isinstance(tokens, Tensor) or tokens.ndim != 3 or tokens.shape[0] != batch or tokens.shape[2] != channels:
-        came = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
-        raise InvalidInputError(f"tokens have shape {came}: expected ({batch}, T, {channels})")
+        got = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
+        raise InvalidInputError(f"tokens have shape {got}: expected ({batch}, T, {channels})")
     _check_floating("tokens", tokens, tokens.shape)
     if mask is not None and (mask.shape != tokens.shape[:2] or mask.dtype != torch.bool):
         raise InvalidInputError(
@@ -293,14 +293,14 @@ def _check_image(image: Tensor | None, batch: int, event_shape: Sequence[int] | 
     shape = tuple(image.shape) if isinstance(image, Tensor) else None
     fits = shape is not None and shape[:2] == (batch, channels) and (event_shape is None or shape[2:] == sides)
     if shape is None or not fits:
-        came = type(image).__name__ if shape is None else shape
+        got = type(image).__name__ if shape is None else shape
         raise InvalidInputError(
-            f"image: got {came}, expected {wanted}, as high and wide as x: resize it before, as F.interpolate does"
+            f"image: got {got}, expected {wanted}, as high and wide as x: resize it before, as F.interpolate does"
         )
     _check_floating("image", image, shape)
 
 
 def _check_floating(name: str, value: Any, shape: Sequence[int | None]) -> None:
     if not isinstance(value, Tensor) or tuple(value.shape) != tuple(shape) or not value.is_floating_point():
-        came = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise InvalidInputError(f"{name}: got {came}, expected floating numbers of shape {tuple(shape)}")
+        got = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise InvalidInputError(f"{name}: got {got}, expected floating numbers of shape {tuple(shape)}")

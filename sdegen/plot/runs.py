@@ -80,8 +80,8 @@ def _times(model: ScoreModel, steps: int) -> Tensor:
 
 def _checked(data: Tensor, n: int, dim: int) -> Tensor:
     if not isinstance(data, Tensor) or data.ndim != 2 or data.shape[1] != dim or not len(data):
-        came = f"of shape {tuple(data.shape)}" if isinstance(data, Tensor) else type(data).__name__
-        raise InvalidInputError(f"data is {came}: expected a tensor of shape (B, {dim})")
+        got = f"of shape {tuple(data.shape)}" if isinstance(data, Tensor) else type(data).__name__
+        raise InvalidInputError(f"data is {got}: expected a tensor of shape (B, {dim})")
     return data[:n].detach().to("cpu", torch.float64)
 
 

@@ -106,7 +106,7 @@ def _named(sde: Any) -> dict[str, SDE]:
     for p in found.values():
         if not isinstance(p, SDE):
             raise InvalidInputError(
-                f"schedule takes a process such as VPSDE(), a list or a dict of them; came {type(p).__name__}"
+                f"schedule takes a process such as VPSDE(), a list or a dict of them; got {type(p).__name__}"
             )
     return found
 

@@ -70,7 +70,11 @@ RC: dict[str, Any] = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The look of sdegen's pictures, for your own: `with sg.plot.style(): ...`; then rcParams are what they were."""
+    """The look of sdegen's pictures for your own: `with sg.plot.style(): ...`.
+
+    Returns:
+        A context in which matplotlib's rcParams are sdegen's; afterwards they are what they were.
+    """
     interactive = matplotlib.is_interactive()
     try:
         with matplotlib.style.context(["default", RC]):

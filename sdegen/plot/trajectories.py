@@ -142,16 +142,16 @@ def _titled(paths: Any) -> dict[str, Solution]:
     if isinstance(paths, Solution):
         return {"": paths}
     found: dict[str, Any] = {}
-    came = type(paths).__name__
+    got = type(paths).__name__
     if isinstance(paths, Mapping):
         found = dict(paths)
     elif isinstance(paths, Sequence) and not isinstance(paths, str):
         found = {f"({chr(97 + i)})": solution for i, solution in enumerate(paths)}
     if found and not all(isinstance(solution, Solution) for solution in found.values()):
-        came += f" of {', '.join(sorted({type(v).__name__ for v in found.values()}))}"
+        got += f" of {', '.join(sorted({type(v).__name__ for v in found.values()}))}"
         found = {}
     if not found:
-        raise InvalidInputError(f"trajectories takes a Solution, a list or dict of them, or a ScoreModel; came {came}")
+        raise InvalidInputError(f"trajectories takes a Solution, a list or dict of them, or a ScoreModel; got {got}")
     return found
 
 

@@ -91,9 +91,16 @@ class VPSDE(VariancePreserving, checked=False):
 
 
 class SubVPSDE(FromRate, checked=False):
-    """Sub-VP: f = -beta/2, g^2 = beta (1 - exp(-2 I)), so sigma = 1 - alpha^2 with VP's alpha.
+    """Sub-VP: f = -beta/2, g^2 = beta (1 - exp(-2 I)), beta linear in t, I its integral from 0 to t as in `VPSDE`.
 
-    Args, Raises: as VPSDE.
+    alpha = exp(-I/2), as VP's, and sigma = 1 - alpha^2, below VP's.
+
+    Args:
+        beta_min, beta_max: beta at t = 0 and t = 1 (per unit of time).
+        t_min, t_max: the range of times used.
+
+    Raises:
+        InvalidInputError: unless 0 <= beta_min < beta_max and 0 < t_min < t_max.
 
     Source: Song et al. 2021 (arXiv 2011.13456) eq. 12 and appendix B.
     """

@@ -6,7 +6,7 @@ from types import ModuleType
 import pytest
 
 import sdegen
-from sdegen import data, metrics, nets, training
+from sdegen import data, discrete, metrics, nets, plot, testing, training
 
 
 def public(module: ModuleType) -> dict[str, object]:
@@ -27,8 +27,9 @@ def missing(name: str, thing) -> list[str]:
     """What the docstring of a function, a class or a class's public methods leaves out."""
     if inspect.isclass(thing):
         own = [f"{name}: text"] * (not (thing.__doc__ or "").strip())
-        takes = thing.__init__ is not object.__init__ and len(inspect.signature(thing).parameters) > 0
-        tells = said(thing)["Args"] or said(thing)["Attributes"] or issubclass(thing, Exception)
+        error = issubclass(thing, Exception)
+        takes = not error and thing.__init__ is not object.__init__ and len(inspect.signature(thing).parameters) > 0
+        tells = said(thing)["Args"] or said(thing)["Attributes"]
         own += [f"{name}: Args or Attributes"] * (takes and not tells)
         methods = {k: v for k, v in vars(thing).items() if inspect.isfunction(v) and not k.startswith("_")}
         return own + [line for k, method in methods.items() for line in missing(f"{name}.{k}", method)]
@@ -40,7 +41,9 @@ def missing(name: str, thing) -> list[str]:
     return [f"{name}: {part}" for part, needed in wanted.items() if needed and not parts[part]]
 
 
-@pytest.mark.parametrize("module", [data, data.toys, metrics, nets, training], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "module", [data, data.toys, discrete, metrics, nets, plot, testing, training], ids=lambda m: m.__name__
+)
 def test_public_names_say_what_they_take_give_and_raise(module):
     found = [line for name, thing in public(module).items() for line in missing(name, thing)]
     assert not found, "\n".join(found)
@@ -50,4 +53,10 @@ def test_public_functions_of_the_package_say_what_they_take_and_give():
     found = [
         line for name, thing in public(sdegen).items() if inspect.isfunction(thing) for line in missing(name, thing)
     ]
+    assert not found, "\n".join(found)
+
+
+def test_public_classes_of_the_package_say_what_they_are_made_of():
+    classes = {name: thing for name, thing in public(sdegen).items() if inspect.isclass(thing)}
+    found = [line for name, thing in classes.items() for line in missing(name, thing) if line.startswith(f"{name}:")]
     assert not found, "\n".join(found)

@@ -725,7 +725,7 @@ WRONG = {
     "a film without a path": (lambda: plot.animate(_last()), "save='all'"),
     "no solution": (lambda: plot.trajectories(POINTS), "got paths=a Tensor .*expected a Solution"),
     "a list of other things": (lambda: plot.trajectories([POINTS]), "expected a Solution, a list"),
-    "an empty list": (lambda: plot.trajectories([]), "came list"),
+    "an empty list": (lambda: plot.trajectories([]), "got list"),
     "no samples": (lambda: plot.trajectories(solution([1.0, 0.0], torch.zeros(2, 0, 2))), "holds no samples"),
     "images as points": (lambda: plot.trajectories(image_path()), "shape \\(1, 4, 4\\).*denoising_strip"),
     "points in space": (lambda: plot.trajectories(solution([1.0, 0.0], torch.zeros(2, 3, 3))), "one or two dim"),

@@ -44,7 +44,9 @@ FEWEST = 40  # samples that a kernel distance needs
 def arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("--data", help="what the model was trained on: a name, file or folder, see load_images")
-    parser.add_argument("--held-out-every", type=int, help="evaluate on every so-many-th, where none were held out")
+    parser.add_argument(
+        "--held-out-every", type=int, metavar="K", help="evaluate on every K-th image, where none were held out"
+    )
     parser.add_argument("--cache", help="a folder where decoded pictures are kept for the next time")
     parser.add_argument(
         "--n",

@@ -62,7 +62,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--levels", type=int, help="of whole numbers that do not use all of their type: white is levels - 1"
     )
     of_data.add_argument("--cache", help="a folder where decoded pictures are kept for the next time")
-    of_data.add_argument("--held-out-every", type=int, help="hold out every so-many-th, where there is no test part")
+    of_data.add_argument(
+        "--held-out-every", type=int, metavar="K", help="hold out every K-th, where there is no test part"
+    )
     of_data.add_argument("--no-labels", action="store_true", help="train without classes")
     of_data.add_argument("--flips", action="store_true", help="mirrored images too")
     model = parser.add_argument_group("model")

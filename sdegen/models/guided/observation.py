@@ -125,7 +125,7 @@ class Observation(Shown, ABC):
         return torch.linalg.eigvalsh(self.measure(self.adjoint(unit, one.expand(m, *one.shape[1:])))).clamp_min(0)
 
     def known(self, x0: Tensor, y: Tensor) -> Tensor:
-        """x0 with the numbers that y (B, m) tells without noise exactly as told."""
+        """x0, where y (B, m) is without noise with its numbers put in exactly."""
         return x0
 
     def check_event(self, event: tuple[int, ...]) -> None:  # noqa: B027 (a function takes what it takes)
