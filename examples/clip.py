@@ -45,6 +45,11 @@ class Pairs(nn.Module):
     def sentence(self, features: Tensor) -> Tensor:
         return F.normalize(self.of_sentences(features), dim=1)
 
+    @torch.no_grad()
+    def pictures(self, x: Tensor) -> Tensor:
+        """Of many, without gradients."""
+        return torch.cat([self.picture(part) for part in x.split(500)])
+
 
 def contrast(pairs: Pairs, x0: Tensor, text: Tensor) -> Tensor:
     """Half the cross-entropies of pictures given sentences and of sentences given pictures, (B,)."""
@@ -54,10 +59,10 @@ def contrast(pairs: Pairs, x0: Tensor, text: Tensor) -> Tensor:
     return (F.cross_entropy(logits, same, reduction="none") + F.cross_entropy(logits.mT, same, reduction="none")) / 2
 
 
-def towers(data: Captioned, text: Tensor, args: argparse.Namespace) -> Pairs:
+def towers(data: Captioned, text: Tensor, args: argparse.Namespace, width: int = 64) -> Pairs:
     """The two, trained on pictures and the sentences of their captions, (K, D)."""
     torch.manual_seed(args.seed)
-    pairs, rows = Pairs(data.x.shape[1], text.shape[1]), sg.data.Lookup(text, data.which)
+    pairs, rows = Pairs(data.x.shape[1], text.shape[1], width), sg.data.Lookup(text, data.which)
     how = {"steps": args.steps, "batch_size": 128, "lr": 2e-3, "ema": None, "seed": args.seed}
     sg.fit(pairs, sg.data.Conditioned(data.x, text=rows), loss=contrast, **how)
     return pairs.eval().requires_grad_(False)
@@ -65,8 +70,7 @@ def towers(data: Captioned, text: Tensor, args: argparse.Namespace) -> Pairs:
 
 def nearest(pairs: Pairs, x: Tensor, text: Tensor) -> Tensor:
     """Which sentence is nearest to each picture, (B,)."""
-    with torch.no_grad():
-        return torch.cat([(pairs.picture(part) @ pairs.sentence(text).mT).argmax(1) for part in x.split(500)])
+    return (pairs.pictures(x) @ pairs.sentence(text).mT).argmax(1)
 
 
 def unguided(x: Tensor, labels: Tensor, args: argparse.Namespace) -> sg.Denoiser:

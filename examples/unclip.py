@@ -5,11 +5,10 @@ python examples/unclip.py --data fashion-mnist --text minilm --size 14 --out unc
 python examples/unclip.py --data emoji.npz --text minilm --size 16 --out unclip       # of emoji_data.py
 
 unCLIP (Ramesh et al. 2022, arXiv 2204.06125) on the two towers of clip.py, f of pictures and g of captions. The prior
-is a diffusion model of the vectors f(x), told g(y); the decoder is one of pictures, told f(x). Each is trained by
-itself, and p(x | y) is the integral of p(x | z) p(z | y) over z. An embedding keeps what captions speak of, so that
+is a diffusion model of vectors f(x), told g(y), the decoder one of pictures, told f(x), which has what captions say, so
 
 - other noise with the same embedding varies a picture;
-- the same noise with embeddings on the arc between two (`slerp`) goes from one picture to another;
+- embeddings on the arc between two (`slerp`), with one noise or on the arc of two, go from picture to picture;
 - f(x) + a (g(y') - g(y)) in place of f(x), from the picture's own noise (`encode`), changes what a caption says.
 
 Prints what a classifier that took no part finds, beside the caption's own embedding in place of the prior's. Writes
@@ -19,6 +18,7 @@ unclip.png (pictures, variations, changes, answers to captions) and between.png.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,7 @@ import sdegen as sg
 DRAWS = 3  # variations of one picture
 WAY = torch.linspace(0, 1, 9)  # from one picture to another
 CHANGES = (0.5, 1.0, 2.0)  # a
+share = lambda hits: float(hits.double().mean())  # of what is true
 
 
 @dataclass
@@ -63,20 +64,19 @@ class Unclip:
         how = {"steps": self.steps, "batch_size": 250, "x_init": x_init}
         return sg.sample(model, len(u), seed=seed, vector=u, **how).x
 
-    def between(self, u: Tensor, v: Tensor, seed: int) -> Tensor:
-        """(len(WAY), B, C, H, W) pictures on the arcs from u to v."""
-        arcs = sg.slerp(self.unit(u), self.unit(v), WAY)
-        return torch.stack([self.painted(self.standard(z), seed) for z in arcs])
+    def noise(self, x: Tensor, u: Tensor) -> Tensor:
+        """The pictures' own, from which `painted` makes them again."""
+        return sg.encode(self.decoder, x, steps=2 * self.steps, vector=u, batch_size=250).x
+
+    def between(self, u: Tensor, v: Tensor, seed: int, scale: float = 1.0, noise: Iterable | None = None) -> Tensor:
+        """(len(WAY), B, C, H, W) pictures on the arcs from u to v, of one noise or of some for each point."""
+        arcs, noise = sg.slerp(self.unit(u), self.unit(v), WAY), noise or [None] * len(WAY)
+        return torch.stack([self.painted(self.standard(z), seed, scale, e) for z, e in zip(arcs, noise, strict=True)])
 
     def changed(self, x: Tensor, u: Tensor, difference: Tensor, a: float) -> Tensor:
         """The pictures with embeddings moved along a difference of captions, from their own noise."""
-        noise = sg.encode(self.decoder, x, steps=2 * self.steps, vector=u, batch_size=250).x
-        return self.painted(self.standard(F.normalize(self.unit(u) + a * difference, dim=1)), seed=0, x_init=noise)
-
-
-def embedded(pairs: Pairs, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        return torch.cat([pairs.picture(part) for part in x.split(500)])
+        moved = self.standard(F.normalize(self.unit(u) + a * difference, dim=1))
+        return self.painted(moved, seed=0, x_init=self.noise(x, u))
 
 
 def trained(data: Captioned, f: Tensor, g: Tensor, args: argparse.Namespace) -> Unclip:
@@ -117,14 +117,10 @@ class Scores:
         print(f"{name:30}" + "  ".join(f"{key} {value:.3g}" for key, value in cells.items()), flush=True)
 
 
-def share(hits: Tensor) -> float:
-    return float(hits.double().mean())
-
-
 def measure(model: Unclip, data: Captioned, real: Captioned, pairs: Pairs, g: Tensor, args) -> list[dict]:
     """A row for each way; `real` are pictures that nothing was trained on."""
     scores, y, some = Scores(data, real, args), real.which, spread(data, len(real.x)).x
-    u, seen = (model.standard(embedded(pairs, x)) for x in (real.x, some))
+    u, seen = (model.standard(pairs.pictures(x)) for x in (real.x, some))
     apart = lambda v: {"of embeddings": sg.metrics.frechet_distance(v, u)}
     scores.add("held-out; distance: training", real.x, y, far=some, **apart(seen))
     varied = torch.stack([model.painted(u, seed=k) for k in range(DRAWS)])
@@ -141,9 +137,12 @@ def measure(model: Unclip, data: Captioned, real: Captioned, pairs: Pairs, g: Te
         x = model.changed(real.x, u, g[other] - g[y], a)
         scores.add(f"in another tone, a = {a:g}", x, other, **kept(x))
     rows = (scores.theirs != scores.theirs.flip(0)).nonzero()[:, 0][: args.n // 2]
-    classes = torch.stack([scores.class_of(x) for x in model.between(u[rows], u.flip(0)[rows], seed=102)])
-    once = share((classes.diff(dim=0) != 0).sum(0) == 1)
-    scores.tell(f"{len(rows)} ways between classes", **{"class changes once": once})
+    a, b = u[rows], u.flip(0)[rows]
+    own = sg.slerp(model.noise(real.x[rows], a), model.noise(real.x.flip(0)[rows], b), WAY)
+    for name, how in {"": {}, ", guidance 2": {"scale": 2.0}, ", from noise to noise": {"noise": [*own]}}.items():
+        classes = torch.stack([scores.class_of(x) for x in model.between(a, b, seed=102, **how)])
+        once = share((classes.diff(dim=0) != 0).sum(0) == 1)
+        scores.tell(f"{len(rows)} ways between classes{name}", **{"class changes once": once})
     return scores.rows
 
 
@@ -175,6 +174,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     parser.add_argument("--prior-steps", type=int, default=4000)
     parser.add_argument("--decoder-steps", type=int, default=3000)
     parser.add_argument("--width", type=int, default=32)
+    parser.add_argument("--embedding", type=int, default=64, help="numbers of an embedding")
     parser.add_argument("--sampling-steps", type=int, default=10)
     parser.add_argument("--n", type=int, default=1000, help="held-out pictures that are used")
     parser.add_argument("--seed", type=int, default=0)
@@ -186,11 +186,11 @@ def main(argv: list[str] | None = None) -> list[dict]:
     args.out.mkdir(parents=True, exist_ok=True)
     data, held_out = (captioned(args.data, split, args.size) for split in ("train", "held-out"))
     text = encoder(args.text)(data.texts)[2]
-    pairs, real = towers(data, text, args), spread(held_out, args.n)
+    pairs, real = towers(data, text, args, args.embedding), spread(held_out, args.n)
     g = pairs.sentence(text)
-    model = trained(data, embedded(pairs, data.x), g, args)
+    model = trained(data, pairs.pictures(data.x), g, args)
     rows = measure(model, data, real, pairs, g, args)
-    pictures(model, real, embedded(pairs, real.x), g, args.out)
+    pictures(model, real, pairs.pictures(real.x), g, args.out)
     print(f"wrote unclip.png and between.png into {args.out}")
     return rows
 

@@ -82,6 +82,10 @@ def test_ways_begin_and_end_with_the_embeddings_they_lead_between_and_keep_the_n
     torch.testing.assert_close(way[-1], model.painted(v, seed=7))
     steps = way.diff(dim=0).flatten(2).norm(dim=2)
     assert float(steps.max() / steps.mean()) < 3  # nowhere a jump, as other noise would make
+    x, z = (model.painted(each, seed) for each, seed in ((u, 3), (v, 4)))
+    own = sg.slerp(model.noise(x, u), model.noise(z, v), unclip.WAY)
+    way = model.between(u, v, seed=7, noise=[*own])
+    torch.testing.assert_close(way[[0, -1]], torch.stack([x, z]), rtol=0, atol=0.02)  # the pictures themselves
 
 
 def test_a_picture_with_no_difference_stays_and_moves_along_one(unclip):
