@@ -7,13 +7,24 @@ under error control every sample has its own time, so that the coefficients of p
 computed at every call. "loop alone" is `solve` of a term whose drift is x.
 
     python benchmarks/overhead.py [--repeats 30]
+    python benchmarks/overhead.py --against FOLDER    # another checkout: both in turns, and the ratio
+
+With `--against` each of the two packages has a process, and the one is timed while the other waits, in many short bursts
+that take turns: what else the machine does meanwhile befalls both.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from report import table, write
@@ -37,23 +48,36 @@ class Nothing(torch.nn.Module):
         return x
 
 
-def per_call(run: Callable[[int], int], few: int, many: int, repeats: int) -> float:
-    """Microseconds of CPU time for each call that `run(many)` makes beyond `run(few)`."""
-    calls = run(many) - run(few)
-    costs = []
-    for _ in range(repeats):
-        start = time.process_time()
-        run(few)
-        middle = time.process_time()
-        run(many)
-        costs.append((middle - start, time.process_time() - middle))
-    few_cost, many_cost = (
-        min(column) for column in zip(*costs, strict=True)
-    )  # others may slow us down, never speed up
-    return 1e6 * (many_cost - few_cost) / calls
+class Bursts(NamedTuple):
+    """Least seconds of CPU time of a short run and of a long one, and how many calls the long one makes beyond it."""
+
+    few: float
+    many: float
+    calls: int
+
+    @property
+    def cost(self) -> float:
+        """Microseconds a call."""
+        return 1e6 * (self.many - self.few) / self.calls
+
+    @classmethod
+    def of(cls, run: Callable[[int], int], few: int, many: int, repeats: int) -> Bursts:
+        calls = run(many) - run(few)
+        costs = []
+        for _ in range(repeats):
+            start = time.process_time()
+            run(few)
+            middle = time.process_time()
+            run(many)
+            costs.append((middle - start, time.process_time() - middle))
+        return cls(*map(min, zip(*costs, strict=True)), calls)  # others may slow us down, never speed up
+
+    @classmethod
+    def least(cls, several: Sequence[Bursts]) -> Bursts:
+        return cls(min(b.few for b in several), min(b.many for b in several), several[0].calls)
 
 
-def single(shape: tuple[int, ...], repeats: int) -> float:
+def single(shape: tuple[int, ...], repeats: int) -> Bursts:
     """One torch.add of two states."""
     x, y = torch.zeros(shape), torch.ones(shape)
 
@@ -62,34 +86,94 @@ def single(shape: tuple[int, ...], repeats: int) -> float:
             torch.add(x, y)
         return n
 
-    return per_call(run, 20, 1020, repeats)
+    return Bursts.of(run, 20, 1020, repeats)
 
 
-def fixed(name: str, shape: tuple[int, ...], repeats: int) -> float:
+def fixed(name: str, shape: tuple[int, ...], repeats: int) -> Bursts:
     model = sg.Denoiser(Nothing(), sg.VPSDE(), parametrization="noise")
-    return per_call(lambda n: sg.sample(model, shape, solver=name, steps=n, seed=0).calls, 20, 120, repeats)
+    return Bursts.of(lambda n: sg.sample(model, shape, solver=name, steps=n, seed=0).calls, 20, 120, repeats)
 
 
-def tolerant(name: str, shape: tuple[int, ...], repeats: int) -> float:
+def tolerant(name: str, shape: tuple[int, ...], repeats: int) -> Bursts:
     """Whole solves of n chunks."""
     model = sg.Denoiser(Nothing(), sg.VPSDE(), parametrization="x0")
 
     def run(n: int) -> int:
         return sg.sample(model, (n * shape[0], *shape[1:]), solver=name, rtol=1e-5, seed=0, batch_size=shape[0]).calls
 
-    return per_call(run, 1, 4, repeats)
+    return Bursts.of(run, 1, 4, repeats)
 
 
-def alone(name: str, shape: tuple[int, ...], repeats: int) -> float:
+def alone(name: str, shape: tuple[int, ...], repeats: int) -> Bursts:
     x = torch.rand(shape, generator=torch.Generator().manual_seed(0)) + 0.5
 
     def run(n: int) -> int:
         return sg.solve(Growth(), x, solver=name, rtol=1e-3, t_span=(0.0, float(n))).calls
 
-    return per_call(run, 5, 25, repeats)
+    return Bursts.of(run, 5, 25, repeats)
 
 
-def peers(shape: tuple[int, ...], repeats: int) -> dict[str, float]:
+# ---- two packages
+
+
+class Served:
+    """This script in a process of its own, with the package of a checkout."""
+
+    def __init__(self, checkout: Path) -> None:
+        command = [sys.executable, __file__, "--serve"]
+        environment = {**os.environ, "PYTHONPATH": str(checkout)}
+        self._process = subprocess.Popen(command, env=environment, stdin=-1, stdout=-1, text=True)
+
+    def bursts(self, kind: str, name: str, place: int, repeats: int) -> Bursts | None:
+        """Of a solver at a shape; None: this package has no such solver."""
+        print(kind, name, place, repeats, file=self._process.stdin, flush=True)
+        answer = self._process.stdout.readline()  # type: ignore[union-attr]
+        if not answer:
+            raise SystemExit("the process of one of the two packages ended: its message is above")
+        found = json.loads(answer)
+        return found and Bursts(*found)
+
+
+def serve() -> None:
+    """Answer lines "kind name place repeats" with bursts, or null."""
+    print(sg.__file__, file=sys.stderr)
+    for line in sys.stdin:
+        kind, name, place, repeats = line.split()
+        measure = {"steps": fixed, "rtol": tolerant}[kind]
+        try:
+            found = measure(name, SHAPES[int(place)], int(repeats))
+        except ValueError:  # both packages' InvalidInputError
+            found = None
+        print(json.dumps(found), flush=True)
+
+
+def ratio(ours: Served, theirs: Served, solver: tuple[str, str], place: int, rounds: int) -> str:
+    """Our cost of a call over theirs: of the least of all bursts, and the median over the rounds."""
+    mine, other = [], []
+    for turn in range(rounds):
+        sides = ((ours, mine), (theirs, other)) if turn % 2 else ((theirs, other), (ours, mine))
+        for side, found in sides:
+            bursts = side.bursts(*solver, place, 3)
+            if bursts is None:
+                return ""
+            found.append(bursts)
+    a, b = Bursts.least(mine).cost, Bursts.least(other).cost
+    middle = statistics.median(x.cost / y.cost for x, y in zip(mine, other, strict=True))
+    return f"{a:.1f} / {b:.1f} = {a / b:.2f} (median {middle:.2f})"
+
+
+def ratios(other: Path, solvers: Sequence[str], rounds: int) -> str:
+    """Our cost of a call over that of another checkout, for the solvers of these names."""
+    ours, theirs = Served(Path(sg.__file__).parents[1]), Served(other)
+    asked = [(kind, n) for kind, names in (("steps", FIXED), ("rtol", TOLERANT)) for n in names if n in solvers]
+    rows = []
+    for kind, name in asked:
+        cells = [ratio(ours, theirs, (kind, name), place, rounds) for place in range(len(SHAPES))]
+        rows.append([f"{name}, {kind}=", *cells])
+    return table(["microseconds per network call, here / there", *map(str, SHAPES)], rows)
+
+
+def peers(shape: tuple[int, ...], repeats: int) -> dict[str, Bursts]:
     """The loops of diffusers' schedulers, where it is installed."""
     try:
         import diffusers
@@ -106,22 +190,32 @@ def peers(shape: tuple[int, ...], repeats: int) -> dict[str, float]:
                 x = scheduler.step(scheduler.scale_model_input(x, t), t, x).prev_sample
             return n
 
-        found[f"diffusers {name}"] = per_call(run, 20, 120, repeats)
+        found[f"diffusers {name}"] = Bursts.of(run, 20, 120, repeats)
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=30)
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--against", type=Path, metavar="FOLDER", help="another checkout of the package: print ratios")
+    parser.add_argument("--solvers", nargs="+", help="with --against: only these")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    repeats = asked.repeats
     torch.set_num_threads(1)
+    if asked.serve:
+        serve()
+        return
+    if asked.against:
+        print(ratios(asked.against.resolve(), asked.solvers or FIXED + TOLERANT, repeats))
+        return
     rows = {"one torch.add": [single(s, repeats) for s in SHAPES]}
     rows |= {f"{n}, steps=": [fixed(n, s, repeats) for s in SHAPES] for n in FIXED}
     rows |= {f"{n}, rtol=": [tolerant(n, s, repeats) for s in SHAPES] for n in TOLERANT}
     rows |= {f"{n}, rtol=, loop alone": [alone(n, s, repeats) for s in SHAPES] for n in TOLERANT}
     by_shape = [peers(s, repeats) for s in SHAPES]
     rows |= {n: [found[n] for found in by_shape] for n in by_shape[0]}
-    cells = [[name, *(f"{c:.0f}" for c in costs)] for name, costs in rows.items()]
+    cells = [[name, *(f"{b.cost:.0f}" for b in bursts)] for name, bursts in rows.items()]
     print(table(["microseconds per network call", *map(str, SHAPES)], cells))
     about = "Microseconds that a solver adds to each network call, the network being the identity; least CPU times."
     write("overhead", "Overhead of the loop", about)

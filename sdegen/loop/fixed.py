@@ -59,19 +59,33 @@ def fixed(plan: Plan, term: Counted, x: Tensor, noise: Noise, report: Callable[[
 
 
 class _Watch:
-    """Notes the first step at which each sample stopped being finite, without waiting for a device at every step."""
+    """Notes the first step at which each sample stopped being finite, without waiting for a device at every step.
+
+    On the CPU a look at the whole batch is the cheapest there is, and every second state gets one. It is made of the
+    state before, which the loop holds until then and which is looked at where this one is not finite.
+    """
 
     def __init__(self, x: Tensor) -> None:
         self._bad = torch.full((x.shape[0],), -1, dtype=torch.int64, device=x.device)
-        self._on_cpu = x.device.type == "cpu"  # then a look at the whole batch is the cheapest there is
+        self._on_cpu = x.device.type == "cpu"
+        self._before: Tensor | None = None  # the state that waits for the next one
         self._good: list[Tensor] = []
         self._steps = 0
 
     def add(self, x: Tensor) -> None:
-        if self._on_cpu and math.isfinite(x.sum().item()):
-            self._steps += 1
-            return
-        self._good.append(finite_rows(x))
+        if not self._on_cpu:
+            self._note(x)
+        elif self._before is None:
+            self._before = x
+        else:
+            before, self._before = self._before, None
+            if math.isfinite(x.sum().item()):
+                self._steps += 2
+            else:
+                self._note(before, x)
+
+    def _note(self, *states: Tensor) -> None:
+        self._good += [finite_rows(x) for x in states]
         if self._on_cpu or len(self._good) == 64:
             self._flush()
 
@@ -85,5 +99,7 @@ class _Watch:
 
     def first_bad(self) -> Tensor:
         """(B,) on the CPU: the first bad step, or -1."""
+        if self._before is not None:
+            self._note(self._before)
         self._flush()
         return self._bad.cpu()

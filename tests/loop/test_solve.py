@@ -292,6 +292,29 @@ except sg.NonFiniteError as error:
     assert lines[2] in ("MaxStepsError 2", "StepSizeUnderflowError 2") and lines[3] == "NonFiniteError [0.0, 0.0]"
 
 
+class Failing(sg.Term):
+    """dx/dt = 1 up to a time of each sample's own, and then infinite or undefined."""
+
+    def __init__(self, last: Tensor, what: float) -> None:
+        self.last, self.what = last[:, None], what
+
+    def drift(self, x, t):
+        return torch.where(t < self.last, 1.0, self.what).expand_as(x)
+
+
+@pytest.mark.parametrize("what", [math.nan, math.inf])
+@pytest.mark.parametrize("steps", [1, 2, 5, 6])
+def test_the_step_in_which_a_sample_stops_being_finite_is_told_of_every_sample(steps, what):
+    """On a grid: sample k fails in step k + 1, the last one in none, whichever of them are in the batch."""
+    each = torch.arange(steps + 1)
+    for rows in (each, *each.split(1), each.flip(0)):
+        term = Failing(rows - 0.5, what)
+        options = {"solver": "euler", "steps": steps, "t_span": (0.0, float(steps)), "on_failure": "mark"}
+        came = sg.solve(term, torch.zeros(len(rows), 1, dtype=torch.float64), **options)
+        assert came.status.tolist() == [0 if k == steps else 1 for k in rows.tolist()]
+        assert came.accepted.tolist() == came.t.tolist() == rows.tolist()
+
+
 def test_the_worst_failure_is_spoken_of_and_where_it_was_first():
     watched = WatchedModel(MODEL, below=0.5)
     spoiled = torch.tensor([False, True, False, True, False])
