@@ -330,9 +330,13 @@ class Counted(Term):
         """Products with a belief's Jacobian made so far, of a batch or of a part of it."""
         return products_made() - self._products
 
-    def counts(self, like: Tensor) -> Tensor:
-        """(B,) how many evaluations each sample in the batch has had, on the device of an integer tensor."""
-        made = self._made - self._before
+    def counts(self, like: Tensor, at: Tensor | None = None) -> Tensor:
+        """How many evaluations each sample in the batch has had, or those at positions `at`, on the device of an
+        integer tensor of as many."""
+        made, before = (
+            n if at is None or not isinstance(n, Tensor) else n[at.to(n.device)] for n in (self._made, self._before)
+        )
+        made = made - before
         return torch.zeros_like(like) + (made.to(like.device) if isinstance(made, Tensor) else made)
 
     def _count(self, t: Tensor, rows: Tensor | None = None) -> None:

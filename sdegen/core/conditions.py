@@ -34,7 +34,9 @@ _LONGEST = 1000  # characters of a name, with those of what it is in
 
 
 def merged(
-    cond: Mapping[str, Any], verb: Callable[..., Any] | None = None, known: set[str] | None = None
+    cond: Mapping[str, Any],
+    verb: Callable[..., Any] | None = None,
+    known: set[str] | Callable[[], set[str] | None] | None = None,
 ) -> dict[str, Any]:
     """The conditions in a verb's keywords, those in a mapping `cond={...}` among them.
 
@@ -44,13 +46,16 @@ def merged(
     Args:
         cond: the keywords that are no options.
         verb: whose, if near misses of its options are to be refused; they are read from its signature.
-        known: the words that the network takes; None: any.
+        known: the words that the network takes, or what gives them, which is asked where there are keywords only; None:
+            any.
 
     Raises:
         InvalidInputError: a name twice, a name that is no word, or a keyword that is nearly an option, or what other
             libraries call one, and not known to be a condition.
     """
-    given = dict(cond)
+    if not cond:
+        return {}
+    given, known = dict(cond), known() if callable(known) else known
     inner = given.pop("cond") if isinstance(given.get("cond"), Mapping) else {}
     for name in inner:
         if not isinstance(name, str):

@@ -27,7 +27,8 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     with _LOCK:
         for each in modules:
             _ASKED.setdefault(each, [0, each.training])[0] += 1
-        module.eval()
+        if any(each.training for each in modules):
+            module.eval()
     try:
         yield
     finally:
@@ -36,7 +37,8 @@ def evaluating(module: nn.Module) -> Iterator[None]:
                 asked = _ASKED[each]
                 asked[0] -= 1
                 if not asked[0]:
-                    each.training = asked[1]
+                    if each.training != asked[1]:
+                        each.training = asked[1]
                     del _ASKED[each]
 
 

@@ -136,7 +136,7 @@ def compare(
     check_model(model)
     seed, full = check_seed(seed), full_shape(model, shape, None)
     common: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "dtype": torch.float64, "progress": False}
-    common["cond"] = merged(cond, compare, model.condition_names())
+    common["cond"] = merged(cond, compare, model.condition_names)
     if reference is None:
         own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float64)
         rtol = _REFERENCE_RTOL if own == torch.float64 else 1e-5

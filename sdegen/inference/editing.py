@@ -76,7 +76,7 @@ def edit(
     if not model.sde.t_min < t <= model.sde.t_max * (1 + 1e-6):
         raise InvalidInputError(f"got t={t:g}, expected more than t_min = {model.sde.t_min:g}, to {model.sde.t_max:g}")
     seed, numbers = check_seed(seed), sample_numbers(index, len(x))
-    given = merged(gathered(cond, conditions), edit, model.condition_names())
+    given = merged(gathered(cond, conditions), edit, model.condition_names)
     noise = Noise(seed, index=numbers).initial(x.shape, dtype=x.dtype, device=x.device)
     found = sample(
         model,

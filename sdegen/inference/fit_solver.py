@@ -99,7 +99,7 @@ def fit_solver(
     counts = _counts(steps)
     samples = whole(samples, "samples", least=6)
     bands = whole(bands, "bands", least=1)
-    cond = merged(cond, fit_solver, model.condition_names())
+    cond = merged(cond, fit_solver, model.condition_names)
     model.check_conditions(cond, samples)
     if model.event_shape is None:
         raise InvalidInputError("fit_solver draws samples, but this model does not know its event_shape: set it")

@@ -79,7 +79,7 @@ def grid(
         raise InvalidInputError(
             f"got a {type(model).__name__}, expected a ScoreModel: kind='pilot' draws samples of it"
         )
-    cond = merged(cond, grid, model.condition_names())
+    cond = merged(cond, grid, model.condition_names)
     ends = grid_along(model, n, kind="uniform", t_span=t_span)[[0, -1]].tolist()  # checks n and the span
     if model.event_shape is None:
         raise InvalidInputError("kind='pilot' draws samples, but this model does not know its event_shape: set it")

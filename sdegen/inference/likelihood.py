@@ -176,7 +176,7 @@ def log_prob(
     seed, numbers = check_seed(seed), sample_numbers(index, x.shape[0])
     choose_divergence(divergence, flat(x).shape[1], probes)
     check_batch_size(batch_size)
-    cond = merged(cond, log_prob, model.condition_names())
+    cond = merged(cond, log_prob, model.condition_names)
     model.check_conditions(cond, x.shape[0])
     grad = bool(flag(grad, "grad"))
     if not is_auto(solver):

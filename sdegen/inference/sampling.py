@@ -118,7 +118,7 @@ def sample(
     computing_in = precision_of(precision, model)
     rtol, atol = told_apart(computing_in, rtol, atol)
     level = noise_level(eta, solver)
-    given = merged(gathered(cond, conditions), sample, model.condition_names())
+    given = merged(gathered(cond, conditions), sample, model.condition_names)
     term = _equation(model, level, given)
     term.check_conditions(shape[0])
     if (return_log_prob := bool(flag(return_log_prob, "return_log_prob"))) and is_auto(solver) and not level:
@@ -222,7 +222,7 @@ def encode(
     check_batch_size(batch_size)
     computing_in = precision_of(precision, model)
     rtol, atol = told_apart(computing_in, rtol, atol)
-    cond = merged(cond, encode, model.condition_names())
+    cond = merged(cond, encode, model.condition_names)
     model.check_conditions(cond, x.shape[0])
     if not is_auto(solver) and named(solver).kind == "SDE":
         raise InvalidInputError(

@@ -53,7 +53,7 @@ def measure_smooth(model: ScoreModel, *, samples: int = 12, seed: int = 0, **con
     """
     check_model(model)
     samples = whole(samples, "samples", least=2)
-    cond = merged(cond, measure_smooth, model.condition_names())
+    cond = merged(cond, measure_smooth, model.condition_names)
     model.check_conditions(cond, samples)
     if model.event_shape is None:
         raise InvalidInputError("measure_smooth draws samples, but this model does not know its event_shape: set it")

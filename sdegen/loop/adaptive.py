@@ -100,9 +100,9 @@ class Adaptive:
             self.status.fill_(ARRIVED)  # from t_min to 0: only the final denoising is left
         else:
             state = self._first_batch()
-            while len(self.rows):
+            while n := self.rows.shape[0]:
+                report(1 - (self._waiting() + n) / len(self.out))
                 state = self._advance(state)
-                report(1 - (self._waiting() + len(self.rows)) / len(self.out))
         return Reached(
             x=self.out,
             path=self.path,
@@ -183,7 +183,7 @@ class Adaptive:
         done = None if last is None else accept & last
         if done is not None and self.breaks is not None and bool(done.any()):
             done, after = self._crossed(done, after)
-        if len(refused):
+        if refused.shape[0]:
             self.rejected = self.rejected + ~accept
             stuck = ~accept & (self.h.abs() < resolution(self.t, self.length))
             done = stuck if done is None else done | stuck
@@ -206,11 +206,11 @@ class Adaptive:
             gone = late if done is None else done | late
         if gone is None or not len(who := gone.nonzero().flatten()):
             return state
-        code = torch.where(accept, ARRIVED, UNDERFLOW)
-        code = code if good is None else torch.where(good, code, NON_FINITE)
+        code = torch.where(accept[who], ARRIVED, UNDERFLOW)
+        code = code if good is None else torch.where(good[who], code, NON_FINITE)
         if gone is not done:
-            code = torch.where(torch.zeros_like(gone) if done is None else done, code, MAX_STEPS)
-        self._write(who, code[who])
+            code = code.fill_(MAX_STEPS) if done is None else torch.where(done[who], code, MAX_STEPS)
+        self._write(who, code)
         who, state = self._refill(who, state)
         return self._shrink(_others(who, len(self.rows)), state) if len(who) else state
 
@@ -229,14 +229,18 @@ class Adaptive:
         """The tolerance at t, of which errors at high noise in wide data have a share only."""
         if self.variance is None:
             return self.tolerance
-        return replace(self.tolerance, share=share_of(self.term.sde, self.variance, t) * self.tolerance.share)
+        one, share = self.tolerance, share_of(self.term.sde, self.variance, t)
+        return Tolerance(one.rtol, one.atol, share if one.share == 1.0 else share * one.share, one.measured)
 
     def _write(self, who: Tensor, code: Tensor) -> None:
         """Write down the samples that are done."""
-        rows = self.rows[who]
-        self.out[rows], self.stopped_at[rows], self.status[rows] = self.x[who], self.t[who], code
-        self.nfe[rows] = self.term.counts(self.rows)[who]
-        self.taken[rows], self.refused[rows] = (self.steps - self.since - self.rejected)[who], self.rejected[who]
+        rows, refused = self.rows[who], self.rejected[who]
+        self.out.index_copy_(0, rows, self.x[who])
+        self.stopped_at.index_copy_(0, rows, self.t[who])
+        self.status.index_copy_(0, rows, code)
+        self.nfe.index_copy_(0, rows, self.term.counts(rows, who))
+        self.taken.index_copy_(0, rows, self.steps - self.since[who] - refused)
+        self.refused.index_copy_(0, rows, refused)
 
     def _shrink(self, keep: Tensor, state: Any) -> Any:
         """Go on with some of the samples only; the state of the batch then."""

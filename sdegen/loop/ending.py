@@ -42,7 +42,8 @@ class Reached:
 
 def finite(*values: Tensor) -> Tensor:
     """(B,) which samples are finite in all of these."""
-    return torch.stack([finite_rows(v) for v in values]).all(0)
+    rows = [finite_rows(v) for v in values]
+    return rows[0] if len(rows) == 1 else torch.stack(rows).all(0)
 
 
 def finished(plan: Plan, term: Counted, reached: Reached, seed: int | None, places: int | None = None) -> Solution:
@@ -55,18 +56,19 @@ def finished(plan: Plan, term: Counted, reached: Reached, seed: int | None, plac
 
 def _denoise(plan: Plan, term: Counted, reached: Reached, places: int) -> None:
     """x0 of the samples that arrived, in calls of so many."""
-    x, arrived = reached.x, (reached.status == ARRIVED).nonzero().flatten()
-    before, rows = x, arrived.to(x.device)
-    if len(arrived) == len(x) <= places:
+    x, arrived = reached.x, reached.status == ARRIVED
+    before = x
+    if bool(arrived.all()) and len(x) <= places:
         x = term.denoised(x, plan.times[-1])
-    elif len(arrived):
+    elif len(rows := arrived.to(x.device).nonzero().flatten()):
         parts = [term.denoised(x[some], plan.times[-1], some) for some in rows.split(places)]
         x = x.index_copy(0, rows, torch.cat(parts))
-    good = finite(x).cpu()[arrived]
-    reached.nfe[arrived] += term.evaluations(plan.times[-1])
-    reached.accepted[arrived[good]] += 1
-    reached.t[arrived[good]] = 0.0
-    reached.status[arrived[~good]], reached.t[arrived[~good]] = NON_FINITE, plan.end
+    good = arrived & finite(x).cpu()
+    failed = arrived ^ good
+    reached.nfe += arrived * term.evaluations(plan.times[-1])
+    reached.accepted += good
+    reached.t.masked_fill_(good, 0.0).masked_fill_(failed, plan.end)
+    reached.status.masked_fill_(failed, NON_FINITE)
     reached.path.denoised(before, plan.times[-1], x)
     reached.x = x
 

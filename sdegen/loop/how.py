@@ -124,7 +124,7 @@ class How:
             times, denoise = check_times(term, given)
         else:
             ends = check_span(self.t_span) if self.t_span is not None else span or _own_span(term)
-            times, denoise = check_times(term, ends)
+            times, denoise = _ends(term, ends)
         if span is not None:
             _check_direction(times, span)
         if tolerance is not None or isinstance(given, Tensor):
@@ -170,6 +170,14 @@ def _own_span(term: Term) -> tuple[float, float]:
             f"{type(term).__name__} has no last time of its own: give t_span=(from, to), or its class a t_max"
         )
     return (term.t_max, term.t_min) if term.downward else (term.t_min, term.t_max)
+
+
+def _ends(term: Term, ends: tuple[float, float]) -> tuple[Tensor, bool]:
+    """`check_times` of a span, made once for a process."""
+    if term.sde is None:
+        return check_times(term, ends)
+    asked = ("ends", *ends, term.t_min, term.t_max, term.model is None, term.upward, term.downward)
+    return once(term.sde, asked, lambda: check_times(term, ends))
 
 
 def _equal_steps(ends: Tensor, n: int) -> Tensor:

@@ -256,7 +256,7 @@ class ScoreModel(Shown, nn.Module):
 
     def check_conditions(self, cond: Mapping[str, Any], batch: int) -> None:
         """Raise on a word that the model does not take, and on a tensor whose first axis is not the batch."""
-        known = self.condition_names()
+        known = self.condition_names() if cond else None
         for name, value in cond.items():
             if name in ("self", "x", "t"):
                 raise InvalidInputError(
@@ -422,15 +422,13 @@ class OnPath(Wrapped):
     def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Prediction:
         t, crossing = time_of(t, x), self.crossing
         there, ratio, alpha = crossing.to_known(t)
-        if isinstance(there, Tensor):
-            ratio, alpha = expand(ratio, x), expand(alpha, x)
-        else:
+        if not isinstance(there, Tensor):
             there = torch.scalar_tensor(there, dtype=torch.float64, device="cpu")
-        x, centre = scaled(ratio, x), self._buffers["centre"]
+        x, centre = scaled(expand(ratio, x), x), self._buffers["centre"]
         if centre is None:
             return vars(self)["_modules"]["model"](x, there, **cond).on(crossing.sde, t)
         centre = centre.to(x)
-        belief = self.model(x + alpha * centre, there, **cond)
+        belief = self.model(x + expand(alpha, x) * centre, there, **cond)
         return Prediction.spanned(belief.x0 - centre, belief.noise, FIRST, SECOND, crossing.sde, t)
 
     def _facts_from(self, inner):

@@ -18,10 +18,11 @@ from ..nets.conditions import CONDITIONS, Conditional
 from ..processes import SDE, without_signal
 from .base import ScoreModel, Statistic, words_of
 from .networks import ComputingDtype, SaysConditions, channels_of, unwrapped
-from .parametrization import Parametrization, ones, parametrization
+from .parametrization import Parametrization, ones, parametrization, zeros
 from .prediction import Prediction
 from .space import LatentSpace
 
+_CONSTANTS = {zeros: 0.0, ones: 1.0}
 _LARGEST = 1e7  # by which an output is multiplied in x0: beyond it the rounding of a network is larger than any data
 
 
@@ -132,7 +133,9 @@ class Denoiser(ScoreModel):
         """c_in x and c_noise, (B,), in the dtypes that suit the network, in memory that is not the caller's."""
         dtype, time_dtype = self._computes_in.of(net, x.dtype)
         if isinstance(c_noise, Tensor):
-            t_in = c_noise.to(device=x.device, dtype=time_dtype).expand(x.shape[0]).clone()
+            t_in = c_noise.to(device=x.device, dtype=time_dtype)
+            if t_in is c_noise or not t_in.ndim:
+                t_in = t_in.expand(x.shape[0]).clone()
         else:
             t_in = x.new_full((x.shape[0],), c_noise, dtype=time_dtype)
         if isinstance(c_in, float) and c_in == 1.0:
@@ -174,13 +177,24 @@ class Denoiser(ScoreModel):
         t = t.to(torch.float64)
         c = self.coefficients()
         at = self.sde.at(t)
-        c_skip, c_out, c_noise = (f(self.sde, t).expand(t.shape) for f in (c.c_skip, c.c_out, c.c_noise))
-        c_in = 1.0 if c.c_in is ones else c.c_in(self.sde, t).expand(t.shape)
-        fall = at.alpha / -at.sigma  # noise = (x - alpha x0)/sigma
-        values = c_skip, c_out, c_in, c_noise, torch.addcmul(at.sigma.reciprocal(), fall, c_skip), fall * c_out
+        c_skip, c_out, c_in, c_noise = (self._evaluated(f, t) for f in (c.c_skip, c.c_out, c.c_in, c.c_noise))
+        fall, rise = at.alpha / -at.sigma, at.sigma.reciprocal()  # noise = (x - alpha x0)/sigma
+        if isinstance(c_skip, Tensor):
+            n_skip = torch.addcmul(rise, fall, c_skip)
+        else:
+            n_skip = rise + c_skip * fall if c_skip else rise
+        n_out = fall * c_out if isinstance(c_out, Tensor) or c_out != 1.0 else fall
+        values = c_skip, c_out, c_in, c_noise, n_skip, n_out
         if without_signal(self.sde.at(self.sde.t_max)):
-            self._check_without_signal(c_skip.abs() + c_out.abs(), c_noise, at.alpha)
+            self._check_without_signal(torch.as_tensor(abs(c_skip) + abs(c_out)), c_noise, at.alpha)
         return values
+
+    def _evaluated(self, coefficient: Any, t: Tensor) -> Any:
+        """A coefficient at t (B,), a number where it is the same at all times."""
+        if coefficient in _CONSTANTS:
+            return _CONSTANTS[coefficient]
+        value = coefficient(self.sde, t)
+        return value if value.shape == t.shape else value.expand(t.shape)
 
     def _check_without_signal(self, factors: Tensor, c_noise: Tensor, alpha: Tensor) -> None:
         """Raise where the network's output, or what it is told for a time, means nothing."""

@@ -76,6 +76,10 @@ def _log_sigma(sde: SDE, t: Tensor) -> Tensor:
     return -sde.half_log_snr(t) / 4
 
 
+def zeros(sde: SDE, t: Tensor) -> Tensor:
+    return torch.zeros_like(t)
+
+
 def ones(sde: SDE, t: Tensor) -> Tensor:
     return torch.ones_like(t)
 
@@ -101,7 +105,7 @@ def _n(sde: SDE, t: Tensor) -> Tensor:
 
 
 _LINEAR = {
-    "x0": _linear(lambda sde, t: torch.zeros_like(t), ones),
+    "x0": _linear(zeros, ones),
     "noise": _linear(lambda sde, t: 1 / _at(sde, t).alpha, lambda sde, t: -_at(sde, t).sigma / _at(sde, t).alpha),
     "score": _linear(lambda sde, t: 1 / _at(sde, t).alpha, lambda sde, t: _at(sde, t).sigma ** 2 / _at(sde, t).alpha),
     "v": _linear(lambda sde, t: _at(sde, t).alpha / _n(sde, t), lambda sde, t: -_at(sde, t).sigma / _n(sde, t)),

@@ -152,7 +152,7 @@ def _sum(a: Coefficient, p: Coefficient, b: Coefficient, q: Coefficient) -> Coef
         return a if not isinstance(p, Tensor) and p == 1.0 else a * p
     if not isinstance(p, Tensor) and p == 0.0:
         return b if not isinstance(q, Tensor) and q == 1.0 else b * q
-    return a * p + b * q
+    return (a if not isinstance(p, Tensor) and p == 1.0 else a * p) + b * q
 
 
 def _mixed(p: Coefficient, u: Tensor, q: Coefficient, w: Tensor) -> Tensor:

@@ -96,7 +96,7 @@ def score_field(
     at = check_time_of(model, t)
     box = squared(box_of(model, at)) if extent is None else given(extent)
     device = device_of(model)
-    cond = merged(cond, score_field, model.condition_names())
+    cond = merged(cond, score_field, model.condition_names)
     model.check_conditions(cond, 1)
     (a,) = panels(ax, 1, width=3.8, height=3.6)
 

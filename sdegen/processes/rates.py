@@ -42,7 +42,9 @@ class LinearRate:
     def time(self, integral: Tensor) -> Tensor:
         half, slope = self.beta_min / 2, self.beta_max - self.beta_min
         root = (integral * (slope / 2) + half**2).sqrt() + half
-        return integral / root.clamp_min(torch.finfo(root.dtype).tiny)  # 0 at 0, where beta_min = 0 leaves a root of 0
+        if not half:  # 0 at 0, where it leaves a root of 0
+            root = root.clamp_min(torch.finfo(root.dtype).tiny)
+        return integral / root
 
 
 class CosineRate:

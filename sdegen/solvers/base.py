@@ -323,4 +323,4 @@ def _each(f: Callable[[Tensor, Tensor | None], Tensor], new: State, old: State) 
 
 def reverted(new: Tensor, old: Tensor, refused: Tensor) -> Tensor:
     """`new` with the rows `refused` as they were: few, so that a choice between whole tensors would cost more."""
-    return new.index_copy(0, refused, old.index_select(0, refused)) if len(refused) else new
+    return new.index_copy(0, refused, old.index_select(0, refused)) if refused.shape[0] else new

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ..core.arguments import number
 from ..core.errors import InvalidInputError
-from ..core.shapes import event_mean, flat
+from ..core.shapes import SMALL_EVENT, event_mean, flat
 from ..processes import SDE
 from ..terms import Term
 
@@ -84,12 +85,15 @@ def share_of(sde: SDE, variance: float, t: Tensor) -> Tensor:
         t: (B,).
     """
     at = sde.at(t)
-    return torch.sqrt(at.alpha.square() + at.sigma.square() / variance)
+    return torch.addcmul(at.alpha.square(), at.sigma, at.sigma, value=1 / variance).sqrt()
 
 
 def rms(x: Tensor) -> Tensor:
     """Root mean square over the event, (B,)."""
-    return event_mean(x.square()).sqrt()
+    d = math.prod(x.shape[1:])
+    if d <= SMALL_EVENT:  # few numbers: a norm over them takes longer
+        return event_mean(x.square()).sqrt()
+    return torch.linalg.vector_norm(flat(x), dim=1) * d**-0.5
 
 
 @dataclass(frozen=True)

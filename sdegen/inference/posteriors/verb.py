@@ -137,7 +137,7 @@ def sample_posterior(
             "got return_log_prob=, but these draws have no density along their way: use `.log_evidence`, or log_prob "
             "of a Posterior, which is that of its flow"
         )
-    given = merged(gathered(cond, conditions), sample_posterior, model.condition_names())
+    given = merged(gathered(cond, conditions), sample_posterior, model.condition_names)
     if "y" in given:
         raise InvalidInputError("got a condition y beside y=, what was seen: expected one of another name")
     Posterior(model, observation, likelihood="isotropic").check_conditions({**given, "y": y}, shape[0])

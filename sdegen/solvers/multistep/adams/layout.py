@@ -25,6 +25,29 @@ class Orders:
         self.before, self.shares, self.second = i - 1, 1 / (i + 1), 1 / (i * (i + 1))
 
 
+class Weights:
+    """h g_1 ... h g_(n + 1) of n spacings: h g_i phi*_i is the integral of the i-th Newton term over a step.
+
+        c_(1,q) = h/q,    c_(2,q) = h/(q (q + 1)),    c_(i+1,q) = c_(i,q) - (h/psi'_i) c_(i,q+1),    h g_i = c_(i,1).
+
+    The table of c is kept from step to step, and its parts with it: to cut them takes longer than to compute.
+    """
+
+    def __init__(self, n: int, h: Tensor, orders: Orders) -> None:
+        c = h.new_zeros(n + 1, n, len(h))
+        self.second, self.g = orders.second[:n], c[:, 0]
+        self.first, self.start = c[0, 0], c[1] if n else c[0]
+        self.rows = [(c[i, : n - i], c[i, 1 : n - i + 1], c[i + 1, : n - i]) for i in range(1, n)]
+
+    def of(self, h: Tensor, psi: Tensor) -> Tensor:
+        """(n + 1, B) of steps h (B,) with spacings psi (n, B); written over by the next ones."""
+        self.first.copy_(h)
+        torch.mul(h, self.second, out=self.start)
+        for alpha, (c, after, out) in zip((h / psi[1:]).unbind(0), self.rows, strict=True):
+            torch.addcmul(c, alpha, after, value=-1, out=out)
+        return self.g
+
+
 class Layout:
     """How a table of states is laid out, so that coefficients (i, B) multiply it at full speed.
 
@@ -38,15 +61,28 @@ class Layout:
         self.axis, self.event_axis, self.batch_axis = (1, 0, -1) if self.small else (0, -1, -2)
         self.dtype = torch.promote_types(x.dtype, torch.float32)
         self.orders = Orders(self.dtype, x.device)
+        self._weights: dict[torch.Size, Weights] = {}  # of one number of samples, by that of spacings
+
+    def weights(self, h: Tensor, psi: Tensor) -> Tensor:
+        """The weights of a step, see `Weights`."""
+        found = self._weights.get(psi.shape)
+        if found is None:
+            known, n = next(iter(self._weights), psi.shape), psi.shape[0]
+            kept = self._weights if known[1] == psi.shape[1] else {}
+            self._weights = {**kept, psi.shape: (found := Weights(n, h, self.orders))}
+        return found.of(h, psi)
 
     def rows(self, x: Tensor) -> Tensor:
         """A state as an entry."""
-        x = flat(x).to(self.dtype)
+        x = flat(x)
+        if x.dtype != self.dtype:
+            x = x.to(self.dtype)
         return packed(x.t()) if self.small else x
 
     def state(self, entry: Tensor, x: Tensor) -> Tensor:
         """An entry as a state like x. It is not copied: in memory, the batch of small events stays last."""
-        return (entry.t() if self.small else entry).reshape(x.shape).to(x.dtype)
+        state = (entry.t() if self.small else entry).reshape(x.shape)
+        return state if state.dtype == x.dtype else state.to(x.dtype)
 
     def spread(self, c: Tensor) -> Tensor:
         """Coefficients (..., B) to multiply tables or entries with."""
@@ -54,9 +90,23 @@ class Layout:
 
     def plus(self, entry: Tensor, table: Sequence[Tensor], c: Tensor) -> Tensor:
         """entry + sum_i c_i table_i, term by term: `sum` has an order of its own for a single sample."""
-        for row, c_i in zip(table, self.spread(c).unbind(0), strict=True):
-            entry = torch.addcmul(entry, row, c_i)
+        first, *others = zip(table, self.spread(c).unbind(0), strict=True)
+        entry = torch.addcmul(entry, *first)
+        for row, c_i in others:
+            entry.addcmul_(row, c_i)
         return entry
+
+    def falling(self, entry: Tensor, table: Sequence[Tensor], c: Tensor) -> Tensor:
+        """The table v_1 = entry, v_2 = v_1 - table_1, v_(i+1) = v_i - c_i table_i, i = 2 ..."""
+        tracked, n = entry.requires_grad or table[0].requires_grad, len(table) + 1
+        shape = [*entry.shape[: self.axis], n, *entry.shape[self.axis :]]
+        whole = None if tracked else entry.new_empty(shape)  # autograd writes into no table
+        out = [None] * n if whole is None else whole.unbind(self.axis)
+        v = [entry if whole is None else out[0].copy_(entry)]  # type: ignore[union-attr]
+        v.append(torch.sub(v[0], table[0], out=out[1]))
+        for i, (row, c_i) in enumerate(zip(table[1:], self.spread(c).unbind(0), strict=True), 2):
+            v.append(torch.addcmul(v[-1], row, c_i, value=-1, out=out[i]))
+        return torch.stack(v, self.axis) if whole is None else whole
 
     def squares(self, table: Tensor) -> Tensor:
         """Sum of squares over the event of every entry: (i, B)."""
@@ -102,4 +152,4 @@ class Layout:
 
 def packed(x: Tensor) -> Tensor:
     """x, contiguous. (With an axis more, because torch copies matrices that are transposed at half the speed.)"""
-    return x[None].contiguous()[0]
+    return x if x.is_contiguous() else x[None].contiguous()[0]

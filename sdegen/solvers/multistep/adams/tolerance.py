@@ -154,19 +154,15 @@ class AdamsTolerance(AdamsMethod):
         h = (t_next - t).to(layout.dtype)
         psi = torch.cat([h[None], state.spacings + h])  # psi'_i, i = 1..width
         beta = (psi[:-1] / state.spacings).cumprod(0)  # beta_i, i = 2..width; beta_1 = 1
-        weights = _weights(h, psi, layout.orders)  # h g_i, i = 1..width + 1
-        ahead = weights[:-1] * (k - layout.orders.before[: len(psi)]).clamp(0, 1)  # those in use, i <= k
+        weights, n = layout.weights(h, psi), psi.shape[0]  # h g_i, i = 1..width + 1
+        ahead = weights[:-1] * (k - layout.orders.before[:n]).clamp(0, 1)  # those in use, i <= k
         ahead[1:].mul_(beta)
         predicted = layout.plus(layout.rows(x), phi, ahead)
         slope = term.drift(packed(layout.state(predicted, x)), t_next)
-        changes = [layout.rows(slope)]  # phi'_1, phi'_2 ... phi'_(width + 1)
-        changes.append(changes[0] - phi[0])
-        for phi_i, beta_i in zip(phi[1:], layout.spread(beta).unbind(0), strict=True):
-            changes.append(torch.addcmul(changes[-1], phi_i, beta_i, value=-1))
-        table, above = torch.stack(changes, layout.axis), k.long()
+        table, above = layout.falling(layout.rows(slope), phi, beta), k.long()  # phi'_1, phi'_2 ... phi'_(width + 1)
         correction = layout.spread(weights.gather(0, above[None])[0])
         corrected = torch.addcmul(predicted, layout.pick(table, above), correction)
-        squares = weights[1:].square() * layout.squares(layout.cut(table.detach(), 1, len(psi)))
+        squares = weights[1:].square() * layout.squares(layout.cut(table.detach(), 1, n))
         attempt = AdamsAttempt(table, psi, squares, above[None] - 1)
         return Step(layout.state(corrected, x), attempt, slope=lambda: layout.state(phi[0], x), slope_next=slope)
 
@@ -182,20 +178,13 @@ class AdamsTolerance(AdamsMethod):
         room = rooms.gather(0, attempt.row)[0]
         accept = room >= math.log(self.aim / state.accept)
         refused = (~accept).nonzero().flatten()
+        refused = refused if refused.shape[0] else None
         order, factor = self._next(rooms, room, state, refused)
-        new = replace(
-            state,
-            differences=attempt.differences,
-            spacings=attempt.spacings,
-            order=order,
-            valid=state.valid + 1,
-            size=size,
-            headroom=room,
-            lowest=rooms[0],
-        )
+        psi, valid = attempt.spacings, state.valid + 1
+        new = AdamsTable(state.layout, state.accept, attempt.differences, psi, order, valid, room, rooms[0], size)
         return accept, factor, self._after(new, state, refused)
 
-    def _next(self, rooms: Tensor, room: Tensor, state: AdamsTable, refused: Tensor) -> tuple[Tensor, Tensor]:
+    def _next(self, rooms: Tensor, room: Tensor, state: AdamsTable, refused: Tensor | None) -> tuple[Tensor, Tensor]:
         """(order of the next step, factor on its length), (B,), from the rooms of all orders and that of the order
         used."""
         k = state.order
@@ -206,21 +195,21 @@ class AdamsTolerance(AdamsMethod):
         lower = torch.minimum(best, k)
         # as long as every step brings an order that has no estimate yet, take it
         best = (best + (lower == reach)).clamp_max(self.max_order)
-        if len(refused):
+        if refused is not None:
             best.index_copy_(0, refused, lower[refused])
         gain = torch.where(best < k, most, gain)
         memory = (room - state.headroom).nan_to_num(0.0, 0.0, 0.0)  # none of samples that have no last step
         low, high = math.log(_SHRINK), math.log(_GROW)
         growth = torch.addcdiv(gain, memory, above, value=0.2).clamp(low, high)
-        if len(refused):
+        if refused is not None:
             growth.index_copy_(0, refused, gain[refused].clamp(low, math.log(0.8)))
         return best, growth.exp()
 
-    def _after(self, new: AdamsTable, old: AdamsTable, refused: Tensor) -> AdamsTable:
+    def _after(self, new: AdamsTable, old: AdamsTable, refused: Tensor | None) -> AdamsTable:
         """The table to carry on: the new one, and of samples whose step was refused the one before."""
-        layout, width = new.layout, min(int(new.order.max()), len(new.spacings)) + 1
+        layout, width = new.layout, min(int(new.order.max()), new.spacings.shape[0]) + 1
         new.differences, new.spacings = layout.cut(new.differences, 0, width), new.spacings[: width - 1]
-        if len(refused):
+        if refused is not None:
             # what fills a table up is never used, it is beyond `valid`; but psi must not be 0
             phi = layout.filled(layout.select(old.differences, refused), width)
             new.differences = layout.put(new.differences, refused, phi)
@@ -289,21 +278,9 @@ def _best_order(rooms: Tensor, gain: Tensor, k: Tensor, reach: Tensor, orders: O
         k: the order used; it stays unless another makes the step `_LEAST_CHANGE` times as long.
         reach: the largest order whose estimate counts.
     """
-    some = orders.numbers[: len(rooms)]
-    gains = torch.sub(rooms * orders.shares[: len(rooms)], (some - reach).clamp_min(0), alpha=1e3)
+    n = rooms.shape[0]
+    some = orders.numbers[:n]
+    gains = torch.sub(rooms * orders.shares[:n], (some - reach).clamp_min(0), alpha=1e3)
     most = gains.amax(0)
     best = torch.add(some, (gains - most).sign(), alpha=100).amax(0)  # the order where gains == most
     return torch.where(most - gain > math.log(_LEAST_CHANGE), best, k), most
-
-
-def _weights(h: Tensor, psi: Tensor, orders: Orders) -> Tensor:
-    """h g_1 ... h g_(width + 1), (width + 1, B): h g_i phi*_i is the integral of the i-th Newton term over the step.
-
-    c_(1,q) = h/q, c_(2,q) = h/(q (q + 1)), c_(i+1,q) = c_(i,q) - (h/psi'_i) c_(i,q+1), h g_i = c_(i,1).
-    """
-    c = h * orders.second[: len(psi)]  # c_2
-    g = [h, c[0]]
-    for alpha in (h / psi[1:]).unbind(0):
-        c = torch.addcmul(c[:-1], alpha, c[1:], value=-1)
-        g.append(c[0])
-    return torch.stack(g)
