@@ -22,7 +22,6 @@ from .parametrization import Parametrization, ones, parametrization, zeros
 from .prediction import Prediction
 from .space import LatentSpace
 
-_CONSTANTS = {zeros: 0.0, ones: 1.0}
 _LARGEST = 1e7  # by which an output is multiplied in x0: beyond it the rounding of a network is larger than any data
 
 
@@ -186,13 +185,13 @@ class Denoiser(ScoreModel):
         n_out = fall * c_out if isinstance(c_out, Tensor) or c_out != 1.0 else fall
         values = c_skip, c_out, c_in, c_noise, n_skip, n_out
         if without_signal(self.sde.at(self.sde.t_max)):
-            self._check_without_signal(torch.as_tensor(abs(c_skip) + abs(c_out)), c_noise, at.alpha)
+            self._check_without_signal(torch.zeros_like(t) + abs(c_skip) + abs(c_out), c_noise, at.alpha)
         return values
 
     def _evaluated(self, coefficient: Any, t: Tensor) -> Any:
         """A coefficient at t (B,), a number where it is the same at all times."""
-        if coefficient in _CONSTANTS:
-            return _CONSTANTS[coefficient]
+        if coefficient is ones or coefficient is zeros:
+            return float(coefficient is ones)
         value = coefficient(self.sde, t)
         return value if value.shape == t.shape else value.expand(t.shape)
 
