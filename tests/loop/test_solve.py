@@ -244,6 +244,32 @@ def test_a_nan_that_a_shorter_step_avoids_is_no_failure():
         assert bool((came.rejected > 0).all())
 
 
+@pytest.mark.parametrize("how", [{"steps": 12}, {"rtol": 1e-2}, {"rtol": 1e-2, "batch_size": 4}], ids=str)
+def test_a_sample_that_the_final_denoising_spoils_has_not_arrived(how):
+    """It stays at t_min, all evaluations counted; the others are what they are without it."""
+
+    class Spoiling(sg.Wrapped):
+        spoils = True
+
+        def forward(self, x, t, **cond):
+            found = self.model(x, t, **cond)
+            at_the_end = torch.as_tensor(t).ndim == 0 and float(t) <= self.sde.t_min
+            bad = torch.where(x[:, :1] > 0, torch.nan, 0.0) if self.spoils and at_the_end else 0.0
+            return sg.Prediction.from_x0(x, found.x0 + bad, self.sde, t)
+
+    model = Spoiling(sg.MixtureModel(sg.GaussianMixture([[-1.0, 0.3], [1.0, -0.4]], std=0.2), sg.VPSDE()))
+    how = {"seed": 1, "solver": "adams", "on_failure": "mark", "progress": False, **how}
+    spoiled = sg.sample(model, 16, **how)
+    model.spoils = False
+    sound = sg.sample(model, 16, **how)
+    bad = ~torch.isfinite(spoiled.x).all(1)
+    assert 0 < int(bad.sum()) < 16 and torch.equal(bad, sound.x[:, 0] > 0)
+    assert torch.equal(spoiled.status, bad.long()) and torch.equal(spoiled.t == 0, ~bad)
+    torch.testing.assert_close(spoiled.t[bad], torch.full_like(spoiled.t[bad], model.sde.t_min))
+    assert torch.equal(spoiled.nfe, sound.nfe) and torch.equal(spoiled.accepted, sound.accepted - bad.long())
+    assert torch.equal(spoiled.x[~bad], sound.x[~bad])
+
+
 def test_a_blow_up_is_told_where_it_is():
     x = torch.tensor([[1.0], [0.1]], dtype=F64)
     came = sg.solve(Blowing(), x, solver="dopri5", rtol=1e-6, t_span=(0.0, 2.0), on_failure="mark", max_steps=2000)
