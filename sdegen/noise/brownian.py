@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..core.cache import Recent
 from ..core.errors import InvalidInputError
-from ..core.shapes import as_time, expand, factor, flat, plus
+from ..core.shapes import as_time, expand, factor, flat, plus, scaled
 from .purposes import Purpose
 from .white import Noise
 
@@ -30,9 +30,9 @@ def path_and_mean(noise: Noise, t: Tensor, t_next: Tensor, x: Tensor) -> tuple[T
     if isinstance(noise, BrownianTree | RefinablePath):
         dw, dz = noise.space_time(t, t_next, x)
         return dw, dz / expand(h, x)
-    dw = noise.increment(t, t_next, x)
+    dw = scaled(factor(h**0.5, x), noise.standard(t, t_next, x))
     area = noise.normal(x.shape, Purpose.AREA, t, t_next, dtype=x.dtype, device=x.device)
-    return dw, plus(dw / 2, factor((h / 12) ** 0.5, x), area)
+    return dw, plus(scaled(0.5, dw), factor((h / 12) ** 0.5, x), area)
 
 
 def space_time_increment(noise: Noise, t: Tensor, t_next: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ from torch import Tensor
 from ..core.cache import Recent
 from ..core.errors import InvalidInputError
 from ..core.kinds import kind_of, take
-from ..core.shapes import as_time, check_size, check_time, factor
+from ..core.shapes import as_time, check_size, check_time, factor, scaled
 from ..core.show import Shown
 from .purposes import Purpose
 
@@ -162,7 +162,7 @@ class Noise(Shown):
     def increment(self, t: float | Tensor, t_next: float | Tensor, x: Tensor, *, purpose: int = Purpose.STEP) -> Tensor:
         """W(t_next) - W(t), like x: variance |t_next - t|; t and t_next are scalars or (B,)."""
         t, t_next = as_time(t), as_time(t_next)
-        return self.standard(t, t_next, x, purpose=purpose) * factor((t_next - t).abs() ** 0.5, x)
+        return scaled(factor((t_next - t).abs() ** 0.5, x), self.standard(t, t_next, x, purpose=purpose))
 
     def standard(self, t: float | Tensor, t_next: float | Tensor, x: Tensor, *, purpose: int = Purpose.STEP) -> Tensor:
         """The increment over [t, t_next] divided by the root of its length: standard normals, like x."""
@@ -239,7 +239,7 @@ def _index(index: Sequence[int] | Tensor) -> Tensor:
 def _shape(shape: Sequence[int]) -> tuple[int, ...]:
     """A shape (B, *event), checked."""
     try:
-        sizes = () if isinstance(shape, str | bytes) else tuple(operator.index(n) for n in shape)
+        sizes = () if isinstance(shape, str | bytes) else tuple(map(operator.index, shape))
     except TypeError:
         sizes = ()
     if not sizes or min(sizes) < 0:
