@@ -43,7 +43,7 @@ def guided(model: Any, image: torch.Tensor, kind: str, args: argparse.Namespace)
     observation = sg.Observation.mask(sg.data.mask(kind, image.shape))
     posterior = sg.Posterior(model, observation, likelihood="isotropic")
     y, label = image.expand(args.n, *image.shape), torch.full((args.n,), -1)
-    return sg.sample(posterior, args.n, solver="d-adams2-sde", steps=25, seed=args.seed, y=y, label=label)
+    return sg.sample(posterior, args.n, steps=25, seed=args.seed, y=y, label=label)
 
 
 def tell(name: str, found: sg.Solution, image: torch.Tensor, kind: str) -> None:

@@ -21,7 +21,7 @@ from ..loop.solution import Solution
 from ..models.base import ScoreModel
 from ..models.scale import warn_out_of_scale
 from ..noise.white import Noise, check_seed
-from ..solvers import Solver, is_auto, named
+from ..solvers import Solver, fitted_to, is_auto, named
 from ..terms import ProbabilityFlow, ReverseSDE
 from .checks import check_model, full_shape, noise_level, placed, sample_numbers
 from .chunks import check_batch_size, chunks, joined
@@ -75,7 +75,7 @@ def sample(
             take the places of those that are done.
         progress: a progress bar on stderr; None: where stderr is a terminal.
         eta: the noise level, 0 the flow, 1 the reverse SDE (see ReverseSDE; for "ddim" the DDIM paper's). None: the
-            solver's own.
+            solver's own; that of "auto" is 0, but for new samples of a `Posterior` on a fixed grid, see there.
         seed: sample i's noise depends on (seed, its number) alone. None: a fresh one, told in `.seed`.
         index: the samples' numbers, default 0..B-1.
         save: "last", "all", or times (see `solve`).
@@ -120,6 +120,8 @@ def sample(
     level = noise_level(eta, solver)
     given = merged(gathered(cond, conditions), sample, model.condition_names)
     term = _equation(model, level, given)
+    if model.advised_eta and eta is None and is_auto(solver) and x_init is None and not return_log_prob:
+        term = _as_advised(term, steps, t_span, save)
     term.check_conditions(shape[0])
     if (return_log_prob := bool(flag(return_log_prob, "return_log_prob"))) and is_auto(solver) and not level:
         solver = "adams"  # a fitted solver has no log-densities
@@ -175,6 +177,15 @@ def _settled(solution: Solution, model: ScoreModel, cond: dict[str, Any]) -> Sol
 def _equation(model: ScoreModel, level: float, cond: dict[str, Any]) -> ReverseSDE | ProbabilityFlow:
     """The reverse SDE of this noise level, or the flow."""
     return ReverseSDE(model, eta=level, cond=cond) if level else ProbabilityFlow(model, cond=cond)
+
+
+def _as_advised(flow: Any, steps: Any, t_span: Any, save: Any) -> Any:
+    """The reverse SDE with the noise that the flow's model advises; the flow by a tolerance, for a solver fitted to it,
+    and where it is saved between nodes."""
+    span = (flow.t_max, 0.0) if t_span is None else t_span
+    if steps is None or not isinstance(save, str) or fitted_to(flow, steps, span):
+        return flow
+    return ReverseSDE(flow.model, eta=flow.model.advised_eta, cond=flow.cond)
 
 
 def encode(

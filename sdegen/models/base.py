@@ -54,6 +54,7 @@ class ScoreModel(Shown, nn.Module):
         conditioned: whether samples are distributed differently from the data that `data` describes, as those of a
             guided model are.
         needs_grid: why error control cannot be used, with the cure, as an error message says it; "" where it can.
+        advised_eta: the noise level `eta` of new samples on a fixed grid of "auto", where the user names none.
         space: the `LatentSpace` whose latents the data are; None: the data are what they are.
         solvers: those fitted to it (see `sdegen.fit_solver`), which `sdegen.save` keeps; "auto" takes one that was
             fitted for the request at hand.
@@ -62,6 +63,7 @@ class ScoreModel(Shown, nn.Module):
     smooth: bool = False
     conditioned: bool = False
     needs_grid: str = ""
+    advised_eta: float = 0.0
     solvers: tuple[Any, ...] = ()
     sde: SDE
     _space: tuple[LatentSpace, ...] = ()  # in a tuple: it moves with the model, but its weights are not the model's
@@ -361,6 +363,7 @@ class Wrapped(ScoreModel):
 
     conditioned = property(lambda self: self.model.conditioned)  # type: ignore[assignment]
     needs_grid = property(lambda self: self.model.needs_grid)  # type: ignore[assignment]
+    advised_eta = property(lambda self: self.model.advised_eta)  # type: ignore[assignment]
 
     def breaks(self) -> tuple[float, ...]:
         return self.model.breaks()

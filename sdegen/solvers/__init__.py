@@ -36,6 +36,7 @@ __all__ = [
     "State",
     "Step",
     "choose",
+    "fitted_to",
     "is_auto",
     "make_solver",
     "named",
@@ -217,7 +218,7 @@ def choose(
         adaptive: whether a tolerance was given.
         span: (from, to), None where the term runs in its own time.
     """
-    fitted = _fitted(term, steps, adaptive, span) if is_auto(solver) else None
+    fitted = None if adaptive or steps is None or not is_auto(solver) else fitted_to(term, steps, span)
     chosen = fitted or named(_automatic(term, steps, adaptive) if is_auto(solver) else solver)
     chosen.check_run(term, steps, span)
     if isinstance(chosen, Fitted) and steps not in chosen.steps:  # the fit found nothing better
@@ -243,9 +244,9 @@ def named(solver: str | Solver) -> Solver:
     return _NAMED.of(solver, lambda: make_solver(solver))
 
 
-def _fitted(term: Term, steps: Any, adaptive: bool, span: tuple[float, float] | None) -> Solver | None:
-    """The solver that was fitted to the model and such a run, None where there is none."""
-    known = () if adaptive or steps is None else getattr(term.model, "solvers", ())
+def fitted_to(term: Term, steps: Any, span: tuple[float, float] | None) -> Solver | None:
+    """The solver that was fitted to the model and such a run of so many steps, None where there is none."""
+    known = getattr(term.model, "solvers", ())
     return next((fitted for fitted in known if fitted.agrees(term, steps, span)), None)
 
 

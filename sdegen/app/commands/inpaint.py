@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> Told:
     observation = Observation.mask(told)
     how: dict[str, Any] = {"steps": args.steps, "seed": args.seed, "batch_size": args.batch_size, **cond}
     if args.method == "guided":
-        found = sample(Posterior(model, observation, likelihood="isotropic"), args.n, solver="d-adams2-sde", y=y, **how)
+        found = sample(Posterior(model, observation, likelihood="isotropic"), args.n, y=y, **how)
     else:
         extra = {"particles": args.particles} if args.method == "twisted" else {"passes": args.passes}
         found = sample_posterior(model, observation, args.n, y=y, method=args.method, **extra, **how)

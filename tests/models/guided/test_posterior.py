@@ -435,3 +435,58 @@ def test_the_error_of_the_prior_is_unknown_of_a_guided_law():
     assert bool(torch.isfinite(sg.log_prob(model, x, rtol=1e-2).errors["prior"]).all())
     guided = sg.log_prob(sg.Posterior(model, OBSERVATIONS["mask"][0]), x, rtol=1e-2, y=torch.zeros(3, 2))
     assert bool(guided.errors["prior"].isnan().all() and guided.errors["solver"].isfinite().all())
+
+
+# ---- the noise that it advises
+
+
+def two_groups(n: int) -> tuple[sg.Posterior, Tensor, sg.GaussianMixture]:
+    """A pair of numbers of which one is seen, two groups of data agreeing with it; (posterior, y, the exact one)."""
+    mixture = sg.GaussianMixture([[-1.0, -1.2], [0.2, 0.9], [1.0, 0.0]], std=[0.3, 0.35, 0.2], weights=[0.5, 0.3, 0.2])
+    y = torch.full((n, 1), -0.3, dtype=F64)
+    exact = mixture.posterior(torch.eye(2, dtype=F64)[:1], y[0], 0.1)
+    return sg.Posterior(sg.MixtureModel(mixture, sg.VPSDE()), sg.Observation.mask([1, 0], std=0.1)), y, exact
+
+
+def test_new_samples_on_a_grid_are_drawn_with_noise():
+    """As if it were asked for by name; by eta=0, a tolerance, a start, a density and times between nodes it is the
+    flow."""
+    posterior, y, _ = two_groups(6)
+    rough = sg.Posterior(Rippled(sg.GaussianMixture([[0.5, -0.2]], std=0.7), 0.0), posterior.observation)
+    for model, eta in ((posterior, 2.0), (rough, 1.0), (posterior.on(sg.EDMSDE()), 2.0)):
+        how = {"steps": 8, "seed": 0, "y": y, "dtype": F64}
+        found = sg.sample(model, 6, **how)
+        assert model.advised_eta == eta
+        assert torch.equal(found.x, sg.sample(model, 6, solver="d-adams2-sde", eta=eta, **how).x)
+        assert not torch.equal(found.x, sg.sample(model, 6, eta=0.0, **how).x)
+        for more in ({"x_init": found.x}, {"save": [0.5]}, {"return_log_prob": True}, {"steps": None}):
+            flow = {**how, **more}
+            assert torch.equal(sg.sample(model, (6, 2), **flow).x, sg.sample(model, (6, 2), eta=0.0, **flow).x)
+    assert sg.Posterior(rough, posterior.observation, likelihood="project").advised_eta == 1.0
+    assert sg.Posterior(rough.model, posterior.observation, likelihood="project").advised_eta == 0.0
+
+
+def test_noise_mends_the_shares_of_the_modes():
+    """The flow's share of the upper group is off by its bias, whatever the number of steps; noise has less of it."""
+    n = 2000
+    posterior, y, exact = two_groups(n)
+    right = float((exact.sample(40_000, seed=1, dtype=F64)[:, 1] > -0.1).double().mean())
+    for steps in (25, 40):
+        plain, noisy = (sg.sample(posterior, n, steps=steps, seed=0, y=y, **how).x for how in ({"eta": 0.0}, {}))
+        off, less = (abs(float((x[:, 1] > -0.1).double().mean()) - right) for x in (plain, noisy))
+        assert less < 0.85 * off, (steps, less, off)
+
+
+def test_sharp_measurements_of_a_network_are_kept_in_few_steps():
+    """The flow is stiff where std is far below the data's, and its few steps leave y; those with noise agree with it."""
+    mixture, n = sg.GaussianMixture(normals(5, 12, seed=7), std=0.2), 40
+    a, std = normals(8, 12, seed=8), 0.02
+    observation = sg.Observation.linear(a, std=std)
+    posterior = sg.Posterior(Rippled(mixture, 0.01), observation, likelihood="isotropic")
+    y = mixture.sample(n, seed=3, dtype=F64) @ a.mT
+
+    def left(steps: int, **how: float) -> float:
+        x = sg.sample(posterior, n, steps=steps, seed=0, y=y, dtype=F64, **how).x
+        return float((x @ a.mT - y).square().mean().sqrt())
+
+    assert left(10) < 0.1 * left(10, eta=0.0) and left(25) < 2 * std < left(25, eta=0.0)
