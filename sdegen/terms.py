@@ -213,7 +213,7 @@ class _OfModel(Term):
                 raise InvalidInputError(f"x is on {x.device}, {name} on {tensor.device}: move one of them with .to()")
 
     def select(self, keep: Tensor) -> Term:
-        return self._with(self.model, rows_of(self.cond, keep))
+        return self._with(self.model, rows_of(self.cond, keep)) if self.cond else self
 
     def on(self, sde: SDE) -> Term:
         """The same equation along another process (see `ScoreModel.on`)."""
