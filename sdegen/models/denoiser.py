@@ -38,9 +38,10 @@ class Denoiser(ScoreModel):
             is known).
         space: the `LatentSpace` whose latents it is trained on; None: the data themselves.
         smooth: whether the network is an analytic function of time, as an exact score is; None: False, as for trained
-            networks (see `ScoreModel`).
+            networks (see `ScoreModel`), until `fit` or `measure_smooth` finds out.
 
     Attributes:
+        smooth_presumed: what `smooth` was presumed or measured by `fit` to be; None: it was said, and `fit` keeps it.
         about: a dict of further facts that checkpoints keep as JSON: where the data are, how they were scaled.
 
     Raises:
@@ -67,6 +68,7 @@ class Denoiser(ScoreModel):
         self.net: nn.Module = net  # type: ignore[assignment]  # or what is called as one
         self.space = space
         self.smooth = False if smooth is None else bool(smooth)
+        self.smooth_presumed: bool | None = False if smooth is None else None
         self.parametrization = parametrization
         self.about: dict[str, Any] = {}
         self.coefficients()

@@ -310,7 +310,7 @@ def _rebuilt(state: Any, tensors: Mapping[str, Tensor], net: nn.Module | None, s
         shape = None if state["event_shape"] is None else tuple(int(n) for n in state["event_shape"][:_MOST_AXES])
         _check_event(net, shape)
         model = make(net, sde, parametrization=state["parametrization"], smooth=state.get("smooth"))
-        model.event_shape = shape
+        model.event_shape, model.smooth_presumed = shape, model.smooth
         model.set_statistics(tensors.get("data_mean"), tensors.get("data_std"))
         model.data_turn = tensors.get("data_turn")
         model.about = dict(state.get("about", {}))

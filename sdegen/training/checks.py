@@ -137,6 +137,8 @@ def learn_about_data(
             _tell_unlike(model, kept)
         model.set_statistics(kept["data_mean"], kept["data_std"])
         model.data_turn = found[0]["model"].get("data_turn")
+        if isinstance(model, Denoiser) and model.smooth_presumed is model.smooth:
+            model.smooth = model.smooth_presumed = found[1]["model"].get("smooth") is True
         return "data_mean and data_std of the checkpoint"
     if measured is None:
         return "data_mean kept, data_std kept"

@@ -46,7 +46,8 @@ class History(Shown):
         loss_by_level: the loss by noise level.
         skipped: steps, counted from 0, that were left out because their loss or gradient was not finite.
         seed: of the run.
-        statistics: whether data_mean and data_std were measured, measured again or kept, in words.
+        statistics: whether data_mean and data_std were measured, measured again or kept, in words; and whether the
+            model was found smooth in time, where that was measured, with the evaluations it took.
     """
 
     loss: Tensor

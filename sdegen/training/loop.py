@@ -39,6 +39,7 @@ from .optimiser import check_optimiser
 from .options import Options
 from .reporter import Reporter
 from .rows import Rows
+from .smoothness import affordable, told
 from .sources import batches
 from .statistics import count_steps
 from .trainer import Trainer
@@ -89,6 +90,9 @@ def fit(
     its statistics are measured: `data_mean`, event-shaped, and `data_std`, one number, the root mean square distance of
     the elements from it (of all rows of a tensor, of 4096 samples of a Dataset or DataLoader, of a generator's first
     batch).
+
+    At the end of a run that drew 112,000 samples or more it finds out whether the model is smooth in time, as
+    `measure_smooth` does, unless `Denoiser(smooth=)` says it: 3360 evaluations, less than a hundredth of the training.
 
     The seed decides the order of the data, the times and noise that the loss draws (by sample, where it takes a `seed`
     as sdegen's do), and through the global generators of torch, numpy and Python, seeded for every step, all else:
@@ -238,8 +242,8 @@ def fit(
             trainer.restore(*_with_parts(trainer, found, out))
         found = None  # the trainer has copies
         stack.callback(lambda begun: count_steps(model, trainer.step - begun), trainer.step)
-        _drive(trainer, source, folder, orderly=out is not None)
-        return replace(trainer.history(), statistics=learned)
+        found_out = _drive(trainer, source, folder, orderly=out is not None)
+        return replace(trainer.history(), statistics=", ".join(filter(None, (learned, found_out))))
 
 
 def _conditions(model: nn.Module, cond: dict[str, Any], loss: Callable[..., Tensor]) -> tuple[dict[str, Any], bool]:
@@ -307,9 +311,9 @@ def _check_same(model: nn.Module, source: Batches, found: Found | None, made_wit
         raise IncompatibleCheckpointError(f"the checkpoint does not say what its run was: {error!r}") from error
 
 
-def _drive(trainer: Trainer, source: Batches, folder: RunFolder | None, *, orderly: bool) -> None:
-    """Make the steps that are left, and what is due between them."""
-    processes, options = trainer.team, trainer.options
+def _drive(trainer: Trainer, source: Batches, folder: RunFolder | None, *, orderly: bool) -> str:
+    """Make the steps that are left, and what is due between them; what was found out of the model, in words."""
+    processes, options, found_out = trainer.team, trainer.options, ""
     interrupts = Interrupts(_PATIENCE if processes.size > 1 else 0.0)
     with ExitStack() as stack:
         if orderly:
@@ -326,6 +330,8 @@ def _drive(trainer: Trainer, source: Batches, folder: RunFolder | None, *, order
                 interrupts.note(signal)
                 if signal or saves or waited or options.acts(trainer.step):
                     trainer.evaluate()
+                    if trainer.step == options.steps:
+                        found_out = _find_out(trainer, source)
                     if signal or saves:
                         trainer.data_states = _states(source, processes)
                     if reporter is not None:
@@ -340,6 +346,15 @@ def _drive(trainer: Trainer, source: Batches, folder: RunFolder | None, *, order
                 if reporter is not None:
                     reporter.act(saves=True)
             raise
+    return found_out
+
+
+def _find_out(trainer: Trainer, source: Batches) -> str:
+    """Whether the model is smooth in time, where nobody said it and the run was long enough; in words."""
+    model, first = trainer.model, source.first
+    if trainer.engine.sharded or not affordable(model, trainer.step, first):
+        return ""
+    return told(model, trainer.team.from_leader(lambda: trainer.find_out_smooth(first.cond)))
 
 
 def _states(source: Batches, processes: Team) -> list[Any]:

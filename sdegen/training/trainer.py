@@ -25,6 +25,7 @@ from ..loop.modes import quiet
 from ..models.base import ScoreModel
 from ..models.networks import plain_names
 from ..nets.conditions import dropping_by
+from . import smoothness
 from .batches import Batch
 from .checks import saveable
 from .draws import BatchNoise, derived_seed, own_draws, seed_draws
@@ -237,6 +238,13 @@ class Trainer:
         state["data"] = packed(self.data_states, "data", training)
         description = storage.describe(saveable(self.model))
         return {**groups, "model": model, "training": training}, {"model": description, "training": state}
+
+    def find_out_smooth(self, cond: Mapping[str, Any]) -> bool | None:
+        """Whether the averaged model is smooth in time; None where its flow cannot be solved."""
+        with self.average.in_place(), own_draws(self.device):
+            found = smoothness.find_out(self.model, cond, derived_seed(self.seed, "smooth"), self.device)  # type: ignore[arg-type]
+            self.engine.forget()
+        return found
 
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The averages as they are, and what they are."""
