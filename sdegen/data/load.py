@@ -92,6 +92,15 @@ def load_images(
     Raises:
         InvalidInputError: a source that is not known, cannot be read or is empty; options that do not fit it.
         ImportError: the library that a source needs is not installed.
+
+    Example:
+        >>> import numpy as np, sdegen as sg
+        >>> digits = sg.data.load_images("digits")
+        >>> digits.shape, digits.levels, digits.n_classes
+        ((1, 8, 8), 17, 10)
+        >>> bytes_ = np.zeros((5, 12, 16, 3), dtype=np.uint8)
+        >>> sg.data.load_images(bytes_, size=8).shape
+        (3, 8, 8)
     """
     check_split(split)
     _check_options(corrupt, frames, held_out_every, max_bytes)

@@ -35,6 +35,11 @@ def mask(kind: str, shape: Sequence[int]) -> Tensor:
         InvalidInputError: another kind, a shape that is no image's.
 
     Source: Lugmayr et al. 2022 (arXiv 2201.09865) figure 5, for the kinds.
+
+    Example:
+        >>> import sdegen as sg
+        >>> sg.data.mask("half", (2, 4)).tolist()
+        [[True, True, False, False], [True, True, False, False]]
     """
     if kind not in _KINDS:
         raise InvalidInputError(f"got mask {kind!r}, expected one of {', '.join(_KINDS)}")

@@ -70,6 +70,15 @@ def vlb(
         InvalidInputError: as `vlb_term`.
 
     Source: Ho et al. 2020 (arXiv 2006.11239) eq. 5.
+
+    Example:
+        >>> import torch, sdegen as sg
+        >>> sde = sg.TabulatedVPSDE(sg.discrete.betas("linear", 100))
+        >>> model = sg.MixtureModel(sg.GaussianMixture([[0.0, 0.0]], std=0.5), sde)
+        >>> grey = torch.randint(0, 256, (4, 2), generator=torch.Generator().manual_seed(0))
+        >>> bound = sg.discrete.vlb(model, 2 * grey / 255 - 1, seed=0)
+        >>> tuple(bound.total.shape), tuple(bound.terms.shape)
+        ((4,), (4, 100))
     """
     cond = merged(cond)
     _check(model, x0, variance, first, levels, cond)
@@ -125,6 +134,14 @@ def vlb_term(
         InvalidInputError: no table, times that are not nodes, data that do not lie on `levels` values in [-1, 1].
 
     Source: Ho et al. 2020 (arXiv 2006.11239) eq. 5-8 and 13; Nichol & Dhariwal 2021 (arXiv 2102.09672) section 3.
+
+    Example:
+        >>> import torch, sdegen as sg
+        >>> sde = sg.TabulatedVPSDE(sg.discrete.betas("linear", 100))
+        >>> model = sg.MixtureModel(sg.GaussianMixture([[0.0, 0.0]], std=0.5), sde)
+        >>> x0 = 2 * torch.randint(0, 256, (4, 2)) / 255 - 1
+        >>> tuple(sg.discrete.vlb_term(model, x0, t=torch.tensor([1, 2, 50, 100]), seed=0).shape)
+        (4,)
     """
     cond = merged(cond)
     _check(model, x0, variance, first, levels, cond)
@@ -164,6 +181,15 @@ def hybrid_loss(
         InvalidInputError: as `vlb_term`.
 
     Source: Nichol & Dhariwal 2021 (arXiv 2102.09672) eq. 16.
+
+    Example:
+        >>> import torch, sdegen as sg
+        >>> sde = sg.TabulatedVPSDE(sg.discrete.betas("cosine", 50))
+        >>> net = sg.nets.UNet(1, channels=8, out_channels=2)
+        >>> model = sg.discrete.LearnedVariance(net, sde, parametrization="noise")
+        >>> x0 = 2 * torch.randint(0, 256, (2, 1, 8, 8)) / 255 - 1
+        >>> tuple(sg.discrete.hybrid_loss(model, x0, seed=0).shape)
+        (2,)
     """
     if weight is not None:
         raise InvalidInputError(f"weight={weight!r}: the hybrid loss has its own, leave it None")

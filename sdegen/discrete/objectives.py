@@ -51,6 +51,14 @@ def ddpm_loss(
         InvalidInputError: no table, node numbers outside 1..N, and as `dsm_loss`.
 
     Source: Ho et al. 2020 (arXiv 2006.11239) eq. 14, which sums over the event.
+
+    Example:
+        >>> import torch, sdegen as sg
+        >>> sde = sg.TabulatedVPSDE(sg.discrete.betas("cosine", 50))
+        >>> model = sg.Denoiser(sg.nets.MLP(2, hidden=16), sde, parametrization="noise")
+        >>> history = sg.fit(model, torch.randn(64, 2), steps=2, loss=sg.discrete.ddpm_loss, seed=0, progress=False)
+        >>> tuple(sg.discrete.ddpm_loss(model, torch.randn(5, 2), seed=0).shape)
+        (5,)
     """
     weight = "simple" if weight is None else weight
     return dsm_loss(model, x0, t=node_times(model, x0, t, seed), noise=noise, weight=weight, seed=seed, **cond)
@@ -83,6 +91,13 @@ def ncsn_loss(
         InvalidInputError: as `ddpm_loss`.
 
     Source: Song & Ermon 2019 (arXiv 1907.05600) eq. 5 and 6 with lambda(sigma) = sigma^2.
+
+    Example:
+        >>> import torch, sdegen as sg
+        >>> sde = sg.TabulatedVESDE(sg.discrete.sigmas(10, sigma_max=1.0))
+        >>> model = sg.Denoiser(sg.nets.MLP(2, hidden=16), sde, parametrization="score")
+        >>> tuple(sg.discrete.ncsn_loss(model, torch.randn(5, 2), seed=0).shape)
+        (5,)
     """
     return ddpm_loss(model, x0, t=t, noise=noise, weight=weight, seed=seed, **cond)
 

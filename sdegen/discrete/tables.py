@@ -50,6 +50,13 @@ def betas(
 
     Source: Ho et al. 2020 (arXiv 2006.11239) section 4; Rombach et al. 2022 (arXiv 2112.10752) for "scaled-linear";
     Xu et al. 2022 (arXiv 2203.02923) for "sigmoid"; Nichol & Dhariwal 2021 (arXiv 2102.09672) eq. 17 for "cosine".
+
+    Example:
+        >>> import sdegen as sg
+        >>> table = sg.discrete.betas("linear", 1000)
+        >>> [round(float(b), 4) for b in (table[0], table[-1])]
+        [0.0001, 0.02]
+        >>> sde = sg.TabulatedVPSDE(table)
     """
     n = _count(n, "n")
     for word, value in (("first", first), ("last", last), ("offset", offset), ("most", most)):
@@ -101,6 +108,12 @@ def zero_terminal_snr(betas: Sequence[float] | Tensor) -> Tensor:
         InvalidInputError: fewer than two numbers, or numbers outside (0, 1].
 
     Source: Lin et al. 2024 (arXiv 2305.08891) algorithm 1.
+
+    Example:
+        >>> import sdegen as sg
+        >>> table = sg.discrete.zero_terminal_snr(sg.discrete.betas("linear", 100))
+        >>> float(table[-1])
+        1.0
     """
     table = torch.as_tensor(betas, dtype=torch.float64, device="cpu")
     if table.ndim != 1 or len(table) < 2 or not bool(((table > 0) & (table <= 1)).all()):
@@ -127,6 +140,11 @@ def sigmas(n: int, *, sigma_min: float = 0.01, sigma_max: float = 50.0) -> Tenso
 
     Source: Song & Ermon 2019 (arXiv 1907.05600) section 4.1 (there 1 to 0.01 in 10 levels); 2020 (arXiv 2006.09011)
     for 50 to 0.01.
+
+    Example:
+        >>> import sdegen as sg
+        >>> [round(float(s), 3) for s in sg.discrete.sigmas(3, sigma_min=0.01, sigma_max=1.0)]
+        [0.01, 0.1, 1.0]
     """
     n = _count(n, "n")
     if not 0 < sigma_min < sigma_max < math.inf:
@@ -160,6 +178,14 @@ def spaced(model: ScoreModel | SDE, steps: int | None = None, *, spacing: str = 
 
     Source: Lin et al. 2024 (arXiv 2305.08891) table 2; "leading" is the linear sub-sequence of Song et al. 2020
     (arXiv 2010.02502) appendix D.2.
+
+    Example:
+        >>> import sdegen as sg
+        >>> sde = sg.TabulatedVPSDE(sg.discrete.betas("linear", 100))
+        >>> [round(float(t), 2) for t in sg.discrete.spaced(sde, 4)]
+        [0.76, 0.51, 0.26, 0.01, 0.0]
+        >>> [round(float(t), 2) for t in sg.discrete.spaced(sde, 4, spacing="trailing")]
+        [1.0, 0.75, 0.5, 0.25, 0.0]
     """
     n = len(nodes(model))
     s = n if steps is None else _count(steps, "steps")

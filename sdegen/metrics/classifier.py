@@ -165,6 +165,13 @@ def train_classifier(
     Raises:
         InvalidInputError: images or labels of another shape, or a file at `path` that was made with other arguments.
         CorruptCheckpointError: the file is damaged.
+
+    Example:
+        >>> import sdegen as sg
+        >>> digits = sg.data.load_images("digits")
+        >>> classifier = sg.metrics.train_classifier(digits.images, digits.labels, steps=20)
+        >>> tuple(classifier(digits.images[:10]).shape)
+        (10, 64)
     """
     _check(images, labels)
     whole(steps, "steps", least=1)

@@ -47,6 +47,14 @@ def precision_recall(x: Samples, real: Samples, *, k: int = 3) -> PrecisionRecal
         InvalidInputError: shapes that differ, NaN or infinity, a k that does not fit.
 
     Source: Kynkaanniemi et al. 2019 (arXiv 1904.06991), eq. 1 and 2, where k = 3.
+
+    Example:
+        >>> import torch, sdegen as sg
+        >>> real = torch.randn(400, 2, generator=torch.Generator().manual_seed(0))
+        >>> narrow = 0.1 * torch.randn(400, 2, generator=torch.Generator().manual_seed(1))
+        >>> found = sg.metrics.precision_recall(narrow, real)
+        >>> found.precision > 0.9, found.recall < 0.5
+        (True, True)
     """
     x, real = samples(x, real)
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k < min(len(x), len(real)):

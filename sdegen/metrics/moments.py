@@ -91,6 +91,12 @@ def moments_of(parts: Iterable[Samples]) -> Moments:
 
     Raises:
         InvalidInputError: no parts, other lengths, NaN or infinity.
+
+    Example:
+        >>> import torch, sdegen as sg
+        >>> moments = sg.metrics.moments_of(torch.ones(100, 3) * k for k in range(5))
+        >>> moments.n, moments.mean.tolist()
+        (500, [2.0, 2.0, 2.0])
     """
     total: Moments | None = None
     for part in parts:

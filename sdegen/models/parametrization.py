@@ -54,6 +54,16 @@ def counting(of: str | Parametrization) -> Parametrization:
         The Parametrization with this c_noise.
 
     Source: Ho et al. 2020 (arXiv 2006.11239) counts t = 1..N in the paper, 0..N - 1 in its code.
+
+    Example:
+        >>> import torch, sdegen as sg
+        >>> told = []
+        >>> net = lambda x, t: (told.append(t.tolist()), x)[1]  # a network that notes the times it gets
+        >>> sde = sg.TabulatedVPSDE(sg.discrete.betas("linear", 100))
+        >>> model = sg.Denoiser(net, sde, parametrization=sg.discrete.counting("noise"))
+        >>> prediction = model(torch.zeros(2, 1), torch.tensor([0.01, 1.0]))
+        >>> [round(t) for t in told[-1]]
+        [0, 99]
     """
 
     return replace(parametrization(of), c_noise=_node)

@@ -87,6 +87,12 @@ def make_net(name: str, in_channels: int | None = None, **changes: Any) -> nn.Mo
 
     Raises:
         InvalidInputError: an unknown name or argument, or one out of range.
+
+    Example:
+        >>> import sdegen as sg
+        >>> net = sg.nets.make_net("digits", n_classes=10)
+        >>> sum(p.numel() for p in net.parameters()) > 300_000
+        True
     """
     if name not in PRESETS:
         raise InvalidInputError(f"network {name!r} is not known: choose from {', '.join(map(repr, PRESETS))}")

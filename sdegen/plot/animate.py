@@ -86,6 +86,13 @@ def animate(
     Raises:
         InvalidInputError: a Solution without a path, events that are neither points of the plane nor images, a path
             that does not end in .gif.
+
+    Example:
+        >>> import tempfile, sdegen as sg
+        >>> model = sg.MixtureModel(sg.GaussianMixture([[-1.0, 0.0], [1.0, 0.0]], std=0.3), sg.VPSDE())
+        >>> found = sg.sample(model, 20, steps=4, save="all", seed=0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     film = sg.plot.animate(found, f"{folder}/samples.gif")
     """
     for name, value in (("fps", fps), ("frames", frames)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 1:

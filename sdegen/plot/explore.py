@@ -86,6 +86,11 @@ def explore(what: ScoreModel | GaussianMixture, path: str | os.PathLike[str], *,
 
     Raises:
         InvalidInputError: models that are none of these, no such folder, a page above 400 kB.
+
+    Example:
+        >>> import tempfile, sdegen as sg
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     page = sg.plot.explore(sg.GaussianMixture([[-1.0, 0.0], [1.0, 0.0]], std=0.3), f"{folder}/page.html")
     """
     file = check_file(path)
     model = _model(what, sde)

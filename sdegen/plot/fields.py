@@ -80,6 +80,11 @@ def score_field(
 
     Raises:
         InvalidInputError: a model of other events, a time outside its range, an unknown kind.
+
+    Example:
+        >>> import sdegen as sg
+        >>> model = sg.MixtureModel(sg.GaussianMixture([[-1.0, 0.0], [1.0, 0.0]], std=0.3), sg.VPSDE())
+        >>> axes = sg.plot.score_field(model, 0.3)
     """
     if not isinstance(model, ScoreModel):
         raise InvalidInputError(
@@ -204,6 +209,11 @@ def density(
     Raises:
         InvalidInputError: samples in more than two dimensions (but for "marginals"), an unknown kind, something without
             a density.
+
+    Example:
+        >>> import sdegen as sg
+        >>> mixture = sg.GaussianMixture([[-1.0], [1.0]], std=0.3)
+        >>> axes = sg.plot.density(mixture.sample(500, seed=0), exact=mixture)
     """
     x = what.x if isinstance(what, Solution) else what
     if isinstance(x, Tensor):

@@ -31,6 +31,12 @@ def history(run: History, *, ax: Axes | Sequence[Axes] | None = None) -> Figure:
 
     Raises:
         InvalidInputError: not a History, or one of no steps.
+
+    Example:
+        >>> import torch, sdegen as sg
+        >>> model = sg.Denoiser(sg.nets.MLP(2, hidden=16), sg.VPSDE())
+        >>> run = sg.fit(model, torch.randn(64, 2), steps=5, seed=0, progress=False)
+        >>> figure = sg.plot.history(run)
     """
     if not isinstance(run, History):
         raise InvalidInputError(f"got {type(run).__name__}, expected the History that fit gave back")

@@ -59,6 +59,10 @@ def image_grid(
 
     Raises:
         InvalidInputError: not images, no images, a range that is empty, titles that do not fit.
+
+    Example:
+        >>> import torch, sdegen as sg
+        >>> axes = sg.plot.image_grid(torch.rand(6, 1, 8, 8) * 2 - 1, nrow=3)
     """
     given = x.x if isinstance(x, Solution) else x
     title = _made_by(x) if title is None else title
@@ -152,6 +156,12 @@ def denoising_strip(
 
     Raises:
         InvalidInputError: a Solution without a path, events that are not images, unknown samples.
+
+    Example:
+        >>> import sdegen as sg
+        >>> model = sg.Denoiser(sg.nets.UNet(1, channels=8), sg.VPSDE())
+        >>> found = sg.sample(model, (3, 1, 8, 8), steps=6, save="all", seed=0)
+        >>> axes = sg.plot.denoising_strip(found, steps=4, model=model)
     """
     path = Path.of(solution)
     if not is_image(path.xs.shape[2:]):

@@ -51,6 +51,10 @@ def schedule(
 
     Raises:
         InvalidInputError: not processes, an unknown quantity.
+
+    Example:
+        >>> import sdegen as sg
+        >>> figure = sg.plot.schedule([sg.VPSDE(), sg.CosineSDE()])
     """
     names = [quantities] if isinstance(quantities, str) else list(quantities)
     unknown = [name for name in names if name not in QUANTITIES]

@@ -74,6 +74,11 @@ def style() -> Iterator[None]:
 
     Returns:
         A context in which matplotlib's rcParams are sdegen's; afterwards they are what they were.
+
+    Example:
+        >>> import matplotlib.pyplot as plt, sdegen as sg
+        >>> with sg.plot.style():
+        ...     figure, axes = plt.subplots()
     """
     interactive = matplotlib.is_interactive()
     try:
@@ -117,6 +122,11 @@ def save(drawing: Axes | Figure, path: str | os.PathLike[str], *, dpi: float | N
 
     Raises:
         InvalidInputError: not a drawing, or no such folder.
+
+    Example:
+        >>> import tempfile, torch, sdegen as sg
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = sg.plot.save(sg.plot.image_grid(torch.zeros(4, 1, 8, 8)), f"{folder}/grid.png")
     """
     figure = drawing.get_figure(root=True) if isinstance(drawing, Axes) else drawing
     if not isinstance(figure, Figure):

@@ -81,6 +81,12 @@ def trajectories(
     Raises:
         InvalidInputError: a Solution without a path, events that are not points in one or two dimensions, options that
             are unknown.
+
+    Example:
+        >>> import sdegen as sg
+        >>> mixture = sg.GaussianMixture([[-1.0, 0.0], [1.0, 0.0]], std=0.3)
+        >>> found = sg.sample(sg.MixtureModel(mixture, sg.VPSDE()), 50, steps=20, save="all", seed=0)
+        >>> axes = sg.plot.trajectories(found, density=mixture)
     """
     s = None
     if isinstance(paths, ScoreModel):

@@ -53,6 +53,12 @@ def work_precision(
 
     Raises:
         InvalidInputError: a row without these fields, no row to draw.
+
+    Example:
+        >>> import sdegen as sg
+        >>> model = sg.MixtureModel(sg.GaussianMixture([[-1.0], [1.0]], std=0.2), sg.VPSDE())
+        >>> table = sg.compare(model, 16, solvers=["euler", "adams"], steps=[5, 10], tolerances=[], seed=0)
+        >>> axes = sg.plot.work_precision(table)
     """
     lines = _lines(table, cost, error, group)
     (a,) = panels(ax, 1, width=5.6, height=3.6)

@@ -43,6 +43,11 @@ def check_model(model: ScoreModel, *, event_shape: Sequence[int] | None = None, 
 
     Raises:
         LawError: a law fails.
+
+    Example:
+        >>> import sdegen as sg
+        >>> model = sg.Denoiser(sg.nets.MLP(2, hidden=16), sg.VPSDE())
+        >>> sg.testing.check_model(model)
     """
     for _, law in model_laws(model, event_shape=event_shape, seed=seed, **cond):
         law()
@@ -65,6 +70,13 @@ def model_laws(
 
     Raises:
         InvalidInputError: `model` is no ScoreModel, or its event shape is not known.
+
+    Example:
+        >>> import sdegen as sg
+        >>> model = sg.MixtureModel(sg.GaussianMixture([[0.0, 0.0]], std=1.0), sg.VPSDE())
+        >>> names = [name for name, law in sg.testing.model_laws(model)]
+        >>> len(names) > 5
+        True
     """
     if not isinstance(model, ScoreModel):
         raise InvalidInputError(f"check_model takes an instance of a ScoreModel, not {model!r}")

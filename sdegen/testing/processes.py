@@ -34,6 +34,15 @@ def check_sde(sde: SDE) -> None:
 
     Raises:
         LawError: a law fails.
+
+    Example:
+        >>> import sdegen as sg
+        >>> class Mine(sg.SDE):
+        ...     def alpha(self, t):
+        ...         return 1 - 0.9 * t**3
+        ...     def sigma(self, t):
+        ...         return t
+        >>> sg.testing.check_sde(Mine())
     """
     for _, law in sde_laws(sde):
         law()
@@ -51,6 +60,12 @@ def sde_laws(sde: SDE) -> list[tuple[str, Callable[[], None]]]:
 
     Raises:
         InvalidInputError: `sde` is not an instance of a process.
+
+    Example:
+        >>> import sdegen as sg
+        >>> names = [name for name, law in sg.testing.sde_laws(sg.VPSDE())]
+        >>> len(names) > 5
+        True
     """
     if not isinstance(sde, SDE):
         raise InvalidInputError(f"check_sde takes an instance of an SDE, not {sde!r}")

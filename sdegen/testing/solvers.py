@@ -71,6 +71,12 @@ def solver_laws(solver: Solver) -> list[tuple[str, Callable[[], None]]]:
 
     Raises:
         InvalidInputError: `solver` is not an instance of a solver.
+
+    Example:
+        >>> import sdegen as sg
+        >>> names = [name for name, law in sg.testing.solver_laws(sg.make_solver("heun"))]
+        >>> len(names) > 5
+        True
     """
     if not isinstance(solver, Solver):
         raise InvalidInputError(f"check_solver takes an instance of a Solver, not {solver!r}")

@@ -43,6 +43,14 @@ def check_wrapper(
 
     Raises:
         LawError: a law fails.
+
+    Example:
+        >>> import sdegen as sg
+        >>> class Half(sg.Wrapped):  # half of the score
+        ...     def forward(self, x, t, **cond):
+        ...         return sg.Prediction.from_score(x, self.model(x, t, **cond).score / 2, self.sde, t)
+        >>> inner = sg.MixtureModel(sg.GaussianMixture([[-1.0, 0.0], [1.0, 0.0]], std=0.3), sg.VPSDE())
+        >>> sg.testing.check_wrapper(Half(inner), inner)
     """
     _check_facts(outer, inner)
     names, inner_names = outer.condition_names(), inner.condition_names()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import pytest
@@ -116,3 +117,17 @@ def test_a_rate_of_noise_that_is_infinite_beside_signal_is_refused_too():
     with pytest.raises(sg.InvalidInputError, match="infinite: pass other times"):
         sg.solve(sg.ForwardSDE(sde), x, solver="euler-maruyama", steps=[0.0, 0.5, 1.0], noise=0)
     assert sg.solve(sg.ForwardSDE(sde), x, solver="euler-maruyama", steps=[0.01, 0.5, 1.0], noise=0).x.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "corrections, levels, settles", [(100, 10, True), (20, 4, True), (5, 13, True), (1, 40, False)]
+)
+def test_langevins_levels_may_lie_as_far_apart_as_their_steps_settle(corrections, levels, settles):
+    """The paper's ten levels of a hundred steps are no long steps."""
+    sde = sg.TabulatedVESDE(sg.discrete.sigmas(levels, sigma_min=0.05, sigma_max=5.0))
+    model = sg.MixtureModel(sg.GaussianMixture([[0.0]], std=0.05), sde)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = sg.discrete.annealed_langevin(model, 2000, steps_per_level=corrections, seed=0, denoise=False)
+    told = any("'langevin' with" in str(w.message) for w in caught)
+    assert told == (not settles) and (float(found.x.std()) / math.hypot(0.05, 0.05) < 2) == settles

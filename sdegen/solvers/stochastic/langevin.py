@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -97,7 +98,7 @@ class Langevin(ExplicitScheme):
 
     name, order, kind, needs_model = "langevin", 1, "SDE", True
     least_times = 1
-    longest = 0.4  # it settles at a level before the next one: many levels
+    longest = 0.4  # of five steps a level, see `_longest`
     source = "arXiv 1907.05600 alg. 1"
 
     @checked
@@ -107,6 +108,8 @@ class Langevin(ExplicitScheme):
         self.epsilon = None if epsilon is None else float(epsilon)
         self.corrections = whole(corrections, "corrections", least=1, most=_MOST)
         self.evaluations = self.corrections
+        if self.epsilon is None:
+            self.longest = _longest(self.corrections)
 
     def options(self) -> dict[str, Any]:
         return {"epsilon": self.epsilon, "corrections": self.corrections}
@@ -137,3 +140,12 @@ class Langevin(ExplicitScheme):
             belief = term.predict(x, t).noise  # the score of x/alpha is -noise/sh
             x = x + expand(level.sigma * (2 * epsilon) ** 0.5, x) * z - expand(level.sigma * epsilon, x) * belief
         return x
+
+
+def _longest(corrections: int) -> float:
+    """How far log(sigma/alpha) may fall from one level to the next, by L.
+
+    Relative to the noise the state's variance grows by e^(2 L) there, and each step of a = 0.1 sh^2 takes it back by
+    0.9^2: for five steps L = 0.4, for each further one log(1/0.9) more.
+    """
+    return max(0.4 + (corrections - 5) * math.log(1 / 0.9), 0.05)
