@@ -32,7 +32,7 @@ from .sampling import sample
 
 _MOST = 10_000  # evaluations of one sample each for a number of steps and 64 samples; the search takes what is left
 _TEACHER = (48, 4)  # steps of the exact flow: at least, and for each step of the solver
-_NUMBERS = 1280  # that a search looks at, of all samples together
+_NUMBERS = 1280  # that a search looks at, of all samples together, at least
 _PROBES, _REFINED = 16, 0.75  # of a search, at most; what refining may take of the evaluations that are left
 _FEWEST = 20  # samples that refining looks at, unless a search looks at fewer
 _WIDTH, _FINEST = 0.2, 0.04  # of the steps of the search
@@ -179,17 +179,15 @@ class _Fitting:
         cost = taught / (len(self.x) * exact.steps)  # of a call, for one sample
         share = taught / self.fits  # of the exact flows, which all fits look at
         left = _MOST * len(self.x) / 64 - share / cost - n * (2 * len(learning.start) + 4 * len(judging.start))
-        few = learning.only(torch.arange(min(len(learning.start), max(12, _NUMBERS // self.x[0].numel()))))
+        least = min(len(learning.start), max(12, _NUMBERS // self.x[0].numel()))  # that a search looks at
         once = cost_of_refining(n)
         rows = min(int(left * _REFINED / once), len(learning.start))  # that can be afforded
         rounds = (
-            3
-            if self.refine
-            else min(2, int(left * _REFINED / (once * rows)))
-            if rows >= min(_FEWEST, len(few.start))
-            else 0
+            3 if self.refine else min(2, int(left * _REFINED / (once * rows))) if rows >= min(_FEWEST, least) else 0
         )
         spare = left if self.refine else left - rounds * rows * once
+        most = min(len(learning.start), int(spare / (n * _PROBES)))  # for which a whole search can be afforded
+        few = learning.only(torch.arange(max(least, most)))
         rests = self.rests and few_steps(n)
         bend = _searched(few, n, bend, min(int(spare / (n * len(few.start))), _PROBES), rests)
         angles = _nodes(exact.view, n, bend, rests)

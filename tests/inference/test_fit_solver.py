@@ -190,6 +190,35 @@ def test_evaluations_are_counted(network, fitted, counts):
     assert all(fit.evaluations <= 10_000 for fit in fits.values())
 
 
+@pytest.mark.parametrize("n", [5, 8, 15])
+@pytest.mark.parametrize("size", [2, 64, 400])
+def test_a_search_looks_at_all_samples_that_it_can_afford(size, n, monkeypatch):
+    """A grid is the best one of the samples looked at: fewer than all that learn, only where more would cost probes."""
+    calls, kept, search, refine = [], [0], fitting._searched, fitting.refined
+
+    def also_watched(own, *args, most):
+        before = own.spent[0]
+        found = refine(own, *args, most=most)
+        kept[0] += most * len(own.start) * cost(n) - (own.spent[0] - before)  # for refining, and not taken
+        return found
+
+    def watched(lesson, n, bend, probes, rests):
+        before = lesson.spent[0]
+        found = search(lesson, n, bend, probes, rests)
+        calls.append((len(lesson.start), probes, lesson.spent[0] - before))
+        return found
+
+    monkeypatch.setattr(fitting, "_searched", watched)
+    monkeypatch.setattr(fitting, "refined", also_watched)
+    model = sg.MixtureModel(sg.GaussianMixture(torch.eye(size, dtype=F64)[:2] * 3, std=0.3), sg.VPSDE())
+    fit = sg.fit_solver(model, steps=n).fits[n]
+    ((rows, probes, spent),) = calls
+    learning, left = 43, 10_000 - (fit.evaluations - spent + kept[0])
+    assert rows >= min(learning, max(12, 1280 // size))  # whatever it costs
+    assert rows == learning or left < fitting._PROBES * n * (rows + 6)  # what else a fit may look at, at most
+    assert spent <= probes * n * rows and fit.evaluations <= 10_000
+
+
 @pytest.mark.parametrize("n", [2, 5, 8])
 def test_a_teacher_of_other_noises_is_found_out(network, n, monkeypatch):
     taught = Lesson.of
