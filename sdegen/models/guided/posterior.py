@@ -55,8 +55,9 @@ class Posterior(Wrapped):
 
     Where the data have several modes all four are biased in the modes' weights, and more steps do not help; noise does.
     So `sample(posterior, n, steps=25, y=y)` draws it unless told eta=0: eta = 2 with an exact score, 1 with a network,
-    which also keeps sharp measurements (std far below the data's) stable, where the flow is stiff. By a tolerance, from
-    `x_init` and with log-densities it is the flow as ever, and so it is always for "project".
+    which also keeps sharp measurements (std far below the data's) stable, where the flow is stiff. Its steps leave a
+    Gaussian posterior a twentieth too wide at 25 and a fiftieth at 50: for Gaussian data take the flow. By a tolerance,
+    from `x_init` and with log-densities it is the flow as ever, and so it is always for "project".
 
     Args:
         model: the belief without the observation.
