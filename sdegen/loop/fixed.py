@@ -100,6 +100,6 @@ class _Watch:
     def first_bad(self) -> Tensor:
         """(B,) on the CPU: the first bad step, or -1."""
         if self._before is not None:
-            self._note(self._before)
+            self.add(self._before)  # beside itself
         self._flush()
         return self._bad.cpu()

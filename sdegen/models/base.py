@@ -425,13 +425,15 @@ class OnPath(Wrapped):
     def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Prediction:
         t, crossing = time_of(t, x), self.crossing
         there, ratio, alpha = crossing.to_known(t)
-        if not isinstance(there, Tensor):
+        if isinstance(there, Tensor):
+            ratio, alpha = expand(ratio, x), expand(alpha, x)
+        else:
             there = torch.scalar_tensor(there, dtype=torch.float64, device="cpu")
-        x, centre = scaled(expand(ratio, x), x), self._buffers["centre"]
+        x, centre = scaled(ratio, x), self._buffers["centre"]
         if centre is None:
             return vars(self)["_modules"]["model"](x, there, **cond).on(crossing.sde, t)
         centre = centre.to(x)
-        belief = self.model(x + expand(alpha, x) * centre, there, **cond)
+        belief = self.model(x + alpha * centre, there, **cond)
         return Prediction.spanned(belief.x0 - centre, belief.noise, FIRST, SECOND, crossing.sde, t)
 
     def _facts_from(self, inner):
