@@ -100,10 +100,13 @@ class Noise(Shown):
         InvalidInputError: a seed or sample numbers that are no integers; an attribute is assigned later.
     """
 
+    seed: int
+    index: Tensor | None
+    _keys: Recent
+
     def __init__(self, seed: int, *, index: Sequence[int] | Tensor | None = None) -> None:
-        self.seed = check_seed(seed)
-        self.index = None if index is None else _index(index)
-        self._keys = Recent(1)
+        own = vars(self)  # without the check of assignments, once for every request
+        own["seed"], own["index"], own["_keys"] = check_seed(seed), None if index is None else _index(index), Recent(1)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not name.startswith("_") and name in vars(self):
