@@ -380,6 +380,9 @@ def test_a_file_keeps_it_to_the_bit(network, fitted, tmp_path):
     assert torch.equal(one.x, two.x) and one.solver == two.solver
     (again,) = model.solvers
     assert again.to == fitted.to and again.steps == fitted.steps
+    for name in ("angles", "weights"):
+        read, kept = (getattr(solver.fits[8], name) for solver in (again, fitted))
+        assert read.dtype == kept.dtype and torch.equal(read, kept)
     sg.save(model, tmp_path / "copy")  # what it carries goes with it
     assert sg.load(tmp_path / "copy", device="cpu").solvers[0].fits[8].error == fitted.fits[8].error
 
