@@ -99,7 +99,7 @@ class Adaptive:
         if plan.start == plan.end:
             self.status.fill_(ARRIVED)  # from t_min to 0: only the final denoising is left
         else:
-            state = self._first_batch()
+            state = self._fill(self._begin())
             while n := self.rows.shape[0]:
                 report(1 - (self._waiting() + n) / len(self.out))
                 state = self._advance(state)
@@ -130,9 +130,8 @@ class Adaptive:
         self.term.calls += term.calls
         return Begun(rows, term.counts(rows), noise if self.plan.noisy else None, entry.x, entry.t, entry.state)
 
-    def _first_batch(self) -> Any:
+    def _fill(self, new: Begun) -> Any:
         """Fill the places with the first samples; the state of the batch then."""
-        new = self._begin()
         self.rows, self.x, self.t, self.noise = new.rows, new.x, new.t, self.drawn if new.noise is None else new.noise
         self.h, self.rejected = torch.full_like(new.t, self.first), torch.zeros_like(new.rows)
         self.since = torch.zeros_like(new.rows)
