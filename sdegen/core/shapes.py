@@ -75,11 +75,13 @@ def plus(x: Tensor, c: Any, v: Tensor) -> Tensor:
 
 
 ZERO = torch.zeros((), device="cpu")
+_LARGEST = 6e4  # of half precision
 
 
 def scaled(c: Any, v: Tensor) -> Tensor:
-    """c v, c as in `plus`. (0 + c v takes a number without making a tensor of it first: less time than c * v.)"""
-    return c * v if isinstance(c, Tensor) else torch.add(ZERO, v, alpha=c)
+    """c v, c as in `plus`. (0 + c v takes a number without making a tensor of it first: less time than c * v, but an
+    error where the number is too large for v's dtype.)"""
+    return c * v if isinstance(c, Tensor) or abs(c) > _LARGEST else torch.add(ZERO, v, alpha=c)
 
 
 def per_sample(t: Tensor, x: Tensor) -> Tensor:

@@ -138,7 +138,7 @@ class Denoiser(ScoreModel):
             if t_in is c_noise or not t_in.ndim:
                 t_in = t_in.expand(x.shape[0]).clone()
         else:
-            t_in = x.new_full((x.shape[0],), c_noise, dtype=time_dtype)
+            t_in = torch.full((x.shape[0],), c_noise, dtype=time_dtype, device=x.device)
         if isinstance(c_in, float) and c_in == 1.0:
             return (x.clone() if x.dtype is dtype else x.to(dtype)), t_in
         return (x * expand(c_in, x)).to(dtype), t_in

@@ -131,8 +131,11 @@ def _alike(u: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     """Both, in one dtype.
 
     Raises:
-        InvalidInputError: they differ in shape.
+        InvalidInputError: they are no tensors, or differ in shape.
     """
+    for part in (u, w):
+        if not isinstance(part, Tensor):
+            raise InvalidInputError(f"got {type(part).__name__} for a part of a prediction: expected a tensor like x")
     if u.shape != w.shape:
         raise InvalidInputError(
             f"got parts of a prediction of shapes {tuple(u.shape)} and {tuple(w.shape)}: expected that of x, twice"
