@@ -15,10 +15,10 @@ from ..core.conditions import merged
 from ..core.errors import InvalidInputError
 from ..core.kinds import checked
 from ..loop.modes import bar, quiet
+from ..loop.starts import unseen_starts
 from ..models.base import ScoreModel
 from ..models.coordinates import Coordinates
-from ..noise.purposes import Purpose
-from ..noise.white import Noise, check_seed
+from ..noise.white import check_seed
 from ..solvers import Adams
 from ..solvers.advice import advise, begins_at_the_mean, few_steps
 from ..solvers.grids import formula_grid
@@ -141,10 +141,7 @@ def prior_draws(model: ScoreModel, samples: int, seed: int) -> Tensor:
     """Noise at t_max; in float64 where the model is a formula."""
     dtype, device = placed(model, None, None)
     dtype = dtype if any(p.is_floating_point() for p in model.parameters()) else torch.float64
-    shape = (samples, *(model.event_shape or ()))
-    z = Noise(seed, index=torch.arange(samples)).normal(shape, Purpose.SOLVER_FIT, dtype=dtype, device=device)
-    sde = model.sde
-    return model.data.prior.noisy(z, float(sde.alpha(sde.t_max)), float(sde.sigma(sde.t_max)))
+    return unseen_starts(model, samples, seed, dtype, device)
 
 
 @dataclass(frozen=True, eq=False)

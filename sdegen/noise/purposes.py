@@ -42,7 +42,7 @@ class Purpose(int, Enum):
     NODE = 31, 0  # the node of a table that a loss is taken at
     CHAIN = 32, 1  # noise of the variational bound: which node
     CHAIN_LOSS = 32, 0
-    SOLVER_FIT = 41, 0  # where the samples start that a solver is fitted to
+    SOLVER_FIT = 41, 0  # where flows start that a solver is fitted to, or smoothness is measured by
     MEASURED_NOISE = 51, 1  # on data, for what a model leaves of it: which noise level
     PARTICLE_START = 61, 0  # where a group of particles starts
     PARTICLE = 62, 2  # their noise in a step: from t to t_next

@@ -6,15 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..core.conditions import mapped
 from ..core.errors import SdegenError
 from ..loop.smoothness import EVALUATIONS, smooth_in_time
-from ..models.base import ScoreModel
+from ..loop.starts import unseen_starts
 from ..models.denoiser import Denoiser
-from ..noise.purposes import Purpose
-from ..noise.white import Noise
 from .batches import Batch
 
 _FLOWS = 12
@@ -40,21 +38,14 @@ def find_out(model: Denoiser, cond: Mapping[str, Any], seed: int, device: torch.
     known = model.condition_names()
     rows = mapped({k: v for k, v in cond.items() if known is None or k in known}, lambda v: v[:_FLOWS].to(device))
     try:
-        return smooth_in_time(model, _begun(model, seed, device), rows)
+        return smooth_in_time(model, unseen_starts(model, _FLOWS, seed, torch.float32, device), rows)
     except SdegenError:
         return None
-
-
-def _begun(model: ScoreModel, seed: int, device: torch.device) -> Tensor:
-    """Where some flows begin."""
-    shape, sde = (_FLOWS, *(model.event_shape or ())), model.sde
-    z = Noise(seed, index=torch.arange(_FLOWS)).normal(shape, Purpose.SOLVER_FIT, dtype=torch.float32, device=device)
-    return model.data.prior.noisy(z, float(sde.alpha(sde.t_max)), float(sde.sigma(sde.t_max)))
 
 
 def told(model: nn.Module, smooth: bool | None) -> str:
     """Take in what was found, and say it with what it took."""
     if smooth is not None:
         model.smooth = model.smooth_presumed = smooth  # type: ignore[assignment]
-    how = {True: "measured", False: "measured", None: "not to be measured"}[smooth]
+    how = "not to be measured" if smooth is None else "measured"
     return f"smooth {how}: {model.smooth} ({_FLOWS * EVALUATIONS} evaluations)"
