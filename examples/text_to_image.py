@@ -13,6 +13,8 @@ and, one time in ten, none; `Guided` goes away from none by a scale.
 Writes text.png (a row for each caption, the unseen ones last, a column for each scale) and prints for each scale the
 Frechet distance to held-out pictures of the same captions, how often the thing, the tone and both are right by a
 classifier and the terciles, the same for real pictures, and how often both are for captions that were never seen.
+Where every picture has a caption of its own, also how often that is the nearest of a hundred that were never seen, to
+the two towers of clip.py.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from pathlib import Path
 
 import torch
 from captions import Captioned, brightness, captioned, encoder, spread
+from clip import nearest, towers
 from torch import Tensor
 
 import sdegen as sg
@@ -63,28 +66,40 @@ def judges(data: Captioned, args: argparse.Namespace) -> list[Callable[[Tensor],
     return [thing_of, lambda x: of_tone.probabilities(x).argmax(1), features]
 
 
-def measure(draw_at, data: Captioned, real: Captioned, held_out: Captioned, args: argparse.Namespace) -> list[dict]:
-    """A row for each scale and one for real pictures: the floor of the distance, the ceiling of the rest."""
+def finder(data: Captioned, text: Tensor, asked: Tensor, args: argparse.Namespace) -> Callable[[Tensor], float]:
+    """The share of pictures, one for each caption that was asked, that are nearer to it than to the others."""
+    pairs = towers(data, text, argparse.Namespace(seed=args.seed, steps=3 if args.smoke else 1000))
+    return lambda x: float((nearest(pairs, x, text[asked]) == torch.arange(len(asked))).double().mean())
+
+
+def measure(draw_at, data: Captioned, real: Captioned, held_out: Captioned, args, text: Tensor | None = None) -> list:
+    """A row for each scale and one for real pictures: the floor of the distance, the ceiling of the rest.
+
+    text: the captions' sentences, where each picture has a caption of its own."""
     thing_of, tone_of, features = judges(data, args)
     asked = held_out.which if held_out.seen().all() else real.which  # captions that were trained on
     unseen = data.unseen.repeat_interleave(max(1, 3 * args.n // (10 * len(data.unseen))))
+    hundred = spread(held_out, 100)
+    found = None if text is None else finder(data, text, hundred.which, args)
 
     def right(x: Tensor, which: Tensor) -> tuple[float, float, float]:
         thing, tone = thing_of(x) == data.thing[which], tone_of(x) == data.tone[which]
         return tuple(float(hit.double().mean()) for hit in (thing, tone, thing & tone))
 
-    def row(name: str, x: Tensor, which: Tensor, far_of: Tensor, new: Tensor | None = None) -> dict:
+    def row(name: str, x: Tensor, which: Tensor, far_of: Tensor, new: Tensor | None, own: Tensor) -> dict:
         far = sg.metrics.frechet_distance(features(far_of), features(held_out.x))
         cells = [far, *right(x, which), None if new is None else right(new, unseen)[2]]
-        heads = ("Frechet", "thing right", "tone right", "both right", "both, unseen captions")
-        print(f"{name:20}" + "".join(f"{c:9.3f}" for c in cells if c is not None), flush=True)
+        heads = ["Frechet", "thing right", "tone right", "both right", "both, unseen captions"]
+        if found:
+            heads, cells = [*heads, "own caption of 100"], [*cells, found(own)]
+        print(f"{name:20}" + "".join(f"{'' if c is None else f'{c:.3f}':>9}" for c in cells), flush=True)
         return {"": name, **dict(zip(heads, cells, strict=True))}
 
-    print(f"{'':20}{'Frechet':>9}{'thing':>9}{'tone':>9}{'both':>9}{'unseen':>9}")
-    rows = [row("real pictures", held_out.x, held_out.which, far_of=real.x)]
+    print(f"{'':20}{'Frechet':>9}{'thing':>9}{'tone':>9}{'both':>9}{'unseen':>9}" + f"{'own':>9}" * bool(found))
+    rows = [row("real pictures", held_out.x, held_out.which, real.x, None, hundred.x)]
     for scale in SCALES[1:3] if args.smoke else SCALES:
-        x = draw_at(asked, scale)
-        rows.append(row(f"scale {scale:g}", x, asked, x, draw_at(unseen, scale)))
+        x, own = draw_at(asked, scale), draw_at(hundred.which, scale) if found else hundred.x
+        rows.append(row(f"scale {scale:g}", x, asked, x, draw_at(unseen, scale), own))
     return rows
 
 
@@ -107,12 +122,12 @@ def main(argv: Sequence[str] | None = None) -> list[dict]:
     args.out.mkdir(parents=True, exist_ok=True)
 
     data, held_out = (captioned(args.data, split, args.size) for split in ("train", "held-out"))
-    tokens, mask, _ = encoder(args.text)(data.texts)
+    tokens, mask, sentences = encoder(args.text)(data.texts)
     model = train(data.only(data.seen()), tokens, mask, args)
     draw_at = partial(draw, model, told=(tokens, mask), args=args)
     known = held_out.only(held_out.seen())
     real, wanted = spread(data.only(data.seen()), args.n), spread(known if len(known.x) else held_out, args.n)
-    rows = measure(draw_at, data, real, wanted, args)
+    rows = measure(draw_at, data, real, wanted, args, sentences if data.edges is None else None)
 
     seen, unseen = spread(real, 5).which, data.unseen[torch.linspace(0, len(data.unseen) - 1, 3).long()]
     shown = torch.cat([seen if data.edges is None else torch.tensor([0, 5, 11, 16, 27]), unseen])

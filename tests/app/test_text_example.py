@@ -6,6 +6,7 @@ import importlib
 import sys
 from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -118,6 +119,29 @@ def test_scores_of_real_pictures_are_the_best_there_are_and_in_another_tone_not_
     assert floor["tone right"] == 1 == asked["tone right"] and swapped["tone right"] == 0
     assert asked["both, unseen captions"] > 0.3 and swapped["thing right"] > 0.3 and swapped["both right"] == 0
     assert floor["Frechet"] < asked["Frechet"]
+
+
+def test_a_picture_finds_its_own_caption_of_a_hundred_as_often_as_its_embedding_is_nearest_to_it(
+    example, captions, monkeypatch, tmp_path
+):
+    """Towers that read a picture's caption from it find all of real pictures' and none where others are drawn."""
+    n = 240
+    code = np.arange(n, dtype=np.uint8)[:, None, None, None].repeat(3, 3)
+    arrays = {"noto": code, "twemoji": code, "held_out": np.arange(n) % 4 == 3}
+    np.savez(tmp_path / "e.npz", **arrays, names=[f"{i}" for i in range(n)], categories=["even", "odd"] * (n // 2))
+    train, held_out = (captions.captioned(str(tmp_path / "e.npz"), part, 1) for part in ("train", "held-out"))
+    noto = held_out.only(held_out.tone[held_out.which] == 0)
+    text, seen = torch.eye(2 * n), []
+    read = SimpleNamespace(
+        pictures=lambda x: text[((x[:, 0, 0, 0] + 1) * 127.5).round().long()], sentence=lambda rows: rows
+    )
+    monkeypatch.setattr(example, "towers", lambda data, *_: seen.append(data.which) or read)
+    monkeypatch.setattr(example, "judges", lambda *_: [lambda x: x[:, 0, 0, 0] > 0] * 2 + [lambda x: x.flatten(1)])
+    shade = lambda which: (which / 127.5 - 1).reshape(-1, 1, 1, 1).expand(-1, 3, 1, 1)
+    drawn = lambda which, scale: shade(which if scale == 1 else which.roll(1))
+    rows = example.measure(drawn, train, train, noto, Namespace(smoke=True, n=30, seed=0), text)
+    assert [row["own caption of 100"] for row in rows] == [1, 1, 0]
+    assert not set(seen[0].tolist()) & set(train.unseen.tolist())  # to the towers these captions are new, too
 
 
 def test_a_model_without_its_language_says_how_to_get_it(captions, monkeypatch):
