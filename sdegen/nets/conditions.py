@@ -270,7 +270,8 @@ def _check_tokens(tokens: Tensor | None, mask: Tensor | None, batch: int, channe
         return
     if not isinstance(tokens, Tensor) or tokens.ndim != 3 or tokens.shape[0] != batch or tokens.shape[2] != channels:
         got = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
-        raise InvalidInputError(f"tokens have shape {got}: expected ({batch}, T, {channels})")
+        wanted = f"({batch}, T, {channels}), from the text encoder that it was trained with"
+        raise InvalidInputError(f"tokens have shape {got}: expected {wanted}")
     _check_floating("tokens", tokens, tokens.shape)
     if mask is not None and (mask.shape != tokens.shape[:2] or mask.dtype != torch.bool):
         raise InvalidInputError(

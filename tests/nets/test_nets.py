@@ -689,7 +689,7 @@ WRONG = {
         lambda: UNet(1, channels=4, token_channels=5)(
             torch.zeros(2, 1, 4, 4), torch.zeros(2), tokens=torch.zeros(2, 3, 4)
         ),
-        r"tokens have shape \(2, 3, 4\): expected \(2, T, 5\)",
+        r"tokens have shape \(2, 3, 4\): expected \(2, T, 5\), from the text encoder that it was trained with",
     ),
     "a mask of numbers": (
         lambda: UNet(1, channels=4, token_channels=5)(
