@@ -139,6 +139,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
     parser.add_argument("--data", default="digits")
     parser.add_argument("--task", default="larger", choices=TASKS)
     parser.add_argument("--pairs", nargs=3, metavar=("NPZ", "FROM", "TO"), help="a file and the names of two arrays")
+    parser.add_argument("--size", type=int, default=16, help="pixels a side of pairs, at most")
     parser.add_argument("--steps", type=int, default=1000, help="of training of the diffusion model")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--sampling-steps", type=int, default=15)

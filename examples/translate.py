@@ -38,7 +38,7 @@ def pairs(args: argparse.Namespace) -> tuple[Tensor, Tensor]:
     with np.load(file) as arrays:
         kinds = [torch.from_numpy(arrays[name]).float() / 127.5 - 1 for name in names]
     a, b = (x.permute(0, 3, 1, 2) if x.shape[-1] in (1, 3) else x for x in kinds)
-    return a, b
+    return tuple(F.adaptive_avg_pool2d(x, min(args.size, x.shape[-1])) for x in (a, b))
 
 
 # ---- CycleGAN
@@ -121,6 +121,7 @@ def scores(found: Tensor, partners: Tensor, seen: Tensor, cycle: float) -> dict[
 def main(argv: list[str] | None = None) -> list[dict[str, object]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", nargs=3, metavar=("NPZ", "A", "B"), help="a file and the names of two arrays in it")
+    parser.add_argument("--size", type=int, default=16, help="pixels a side of pairs, at most")
     parser.add_argument("--steps", type=int, default=1500, help="of training, for each kind")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rtol", type=float, default=1e-4)

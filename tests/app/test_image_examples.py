@@ -8,6 +8,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -100,6 +101,19 @@ def test_the_tone_of_ink_is_no_matter_of_how_much_ink_there_is(example):
     x = torch.full((2, 1, 8, 8), -1.0)
     x[0, 0, :2], x[1, 0, :6] = 0.6, 0.2
     torch.testing.assert_close(brightness(x), torch.tensor([0.8, 0.6]))
+
+
+@pytest.mark.parametrize("size", [4, 8, 16])
+def test_pairs_of_a_file_are_averaged_to_the_size_that_is_asked_and_never_enlarged(example, tmp_path, size):
+    """Picture i of the one kind stays the partner of picture i of the other, those held out are every eighth."""
+    a, b = (np.random.default_rng(k).integers(256, size=(24, 8, 8, 3), dtype=np.uint8) for k in (0, 1))
+    np.savez(tmp_path / "pairs.npz", a=a, b=b)
+    args = Namespace(pairs=[str(tmp_path / "pairs.npz"), "a", "b"], size=size)
+    side = min(size, 8)
+    for split, rows in (("train", np.arange(24) % 8 != 7), ("held-out", np.arange(24) % 8 == 7)):
+        for found, drawn in zip(example("image_to_image").pairs(args, split), (a, b), strict=True):
+            blocks = drawn[rows].reshape(-1, side, 8 // side, side, 8 // side, 3).mean((2, 4)) / 127.5 - 1
+            torch.testing.assert_close(found, torch.from_numpy(blocks).permute(0, 3, 1, 2).float())
 
 
 @pytest.mark.parametrize("task", ["larger", "half", "colour"])
