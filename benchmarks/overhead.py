@@ -4,7 +4,8 @@ Two runs that differ in their number of steps are timed in turns, and the differ
 the difference in calls, so what a call of `sample` costs once is not counted. One thread. The first line is a single
 operation, what all others are made of. "steps=" and "rtol=" are `sample` with a Denoiser whose network is the identity;
 under error control every sample has its own time, so that the coefficients of process and parametrisation are vectors,
-computed at every call. "loop alone" is `solve` of a term whose drift is x.
+computed at every call. There whole calls of `sample` count, one batch each; in "refilled" a batch takes in the samples
+of three more as its places become free. "loop alone" is `solve` of a term whose drift is x.
 
     python benchmarks/overhead.py [--repeats 30]
     python benchmarks/overhead.py --against FOLDER    # another checkout: both in turns, and the ratio
@@ -94,14 +95,20 @@ def fixed(name: str, shape: tuple[int, ...], repeats: int) -> Bursts:
     return Bursts.of(lambda n: sg.sample(model, shape, solver=name, steps=n, seed=0).calls, 20, 120, repeats)
 
 
-def tolerant(name: str, shape: tuple[int, ...], repeats: int) -> Bursts:
-    """Whole solves of n chunks."""
+def tolerant(name: str, shape: tuple[int, ...], repeats: int, *, refilled: bool = False) -> Bursts:
+    """Whole solves of n batches: each alone, or all through the places of one."""
     model = sg.Denoiser(Nothing(), sg.VPSDE(), parametrization="x0")
 
-    def run(n: int) -> int:
-        return sg.sample(model, (n * shape[0], *shape[1:]), solver=name, rtol=1e-5, seed=0, batch_size=shape[0]).calls
+    def calls(n: int, seed: int) -> int:
+        asked = (n * shape[0], *shape[1:])
+        return sg.sample(model, asked, solver=name, rtol=1e-5, seed=seed, batch_size=shape[0]).calls
 
+    run = (lambda n: calls(n, 0)) if refilled else (lambda n: sum(calls(1, seed) for seed in range(n)))
     return Bursts.of(run, 1, 4, repeats)
+
+
+def refilled(name: str, shape: tuple[int, ...], repeats: int) -> Bursts:
+    return tolerant(name, shape, repeats, refilled=True)
 
 
 def alone(name: str, shape: tuple[int, ...], repeats: int) -> Bursts:
@@ -111,6 +118,10 @@ def alone(name: str, shape: tuple[int, ...], repeats: int) -> Bursts:
         return sg.solve(Growth(), x, solver=name, rtol=1e-3, t_span=(0.0, float(n))).calls
 
     return Bursts.of(run, 5, 25, repeats)
+
+
+TITLES = {"steps": "steps=", "rtol": "rtol=", "refilled": "rtol=, refilled"}
+MEASURES = {"steps": fixed, "rtol": tolerant, "refilled": refilled}
 
 
 # ---- two packages
@@ -139,7 +150,7 @@ def serve() -> None:
     print(sg.__file__, file=sys.stderr)
     for line in sys.stdin:
         kind, name, place, repeats = line.split()
-        measure = {"steps": fixed, "rtol": tolerant}[kind]
+        measure = MEASURES[kind]
         try:
             found = measure(name, SHAPES[int(place)], int(repeats))
         except ValueError:  # both packages' InvalidInputError
@@ -165,11 +176,12 @@ def ratio(ours: Served, theirs: Served, solver: tuple[str, str], place: int, rou
 def ratios(other: Path, solvers: Sequence[str], rounds: int) -> str:
     """Our cost of a call over that of another checkout, for the solvers of these names."""
     ours, theirs = Served(Path(sg.__file__).parents[1]), Served(other)
-    asked = [(kind, n) for kind, names in (("steps", FIXED), ("rtol", TOLERANT)) for n in names if n in solvers]
+    names = {"steps": FIXED, "rtol": TOLERANT, "refilled": TOLERANT}
+    asked = [(kind, n) for kind in MEASURES for n in names[kind] if n in solvers]
     rows = []
     for kind, name in asked:
         cells = [ratio(ours, theirs, (kind, name), place, rounds) for place in range(len(SHAPES))]
-        rows.append([f"{name}, {kind}=", *cells])
+        rows.append([f"{name}, {TITLES[kind]}", *cells])
     return table(["microseconds per network call, here / there", *map(str, SHAPES)], rows)
 
 
@@ -212,6 +224,7 @@ def main() -> None:
     rows = {"one torch.add": [single(s, repeats) for s in SHAPES]}
     rows |= {f"{n}, steps=": [fixed(n, s, repeats) for s in SHAPES] for n in FIXED}
     rows |= {f"{n}, rtol=": [tolerant(n, s, repeats) for s in SHAPES] for n in TOLERANT}
+    rows |= {f"{n}, rtol=, refilled": [refilled(n, s, repeats) for s in SHAPES] for n in TOLERANT}
     rows |= {f"{n}, rtol=, loop alone": [alone(n, s, repeats) for s in SHAPES] for n in TOLERANT}
     by_shape = [peers(s, repeats) for s in SHAPES]
     rows |= {n: [found[n] for found in by_shape] for n in by_shape[0]}

@@ -25,29 +25,6 @@ class Orders:
         self.before, self.shares, self.second = i - 1, 1 / (i + 1), 1 / (i * (i + 1))
 
 
-class Weights:
-    """h g_1 ... h g_(n + 1) of n spacings: h g_i phi*_i is the integral of the i-th Newton term over a step.
-
-        c_(1,q) = h/q,    c_(2,q) = h/(q (q + 1)),    c_(i+1,q) = c_(i,q) - (h/psi'_i) c_(i,q+1),    h g_i = c_(i,1).
-
-    The table of c is kept from step to step, and its parts with it: to cut them takes longer than to compute.
-    """
-
-    def __init__(self, n: int, h: Tensor, orders: Orders) -> None:
-        c = h.new_zeros(n + 1, n, len(h))
-        self.second, self.g = orders.second[:n], c[:, 0]
-        self.first, self.start = c[0, 0], c[1] if n else c[0]
-        self.rows = [(c[i, : n - i], c[i, 1 : n - i + 1], c[i + 1, : n - i]) for i in range(1, n)]
-
-    def of(self, h: Tensor, psi: Tensor) -> Tensor:
-        """(n + 1, B) of steps h (B,) with spacings psi (n, B); written over by the next ones."""
-        self.first.copy_(h)
-        torch.mul(h, self.second, out=self.start)
-        for alpha, (c, after, out) in zip((h / psi[1:]).unbind(0), self.rows, strict=True):
-            torch.addcmul(c, alpha, after, value=-1, out=out)
-        return self.g
-
-
 class Layout:
     """How a table of states is laid out, so that coefficients (i, B) multiply it at full speed.
 
@@ -61,16 +38,20 @@ class Layout:
         self.axis, self.event_axis, self.batch_axis = (1, 0, -1) if self.small else (0, -1, -2)
         self.dtype = torch.promote_types(x.dtype, torch.float32)
         self.orders = Orders(self.dtype, x.device)
-        self._weights: dict[torch.Size, Weights] = {}  # of one number of samples, by that of spacings
 
     def weights(self, h: Tensor, psi: Tensor) -> Tensor:
-        """The weights of a step, see `Weights`."""
-        found = self._weights.get(psi.shape)
-        if found is None:
-            known, n = next(iter(self._weights), psi.shape), psi.shape[0]
-            kept = self._weights if known[1] == psi.shape[1] else {}
-            self._weights = {**kept, psi.shape: (found := Weights(n, h, self.orders))}
-        return found.of(h, psi)
+        """h g_1 ... h g_(n + 1), (n + 1, B), of steps h (B,) with spacings psi (n, B).
+
+            c_(1,q) = h/q,    c_(2,q) = h/(q (q + 1)),    c_(i+1,q) = c_(i,q) - (h/psi'_i) c_(i,q+1)
+
+        and h g_i = c_(i,1), so that h g_i phi*_i is the integral of the i-th Newton term over the step.
+        """
+        c = h * self.orders.second[: len(psi)]
+        g = [h, c[0]]
+        for ratio in (h / psi[1:]).unbind(0):
+            c = torch.addcmul(c[:-1], ratio, c[1:], value=-1)
+            g.append(c[0])
+        return torch.stack(g)
 
     def rows(self, x: Tensor) -> Tensor:
         """A state as an entry."""

@@ -239,7 +239,7 @@ class AdamsTolerance(AdamsMethod):
     def replace(self, state: AdamsTable, at: Tensor, other: AdamsTable, x: Tensor) -> AdamsTable:
         layout = state.layout
         wide = max((state, other), key=lambda table: len(table.spacings))
-        one, two = (self._widened(table, wide.spacings.mean(1)) for table in (state, other))
+        one, two = (self._widened(table, wide.spacings[:, 0]) for table in (state, other))
         return AdamsTable(
             layout,
             state.accept,
