@@ -5,7 +5,8 @@ the difference in calls, so what a call of `sample` costs once is not counted. O
 operation, what all others are made of. "steps=" and "rtol=" are `sample` with a Denoiser whose network is the identity;
 under error control every sample has its own time, so that the coefficients of process and parametrisation are vectors,
 computed at every call. There whole calls of `sample` count, one batch each; in "refilled" a batch takes in the samples
-of three more as its places become free. "loop alone" is `solve` of a term whose drift is x.
+of three more as its places become free. "loop alone" is `solve` of a term whose drift is x; "arithmetic alone" is what
+Adams' method by a tolerance computes however it is written: no bookkeeping can be saved from it.
 
     python benchmarks/overhead.py [--repeats 30]
     python benchmarks/overhead.py --against FOLDER    # another checkout: both in turns, and the ratio
@@ -109,6 +110,32 @@ def tolerant(name: str, shape: tuple[int, ...], repeats: int, *, refilled: bool 
 
 def refilled(name: str, shape: tuple[int, ...], repeats: int) -> Bursts:
     return tolerant(name, shape, repeats, refilled=True)
+
+
+def arithmetic(shape: tuple[int, ...], repeats: int) -> Bursts:
+    """What Adams' method of order 6 computes at a call in any case: the model at each sample's own time, the sums of the
+    past slopes that predict, their differences, what each of these is worth, and the correction."""
+    model = sg.Denoiser(Nothing(), sg.VPSDE(), parametrization="x0", data_mean=0.0, data_std=1.0)
+    term = sg.ProbabilityFlow(model.on(sg.TrigSDE(1.0)))
+    x, tall = torch.ones(shape), (6, shape[0], *(1,) * (len(shape) - 1))
+    phi, weights = torch.ones(7, *shape), torch.full(tall, 1e-3)
+
+    def run(n: int) -> int:
+        with torch.no_grad():
+            for i in range(n):
+                t = torch.full((shape[0],), 1.0 + i / n / 4, dtype=torch.float64)
+                y = torch.addcmul(x, phi[0], weights[0])
+                for row, weight in zip(phi[1:6], weights[1:], strict=True):
+                    y.addcmul_(row, weight)
+                differences = [term.drift(y, t)]
+                for row, weight in zip(phi[:6], weights, strict=True):
+                    differences.append(torch.addcmul(differences[-1], row, weight, value=-1))
+                table = torch.stack(differences)
+                torch.linalg.vector_norm(table.flatten(2), dim=2)
+                torch.addcmul(y, table[6], weights[5])
+        return n
+
+    return Bursts.of(run, 20, 120, repeats)
 
 
 def alone(name: str, shape: tuple[int, ...], repeats: int) -> Bursts:
@@ -225,6 +252,7 @@ def main() -> None:
     rows |= {f"{n}, steps=": [fixed(n, s, repeats) for s in SHAPES] for n in FIXED}
     rows |= {f"{n}, rtol=": [tolerant(n, s, repeats) for s in SHAPES] for n in TOLERANT}
     rows |= {f"{n}, rtol=, refilled": [refilled(n, s, repeats) for s in SHAPES] for n in TOLERANT}
+    rows["adams, rtol=, arithmetic alone"] = [arithmetic(s, repeats) for s in SHAPES]
     rows |= {f"{n}, rtol=, loop alone": [alone(n, s, repeats) for s in SHAPES] for n in TOLERANT}
     by_shape = [peers(s, repeats) for s in SHAPES]
     rows |= {n: [found[n] for found in by_shape] for n in by_shape[0]}
