@@ -155,6 +155,18 @@ def levels(sde: SDE) -> None:
             check_close(sde, f"at(t).{name} of times (B,)", getattr(several, name)[i], expected[i], one, scale=size)
 
 
+def rounding(function: Callable[[Tensor], Tensor], t: Tensor, sde: SDE) -> Tensor:
+    """How far rounding moves the values of a function of time near t, (B,).
+
+    The largest second difference of values 1e-6 t apart: of a smooth function 1e-12 of its size, more where it is made
+    of differences of larger numbers, as sigma = (1 - alpha^2)^(1/2) is at early times.
+    """
+    apart = 1e-6 * torch.minimum(t, torch.full_like(t, sde.t_max - sde.t_min))
+    middle = torch.minimum(torch.maximum(t, sde.t_min + 4 * apart), sde.t_max - 4 * apart)
+    near = middle + apart * torch.arange(-4, 5, dtype=t.dtype)[:, None]
+    return function(near.flatten()).reshape(near.shape).detach().diff(2, dim=0).abs().amax(0)
+
+
 def slopes(sde: SDE) -> None:
     """What automatic differentiation says is what the values do (a kink may take either side's slope)."""
     t = inner_times(sde)
@@ -167,7 +179,8 @@ def slopes(sde: SDE) -> None:
         miss, which = (secants - slope).abs().min(0)
         secant = secants.gather(0, which[None])[0]
         # differences lose digits to rounding, and to the curvature over h
-        bad = ~(miss <= 1e-3 * secant.abs() + 1e-13 * (value.abs() + up.abs()) / h + 1e-6 * value.abs() / t)
+        lost = 1e-13 * (value.abs() + up.abs()) + 4 * rounding(function, t, sde)
+        bad = ~(miss <= 1e-3 * secant.abs() + lost / h + 1e-6 * value.abs() / t)
         if bool(bad.any()):
             i = int(bad.nonzero()[0])
             raise LawError(
@@ -180,7 +193,8 @@ def inverse(sde: SDE) -> None:
     """time(half_log_snr(t)) = t, and d time/d lambda = 1/lambda'."""
     t = torch.cat([torch.tensor([sde.t_min], dtype=torch.float64), inner_times(sde)])
     lam = sde.half_log_snr(t)
-    check_close(sde, "time(half_log_snr(t)) = t", sde.time(lam), t, t)
+    lost = rounding(sde.half_log_snr, t, sde) * 2 * (sde.sigma(t) / sde.diffusion(t)) ** 2
+    check_close(sde, "time(half_log_snr(t)) = t", sde.time(lam), t, t, scale=t + 4 * lost / EXACT)
     end = sde.time(sde.half_log_snr(sde.t_max))
     check_close(sde, "time(half_log_snr(t_max)) = t_max", end, torch.full_like(end, sde.t_max), end)
     t, lam = t[1:], lam[1:]  # t_min may be the first node of a table, where the rate jumps

@@ -44,7 +44,29 @@ class Scaled(sg.SDE):
         return self.scale * t
 
 
-OWN = {"cubic": Cubic(), "lambdas": Lambdas(), "scaled": Scaled(2.0)}
+class OfAlpha(sg.SDE):  # as papers write it: 1 - alpha^2 loses 9 of 16 digits where it begins
+    def alpha(self, t):
+        return 1 - 0.9 * t**3
+
+    def sigma(self, t):
+        return torch.sqrt(1 - self.alpha(t) ** 2)
+
+
+class OfExponentials(sg.SDE):
+    def alpha(self, t):
+        return torch.exp(-5 * t**2)
+
+    def sigma(self, t):
+        return (1 - torch.exp(-10 * t**2)) ** 0.5
+
+
+OWN = {
+    "cubic": Cubic(),
+    "lambdas": Lambdas(),
+    "scaled": Scaled(2.0),
+    "of alpha": OfAlpha(),
+    "of exponentials": OfExponentials(),
+}
 
 
 @pytest.mark.parametrize("name", OWN)
