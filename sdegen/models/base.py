@@ -54,6 +54,7 @@ class ScoreModel(Shown, nn.Module):
         conditioned: whether samples are distributed differently from the data that `data` describes, as those of a
             guided model are.
         needs_grid: why error control cannot be used, with the cure, as an error message says it; "" where it can.
+        parametrization: what a network inside predicts, by which losses choose times and weights; None for others.
         advised_eta: the noise level `eta` of new samples on a fixed grid of "auto", where the user names none.
         space: the `LatentSpace` whose latents the data are; None: the data are what they are.
         solvers: those fitted to it (see `sdegen.fit_solver`), which `sdegen.save` keeps; "auto" takes one that was
@@ -64,6 +65,7 @@ class ScoreModel(Shown, nn.Module):
     conditioned: bool = False
     needs_grid: str = ""
     advised_eta: float = 0.0
+    parametrization: Any = None
     solvers: tuple[Any, ...] = ()
     sde: SDE
     _space: tuple[LatentSpace, ...] = ()  # in a tuple: it moves with the model, but its weights are not the model's
@@ -364,6 +366,7 @@ class Wrapped(ScoreModel):
     conditioned = property(lambda self: self.model.conditioned)  # type: ignore[assignment]
     needs_grid = property(lambda self: self.model.needs_grid)  # type: ignore[assignment]
     advised_eta = property(lambda self: self.model.advised_eta)  # type: ignore[assignment]
+    parametrization = property(lambda self: self.model.parametrization)
 
     def breaks(self) -> tuple[float, ...]:
         return self.model.breaks()

@@ -16,6 +16,7 @@ from ..inference.sampling import sample
 from ..models.base import ScoreModel, Wrapped
 from ..models.facts import DataFacts
 from ..models.prediction import Prediction
+from ..training.losses import dsm_loss
 from .checks import STATES, LawError, label, normals
 
 _MISSPELT = "no_condition_of_this_name"
@@ -32,7 +33,7 @@ def check_wrapper(
     - the conditions it takes contain those of the model inside, where its `forward` takes **cond;
     - a condition that nobody takes raises before the network is called, through any number of wrappers;
     - where it answers as the model inside does (a pass-through), samples on a fixed grid, by tolerance and by the
-      reverse SDE, log-densities and the counts of evaluations are the same to the bit.
+      reverse SDE, log-densities, the counts of evaluations and the loss it is trained by are the same to the bit.
 
     Args:
         outer: the wrapper.
@@ -126,6 +127,10 @@ def _check_results(outer: ScoreModel, inner: ScoreModel, shape: tuple[int, ...],
                     f"{label(outer)}: a pass-through is the model inside to the bit, fails for {what}: {name} differs "
                     f"(solver {got.solver}, inside {expected.solver})"
                 )
+    with torch.no_grad():
+        ours, theirs = (dsm_loss(m, x, seed=seed, **cond) for m in (outer, inner))
+    if not torch.equal(ours, theirs):
+        raise LawError(f"{label(outer)}: a pass-through is the model inside to the bit, fails for dsm_loss")
 
 
 def wrapping(model: ScoreModel, *, event_shape: Sequence[int] | None = None, seed: int = 0, **cond: Any) -> None:

@@ -281,7 +281,7 @@ def _chosen(model: ScoreModel, t: Times | None, weight: Weight | None) -> tuple[
     known = weight is None or (weight in _WEIGHTS if isinstance(weight, str) else callable(weight))
     if not known:
         raise InvalidInputError(f"weight={weight!r}: expected {_listed(_WEIGHTS)}, or a function of (sde, t)")
-    kind = getattr(model, "parametrization", None)
+    kind = model.parametrization
     law, suited = _SUITS.get(without_told(kind)[0], _SUITS_ANY) if isinstance(kind, str) else _SUITS_ANY
     if weight is not None:
         law = _LAW_OF_WEIGHT.get(weight, "uniform") if isinstance(weight, str) else "uniform"
