@@ -54,6 +54,10 @@ class CachedFunction:
         self._awaited: Tensor | None = None  # times that are to be computed together
         self._at_tensor = LastAnswer()
 
+    def __bool__(self) -> bool:
+        """Whether any answer is remembered."""
+        return bool(self._at_number or self._at_tensor)
+
     def __call__(self, t: float | Tensor) -> Any:
         if isinstance(t, Tensor):
             if t.ndim:
@@ -130,6 +134,9 @@ class LastAnswer:
     def __reduce__(self):  # copies and files begin anew
         return type(self), ()
 
+    def __bool__(self) -> bool:
+        return self._kept is not None and bool(self._kept[3])
+
     def of(self, t: Tensor) -> Any:
         """What is kept for t, or None."""
         kept = self._kept
@@ -159,6 +166,9 @@ class Recent:
 
     def __reduce__(self):  # copies and files begin anew
         return type(self), (self._most, self._same)
+
+    def __bool__(self) -> bool:
+        return bool(self._known)
 
     def of(self, asked: Any, answer: Callable[[], Any]) -> Any:
         """The answer that is known, or this one."""

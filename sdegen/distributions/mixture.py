@@ -12,6 +12,7 @@ from ..core.arguments import number
 from ..core.errors import InvalidInputError
 from ..core.kinds import checked, kind_of, take
 from ..core.show import Shown, picture_of, spread
+from ..core.unwritten import Unwritten
 from ..noise.purposes import Purpose
 from ..noise.white import Noise, check_seed
 from .components import MEMORY, Components, components
@@ -32,8 +33,11 @@ class GaussianMixture(Shown):
 
     Raises:
         InvalidInputError: shapes that do not fit, both or neither of std and covariances, a negative eigenvalue or
-            weight.
+            weight; an attribute is assigned later; at a call, if one was written into.
     """
+
+    _finished: bool = False
+    _unwritten: Unwritten | None = None
 
     def __init__(
         self,
@@ -60,6 +64,11 @@ class GaussianMixture(Shown):
         self.axes = None if axes is None else axes.expand(k, d, d)  # (K, d, d) eigenvectors in columns; None: I
         self._law = self.means, variances, axes
         self._summed: tuple[torch.device, Components] | None = None
+        self._weigh(weights)
+        self._finish()
+
+    def _weigh(self, weights: Sequence[float] | Tensor | None) -> None:
+        k = len(self.means)
         w = torch.ones(k, dtype=torch.float64, device="cpu") if weights is None else _floats(weights, "weights")
         if w.shape != (k,):
             raise InvalidInputError(f"weights has shape {tuple(w.shape)}: expected ({k},), one per component")
@@ -68,8 +77,21 @@ class GaussianMixture(Shown):
         self.weights = w / w.sum()
         self.log_weights = self.weights.log()
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self._finished:
+            raise InvalidInputError(f"{name} of a GaussianMixture cannot be assigned: make another GaussianMixture")
+        super().__setattr__(name, value)
+
+    def _finish(self) -> None:
+        """From here on it does not change: much follows from its numbers, and is kept."""
+        vars(self).update(_finished=True, _unwritten=Unwritten(vars(self).values()))
+
     def __getstate__(self):
-        return {**vars(self), "_summed": None}
+        return {**vars(self), "_summed": None, "_unwritten": None}
+
+    def __setstate__(self, state):
+        vars(self).update(state)
+        self._finish()
 
     def _facts(self):
         return {"components": len(self.means), "dim": self.dim, "std": spread(self.variances.sqrt())}
@@ -180,8 +202,9 @@ class GaussianMixture(Shown):
         log_weights = self.log_weights - offset.square().sum((1, 2)) / 2 - pivots.log().sum(1)
         covariances = root @ left @ root.mT
         found = GaussianMixture(means, covariances=(covariances + covariances.mT) / 2)
-        found.log_weights = log_weights - log_weights.logsumexp(0)
-        found.weights = found.log_weights.exp()
+        own = log_weights - log_weights.logsumexp(0)
+        vars(found).update(log_weights=own, weights=own.exp())
+        found._finish()
         return found
 
     def denoise(
@@ -218,10 +241,17 @@ class GaussianMixture(Shown):
 
     def _parts(self, device: torch.device) -> Components:
         """What its components are summed by, there."""
+        if self._unwritten is not None and not self._unwritten():
+            raise InvalidInputError(
+                "GaussianMixture: one of its tensors was written into, expected one that does not change once it is "
+                "made; make another GaussianMixture"
+            )
         if self._summed is None or self._summed[0] != device:
             means, variances, axes = self._law
             axes = None if axes is None else axes.to(device)
-            self._summed = device, components(means.to(device), variances.to(device), axes)
+            summed = device, components(means.to(device), variances.to(device), axes)
+            vars(self)["_summed"] = summed
+            return summed[1]
         return self._summed[1]
 
 
@@ -259,7 +289,7 @@ def _of_covariances(covariances: Any, k: int, d: int) -> tuple[Tensor, Tensor | 
 
 def _floats(value: object, name: str) -> Tensor:
     try:
-        tensor = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
+        tensor = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach().clone()
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise InvalidInputError(f"{name} could not be read as numbers ({error})") from error
     tensor = take(tensor, name, kind_of(Tensor))

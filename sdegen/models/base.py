@@ -218,8 +218,13 @@ class ScoreModel(Shown, nn.Module):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
         """Statistics come from the dict where it has them; those of dicts that have none stay as they are."""
-        buffers, missing = vars(self)["_buffers"], rest[2]
+        buffers, missing, errors = vars(self)["_buffers"], rest[2], rest[4]
         names = [name for name in _BUFFER.values() if name in buffers]
+        if self._fixed and not all(_same(buffers[n], state_dict.get(prefix + n, buffers[n])) for n in names):
+            errors.append(
+                f"got statistics of other data, expected those of {prefix}{self._fixed[0]}: make another model"
+            )
+            return
         for name in names:
             if prefix + name in state_dict:  # of another shape, or None, before it was known
                 buffers[name] = _beside(buffers[name], state_dict[prefix + name])
@@ -466,6 +471,13 @@ def _beside(old: Tensor | None, new: Tensor) -> Tensor:
     """A copy of a statistic, where the one before it was; an ordinary tensor also in inference mode."""
     with torch.inference_mode(False):
         return new.detach().to(torch.device("cpu") if old is None else old.device, torch.float64, copy=True)
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether two statistics are the same number, or both unknown."""
+    if a is None or b is None:
+        return a is b
+    return a.shape == b.shape and torch.allclose(a.cpu(), b.to("cpu", a.dtype), rtol=1e-6, equal_nan=True)
 
 
 def words_of(function: Any) -> tuple[set[str], bool]:

@@ -26,6 +26,7 @@ from ..core.kinds import checked
 from ..core.roots import find_root
 from ..core.shapes import as_number, as_time, check_state, check_time, event_sum, expand
 from ..core.show import Shown, curves
+from ..core.unwritten import Unwritten
 from ..noise.white import Noise, check_seed
 from .functions import NAMES as FUNCTIONS
 from .functions import Time, check_elementwise, derivative, function_of_time, process_time
@@ -44,7 +45,7 @@ class _Immutable(ABCMeta):
         made = super().__call__(*args, **kwargs)
         if cls._checked:
             made._check()
-        vars(made)["_finished"] = True
+        made._finish()
         return made
 
 
@@ -56,7 +57,8 @@ class SDE(Shown, metaclass=_Immutable):
     `sdegen.testing.check_sde(sde)` proves the result. The range of times is that of the class (`t_min = 1e-3`,
     `t_max = 1.0` in its body) or of the object (`super().__init__(t_min=..., t_max=...)`).
 
-    A process does not change once it is made, since much that is computed of it is remembered.
+    A process does not change once it is made, since much that is computed of it is remembered: to assign an attribute
+    is refused, and so is a process whose tensors were written into after numbers of it were used.
 
     Attributes:
         t_min: the smallest time at which the process is used; positive, since every quantity must be finite there.
@@ -76,6 +78,7 @@ class SDE(Shown, metaclass=_Immutable):
     data_scale: float | None = None
     _checked: bool = False
     _finished: bool = False
+    _unwritten: Unwritten | None = None  # its tensors, where it has some
     _expected = "a process such as VPSDE()"
     _cached: CachedFunction
     _answers: Recent
@@ -110,6 +113,11 @@ class SDE(Shown, metaclass=_Immutable):
                 "make another one, or take sde.narrowed(t_min, t_max) for a shorter range of times"
             )
         super().__setattr__(name, value)
+
+    def _finish(self) -> None:
+        """From here on it does not change."""
+        vars(self)["_unwritten"] = Unwritten(vars(self).values()) or None
+        vars(self)["_finished"] = True
 
     # ---- what a subclass defines
 
@@ -152,7 +160,18 @@ class SDE(Shown, metaclass=_Immutable):
 
         A time that carries derivatives gives tensors and is never remembered; see `sdegen.core.cache`.
         """
+        if self._unwritten is not None and not self._unwritten():
+            self._check_nothing_remembered()
         return self._cached(t if isinstance(t, (Tensor, float)) else as_time(t))
+
+    def _check_nothing_remembered(self) -> None:
+        """Its tensors were written into: raise if numbers of the process as it was before are remembered."""
+        if self._cached or self._answers:
+            raise InvalidInputError(
+                f"{type(self).__name__}: a tensor of the process was written into, expected a process that does not "
+                "change once its numbers are used; make another one"
+            )
+        self._finish()
 
     def _level(self, t: Tensor) -> Level:
         """The coefficients at times that rounding, at most, has put outside [t_min, t_max]; 0 is none of these."""
@@ -266,7 +285,7 @@ class SDE(Shown, metaclass=_Immutable):
         sde = copy.copy(self)
         vars(sde)["_finished"] = False
         SDE.__init__(sde, t_min=max(t_min, self.t_min), t_max=min(t_max, self.t_max))
-        vars(sde)["_finished"] = True
+        sde._finish()
         return sde
 
     def _check(self) -> None:
@@ -330,7 +349,12 @@ class SDE(Shown, metaclass=_Immutable):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles leave behind what is remembered: it belongs to the process that made it."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_cached", "_answers")}
+        own = ("_cached", "_answers", "_unwritten")
+        return {name: value for name, value in self.__dict__.items() if name not in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._finish()
 
     def _facts(self):
         if self.config is None:
@@ -355,6 +379,8 @@ def once(sde: SDE, asked: tuple[Any, ...], make: Callable[[], Any]) -> Any:
         with torch.inference_mode(False), torch.no_grad():
             return make()
 
+    if sde._unwritten is not None and not sde._unwritten():
+        sde._check_nothing_remembered()
     return sde._answers.of(asked, made)
 
 

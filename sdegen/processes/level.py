@@ -46,6 +46,10 @@ class Level:
             setattr(self, name, value)
         return value
 
+    def __bool__(self) -> bool:
+        """Whether any of them is kept."""
+        return any(_is_kept(self, name) for name in _FUNCTIONS)
+
     @property
     def d_alpha(self) -> Any:
         return self.rates[0]
@@ -53,6 +57,14 @@ class Level:
     @property
     def d_sigma(self) -> Any:
         return self.rates[1]
+
+
+def _is_kept(level: Level, name: str) -> bool:
+    try:
+        object.__getattribute__(level, name)
+    except AttributeError:
+        return False
+    return True
 
 
 def without_signal(level: Level) -> bool:

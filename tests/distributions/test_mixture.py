@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 from sdegen.core.errors import InvalidInputError
 from sdegen.core.quadrature import gauss_legendre
 from sdegen.distributions.mixture import GaussianMixture
+from sdegen.inference.sampling import sample
 from sdegen.models.exact import EmpiricalModel, MixtureModel
 from sdegen.processes import EDMSDE, VPSDE, TabulatedVPSDE
 from sdegen.testing import check_model, model_laws
@@ -278,3 +281,21 @@ def test_a_single_point_and_repeated_points():
 def test_wrong_input(call, words):
     with pytest.raises(InvalidInputError, match=words):
         call()
+
+
+def test_a_mixture_does_not_change_once_it_is_made():
+    means = torch.tensor([[1.0, 0.0], [-1.0, 0.5]], dtype=torch.float64)
+    mixture = GaussianMixture(means, std=0.3)
+    model = MixtureModel(mixture, VPSDE())
+    before = sample(model, 3, steps=4, seed=0).x
+    means.add_(1.0)  # the caller's own
+    assert torch.equal(sample(model, 3, steps=4, seed=0).x, before)
+    for name in ("means", "variances", "weights", "log_weights", "axes"):
+        with pytest.raises(InvalidInputError, match=f"{name} of a GaussianMixture cannot be assigned"):
+            setattr(mixture, name, None)
+    for name in ("means", "variances", "weights", "log_weights"):
+        for copied in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model), MixtureModel(mixture, VPSDE())):
+            getattr(copied.mixture, name).mul_(1.5)
+            with pytest.raises(InvalidInputError, match="written into"):
+                sample(copied, 3, steps=4, seed=0)
+            mixture = GaussianMixture(means - 1, std=0.3)

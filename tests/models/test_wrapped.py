@@ -384,3 +384,20 @@ def test_what_was_saved_with_nothing_known_is_loaded_so():
     other.set_statistics(1.0, 2.0)
     other.load_state_dict(model.state_dict())
     assert other.data.mean is None and other.data.std is None
+
+
+def test_exact_scores_do_not_take_the_statistics_of_other_data():
+    for one, other in (
+        (sg.EmpiricalModel(points(20), sg.VPSDE()), sg.EmpiricalModel(points(20) + 5, sg.VPSDE())),
+        (
+            sg.MixtureModel(MIXTURES["plane"], sg.VPSDE()),
+            sg.MixtureModel(sg.GaussianMixture([[5.0, 5.0]], std=1.0), sg.VPSDE()),
+        ),
+    ):
+        kept = copy.deepcopy(one)
+        kept.load_state_dict(one.state_dict())
+        for model in (kept, Same(kept)):
+            before = sg.sample(model, 3, steps=4, seed=0).x
+            with pytest.raises(RuntimeError, match="statistics of other data"):
+                model.load_state_dict(Same(other).state_dict() if model is not kept else other.state_dict())
+            assert torch.equal(sg.sample(model, 3, steps=4, seed=0).x, before)

@@ -161,6 +161,96 @@ def test_a_number_of_a_process_cannot_be_assigned_after_it_is_made(name):
     assert sde.at(0.5 * sde.t_max).sigma == before
 
 
+class Held(sg.SDE):
+    def __init__(self, power):
+        super().__init__()
+        self.power = power
+
+    def alpha(self, t):
+        return 1 - 0.9 * t ** self.now()
+
+    def sigma(self, t):
+        return t
+
+    def now(self):
+        return self.power
+
+
+class InDict(Held):
+    def __init__(self, power):
+        super().__init__({"power": [power]})
+
+    def now(self):
+        return self.power["power"][0]
+
+
+def in_function(power):
+    return sg.PathSDE(lambda t: 1 - 0.9 * t**power, lambda t: t)
+
+
+HOLDERS = {"attribute": Held, "in a dict": InDict, "of a function": in_function}
+
+
+@pytest.mark.parametrize("use", ["at one time", "at several", "a grid", "another path"])
+@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize("where", HOLDERS)
+def test_a_process_whose_tensor_is_written_into_is_honoured_or_refused(where, copied, use):
+    uses = {
+        "at one time": lambda sde: sde.at(0.5).alpha,
+        "at several": lambda sde: sde.at(torch.tensor([0.5, 0.6], dtype=F64)).alpha[0],
+        "a grid": lambda sde: sg.grid(sde, 5, kind="lambda")[2],
+        "another path": lambda sde: sg.MixtureModel(sg.GaussianMixture([[1.0]], std=1.0), sde).on(sg.VESDE()).sde.t_max,
+    }
+    power = torch.tensor(3.0, dtype=F64)
+    sde = HOLDERS[where](power)
+    if copied:
+        sde = sde.narrowed(sde.t_min, sde.t_max)
+    power.fill_(2.0)  # nobody has asked yet
+    fresh = HOLDERS[where](2.0)
+    assert float(uses[use](sde)) == pytest.approx(float(uses[use](fresh)), rel=1e-12)
+    uses["at one time"](sde)
+    power.fill_(1.0)
+    with pytest.raises(InvalidInputError, match="a tensor of the process was written into"):
+        uses["at one time"](sde)
+    expected = pytest.approx(float(uses[use](HOLDERS[where](1.0))), rel=1e-12)
+    assert float(uses[use](HOLDERS[where](power))) == expected
+    try:  # what remembers nothing is as a new process says
+        assert float(uses[use](sde)) == expected
+    except InvalidInputError as error:
+        assert "was written into" in str(error)
+
+
+def test_a_process_is_trained_until_its_numbers_are_remembered():
+    power = torch.nn.Parameter(torch.tensor(3.0, dtype=F64))
+    sde, ts = Held(power), torch.tensor([0.5, 0.6], dtype=F64)
+    for _ in range(2):
+        sde.at(ts).alpha.sum().backward()
+        with torch.no_grad():
+            power.sub_(0.1)
+    assert float(sde.at(0.5).alpha.detach()) == pytest.approx(1 - 0.9 * 0.5**2.8)
+    with torch.no_grad():
+        sde.at(0.5)
+        power.sub_(0.1)
+    with pytest.raises(InvalidInputError, match="was written into"):
+        sde.at(0.5)
+    for copied in (copy.deepcopy(sde), copy.copy(sde)):
+        assert float(copied.at(0.5).alpha.detach()) == pytest.approx(1 - 0.9 * 0.5**2.7)
+
+
+@pytest.mark.parametrize("name", [name for name in BUILT_IN if "table" in name.lower() or "Tabulated" in name])
+def test_tables_are_copies_and_are_not_written_into(name):
+    sde = copy.deepcopy(BUILT_IN[name])
+    before = sde.at(0.5 * sde.t_max).sigma
+    for key, value in vars(sde).items():
+        if isinstance(value, torch.Tensor):
+            again = copy.deepcopy(sde)
+            again.at(0.5 * sde.t_max)
+            getattr(again, key).mul_(1.1)
+            with pytest.raises(InvalidInputError, match="was written into"):
+                again.at(0.5 * sde.t_max)
+    assert sde.at(0.5 * sde.t_max).sigma == before
+
+
 def pickled(sde):
     try:
         return pickle.loads(pickle.dumps(sde))
