@@ -30,6 +30,39 @@ def test_gaussian_data_are_translated_by_the_formula():
     torch.testing.assert_close(found.x, expected, rtol=0, atol=2e-3)
 
 
+def test_gaussians_of_common_axes_are_translated_along_them():
+    """m_B + C_B^(1/2) C_A^(-1/2) (x - m_A), where the covariances commute."""
+    axes = torch.linalg.qr(torch.tensor([[1.0, 0.4], [-0.7, 1.2]], dtype=F64))[0]
+    variances = torch.tensor([[0.9, 0.1], [0.25, 0.64]], dtype=F64)
+    a, b = (
+        sg.GaussianMixture([mean], covariances=(axes @ v.diag() @ axes.mT)[None])
+        for mean, v in zip([[0.5, -0.3], [-1.0, 1.0]], variances, strict=True)
+    )
+    x = a.sample(6, seed=0, dtype=F64)
+    found = sg.translate(sg.MixtureModel(a, high_noise()), sg.MixtureModel(b, high_noise()), x, rtol=1e-5)
+    root = axes @ (variances[1] / variances[0]).sqrt().diag() @ axes.mT
+    torch.testing.assert_close(found.x, b.mean + (x - a.mean) @ root.mT, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("rtol", [1e-3, 1e-5])
+@pytest.mark.parametrize("kind", ["modes", "networks"])
+def test_there_and_back_again_is_where_it_began_within_the_tolerance(kind, rtol):
+    """For any two models, also of unlike laws, and networks that have learned nothing: an error of rtol a step."""
+    torch.manual_seed(0)
+    if kind == "modes":
+        models = [sg.MixtureModel(law, sg.EDMSDE()) for law in (MODES, B)]
+    else:
+        models = [sg.Denoiser(sg.nets.MLP(2, hidden=16), sg.EDMSDE(), data_std=0.5).double() for _ in range(2)]
+        for model in models:
+            for weights in model.parameters():
+                torch.nn.init.normal_(weights, std=0.3)
+    x = MODES.sample(8, seed=3, dtype=F64)
+    there = sg.translate(*models, x, rtol=rtol)
+    back = sg.translate(*models[::-1], there.x, rtol=rtol)
+    assert float((there.x - x).abs().max()) > 1
+    assert float((back.x - x).abs().max()) < rtol * float(there.nfe.max()), (back.x - x).abs().max()
+
+
 @pytest.mark.parametrize("process", ["vp", "edm", "cosine", "trig"])
 def test_to_itself_nothing_is_translated(process):
     model = sg.MixtureModel(MODES, SOME_SDES[process], labels=[0, 1, 1])
