@@ -5,8 +5,9 @@ python examples/image_to_image.py --task half --data fashion-mnist --out tasks  
 python examples/image_to_image.py --pairs emoji.npz noto twemoji --out tasks        # two arrays of one file
 
 A diffusion model hears the picture as channels of its network's input (SR3, Saharia et al. 2021, arXiv 2104.07636;
-Palette, 2021, arXiv 2111.05826). Beside it the same U-Net trained to the least absolute error, and with a discriminator
-of (picture, answer) beside that error, which is pix2pix (Isola et al. 2017, arXiv 1611.07004; its noise is dropout).
+Palette, 2021, arXiv 2111.05826), and now and then none, so that it can be guided. Beside it the same U-Net trained to
+the least absolute error, and with a discriminator of (picture, answer) beside that error, which is pix2pix (Isola et
+al. 2017, arXiv 1611.07004; its noise is dropout).
 
 Where the answer is open, the least error is a blurred picture, between all answers, and no answer that is drawn can be
 as near to the true one: of an exact model its squared error is twice that of the mean of all answers, 3 dB more. So the
@@ -26,7 +27,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import translate
-from torch import Tensor, nn
+from pix2pix import answer, least_error, pix2pix
+from torch import Tensor
 from translate import decibels
 
 import sdegen as sg
@@ -64,46 +66,14 @@ def pairs(args: argparse.Namespace, split: str) -> tuple[Tensor, Tensor]:
 
 
 def network(channels: int, size: int, **more: Any) -> sg.nets.UNet:
-    large = {"patch": 2, "multipliers": (1, 2), "attention": (-1,)} if size >= 28 else {}
-    return sg.nets.UNet(channels, channels=32, **large, **more)
+    patch = 2 if size >= 28 else 1
+    return sg.nets.UNet(channels, channels=32, patch=patch, multipliers=(1, 2), attention=(-1,), **more)
 
 
-def answer(net: nn.Module, told: Tensor) -> Tensor:
-    """A network's answer in one pass."""
-    return net(told, torch.zeros(len(told)))
-
-
-def least_error(net: nn.Module, x0: Tensor, *, image: Tensor) -> Tensor:
-    return (answer(net, image) - x0).abs().flatten(1).mean(1)
-
-
-def judge(channels: int, width: int = 48) -> nn.Sequential:
-    """One number for each patch of a picture and its answer."""
-    first = [nn.Conv2d(2 * channels, width, 3, 2, 1), nn.LeakyReLU(0.2)]
-    second = [nn.Conv2d(width, 2 * width, 3, 1, 1), nn.InstanceNorm2d(2 * width), nn.LeakyReLU(0.2)]
-    return nn.Sequential(*first, *second, nn.Conv2d(2 * width, 1, 3, padding=1))
-
-
-def pix2pix(told: Tensor, x: Tensor, seconds: float, args: argparse.Namespace) -> nn.Module:
-    """The generator; its dropout stays on. Weight 100 of the absolute error."""
-    torch.manual_seed(args.seed)
-    net, d = network(x.shape[1], x.shape[-1], dropout=0.5), judge(x.shape[1])
-    of_g, of_d = (torch.optim.Adam(m.parameters(), lr=5e-4, betas=(0.5, 0.999)) for m in (net, d))
-    start = time.process_time()
-    while (done := (time.process_time() - start) / seconds) < 1:
-        for group in (*of_g.param_groups, *of_d.param_groups):
-            group["lr"] = 5e-4 * min(1.0, 2 * (1 - done))  # constant, then to 0
-        rows = torch.randint(len(x), (args.batch_size,))
-        image, real = told[rows], x[rows]
-        fake = answer(net, image)
-        of_d.zero_grad()
-        right, wrong = d(torch.cat([image, real], 1)), d(torch.cat([image, fake.detach()], 1))
-        (F.softplus(-right).mean() + F.softplus(wrong).mean()).backward()
-        of_d.step()
-        of_g.zero_grad()
-        (F.softplus(-d(torch.cat([image, fake], 1))).mean() + 100 * (fake - real).abs().mean()).backward()
-        of_g.step()
-    return net.train()
+def told_or_not(model: sg.ScoreModel, x0: Tensor, *, image: Tensor, seed: int | None = None) -> Tensor:
+    """dsm_loss, one time in ten told grey: what guidance goes away from."""
+    told = torch.rand(len(x0)) < 0.9
+    return sg.dsm_loss(model, x0, image=image * told.to(image)[:, None, None, None], seed=seed)
 
 
 def of_all(answers: Tensor, y: Tensor) -> float:
@@ -159,7 +129,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
     torch.manual_seed(args.seed)
     model = sg.Denoiser(network(channels, size, image_channels=channels), sg.VPSDE())
     how: dict[str, Any] = {"batch_size": args.batch_size, "seed": args.seed}
-    sg.fit(model, x, image=told, steps=args.steps, **how)
+    sg.fit(model, x, image=told, loss=told_or_not, steps=args.steps, **how)
     seconds = time.process_time() - start
     print(f"diffusion: {seconds:.0f} CPU s; the others for as long")
     torch.manual_seed(args.seed)
@@ -168,15 +138,18 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
     sg.fit(blur, x, image=told, loss=least_error, steps=trial, **how)
     more = max(int(trial * seconds / (time.process_time() - start)) - trial, 2)
     sg.fit(blur, x, image=told, loss=least_error, steps=more, **how)
-    gan = pix2pix(told, x, seconds, args)
+    torch.manual_seed(args.seed)
+    gan = pix2pix(network(channels, size, dropout=0.5), told, x, seconds, args.batch_size)
 
-    draw = lambda k: sg.sample(model, len(asked), steps=args.sampling_steps, seed=k, image=asked, batch_size=250).x
+    guided, how = sg.Guided(model, 2.0, null={"image": 0.0}), {"steps": args.sampling_steps, "batch_size": 250}
+    draw = lambda model, k: sg.sample(model, len(asked), seed=k, image=asked, **how).x
     with torch.no_grad():
         answers = {
             "the picture itself": asked[None],
             "least absolute error": answer(blur.eval(), asked)[None],
             "pix2pix": torch.stack([answer(gan, asked) for _ in range(DRAWS)]),
-            "diffusion": torch.stack([draw(k) for k in range(DRAWS)]),
+            "diffusion": torch.stack([draw(model, k) for k in range(DRAWS)]),
+            "diffusion, guidance 2": torch.stack([draw(guided, k) for k in range(DRAWS)]),
             "real pictures": x[torch.linspace(0, len(x) - 1, len(asked)).long()][None],
         }
     features, rows = features_of(x, args), []
@@ -188,7 +161,9 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
         rows.append(row)
         print(f"{name:22}", *(f"{key} {value:.3g} " for key, value in row.items() if key))
     shown = {"asked": asked, "least error": answers["least absolute error"][0], "pix2pix": answers["pix2pix"][0]}
-    shown |= {f"diffusion, {k + 1}": answers["diffusion"][k] for k in range(3)} | {"wanted": wanted}
+    for name in ("diffusion", "diffusion, guidance 2"):
+        shown |= {f"{name}: {k + 1}": answers[name][k] for k in range(2)}
+    shown["wanted"] = wanted
     grid = torch.cat([picture[:10] for picture in shown.values()])
     sg.plot.save(sg.plot.image_grid(grid, nrow=min(10, args.n), rows=list(shown)), args.out / "answers.png")
     print(f"wrote {args.out / 'answers.png'}")
