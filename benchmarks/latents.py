@@ -1,6 +1,6 @@
 """Two autoencoders of Fashion-MNIST, and a model of latents beside one of pixels with as many parameters.
 
-python benchmarks/latents.py [--data FOLDER] [--steps 2500 2500] [--minutes 8] [--out FOLDER]
+python benchmarks/latents.py [--data FOLDER] [--steps 2500 2500] [--minutes 8] [--out FOLDER] [--name NAME]
 
 The autoencoders are those of examples/train_autoencoder.py (patches of 4 pixels to 4 numbers), variational and with 256
 codes; their runs are in OUT, and go on or are read if they are there. Then two U-Nets of about 0.25M parameters are
@@ -99,6 +99,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs=2, default=(2500, 2500), help="of the one and the other autoencoder")
     parser.add_argument("--minutes", type=float, default=8.0, help="of training in all, the autoencoder's too")
     parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()) / "sdegen-latents")
+    parser.add_argument("--name", default="latents", help="of the results, where several are kept")
     chosen = parser.parse_args()
     for name in ("--data", "--out"):  # where things are on this machine is of no interest
         if name in sys.argv:
@@ -112,7 +113,7 @@ def main() -> None:
     show("autoencoder", rows)
     if models:
         show(f"trained on, {chosen.minutes:g} CPU minutes in all", models)
-    write("latents", TITLE, __doc__.split("\n\n")[2])
+    write(chosen.name, TITLE, __doc__.split("\n\n")[2])
 
 
 if __name__ == "__main__":

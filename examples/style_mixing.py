@@ -105,7 +105,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
 
     names = [f"{TONES[k % 3]} {things[k // 3]}" for k in range(n_classes)]
     sides = [f"{names[first]} | {names[second]}" for first, second in zip(a[:6], b[:6], strict=True)]
-    grid = sg.plot.image_grid(torch.stack(strips, 1).flatten(0, 1), nrow=len(LEVELS), columns=LEVELS, rows=sides)
+    heads = [f"{level:g}" for level in LEVELS]
+    grid = sg.plot.image_grid(torch.stack(strips, 1).flatten(0, 1), nrow=len(LEVELS), columns=heads, rows=sides)
     sg.plot.save(grid, args.out / "mixed.png")
     with sg.plot.style():
         axes = plt.figure(figsize=(5, 3), layout="constrained").add_subplot()
