@@ -42,16 +42,18 @@ class ConditionOptions:
     vector_channels: int | None = None
     vector_dropout: float = 0.0
     image_channels: int = 0
+    image_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        for kind, channels in (("label", "n_classes"), ("token", "token_channels"), ("vector", "vector_channels")):
+        check_count("image_channels", self.image_channels, 0)
+        for kind in ("label", "token", "vector", "image"):
+            channels = "n_classes" if kind == "label" else f"{kind}_channels"
             size, share = getattr(self, channels), getattr(self, f"{kind}_dropout")
-            if size is not None:
+            if size is not None and kind != "image":
                 check_count(channels, size)
-            if check_share(f"{kind}_dropout", share) and size is None:
+            if check_share(f"{kind}_dropout", share) and not size:
                 what = "classes" if kind == "label" else f"{kind}s"
                 raise InvalidInputError(f"{kind}_dropout={share} without {what}: pass {channels}=")
-        check_count("image_channels", self.image_channels, 0)
 
     @property
     def names(self) -> set[str]:
@@ -67,7 +69,7 @@ class ConditionOptions:
 
     def in_config(self) -> dict[str, Any]:
         """What a config tells of them: those that are asked for, so that it is that of older checkpoints elsewhere."""
-        names = ("token_channels", "token_dropout", "vector_channels", "vector_dropout", "image_channels")
+        names = (f"{kind}_{what}" for kind in ("token", "vector", "image") for what in ("channels", "dropout"))
         return {name: value for name in names if (value := getattr(self, name))}
 
 
@@ -108,7 +110,7 @@ class Conditional(ShownNet, nn.Module):
 
         Raises:
             InvalidInputError: a condition that the network was not built for, or of another shape; no image for one
-                that was built with images.
+                that was never without in training.
         """
         asked = self.conditions
         if label is not None and asked.n_classes is None:
@@ -125,7 +127,7 @@ class Conditional(ShownNet, nn.Module):
             raise InvalidInputError("this network was built without a vector: build it with vector_channels=")
         if vector is not None:
             _check_floating("vector", vector, (batch, asked.vector_channels))
-        if image is not None or asked.image_channels:
+        if image is not None or (asked.image_channels and not asked.image_dropout):
             _check_image(image, batch, event_shape, asked.image_channels)
 
     def _with_no_token(
@@ -142,6 +144,18 @@ class Conditional(ShownNet, nn.Module):
             mask = kept if mask is None else mask & kept
         seen = None if mask is None else F.pad(mask, (1, 0), value=True)
         return torch.cat([none, tokens.to(none.dtype)], 1), seen
+
+    def _image(self, x: Tensor, image: Tensor | None) -> Tensor | None:
+        """The image as it is read beside x: zeros where there is none, or where it is left out."""
+        asked = self.conditions
+        if not asked.image_channels:
+            return None
+        if image is None:
+            return x.new_zeros(len(x), asked.image_channels, *x.shape[2:])
+        if not self.training or not asked.image_dropout:
+            return image
+        left_out = dropped(asked.image_dropout, len(x), image.device)
+        return torch.where(left_out.reshape(-1, *(1,) * (image.ndim - 1)), 0.0, image)
 
 
 class LabelEmbedding(nn.Module):
@@ -285,7 +299,7 @@ def _check_image(image: Tensor | None, batch: int, event_shape: Sequence[int] | 
     if image is None and channels:
         raise InvalidInputError(
             f"this network was built with image_channels={channels} and is asked without an image: pass image= of "
-            f"shape {wanted}"
+            f"shape {wanted} (or train one with image_dropout=, which knows what none is)"
         )
     if image is None:
         return

@@ -46,6 +46,8 @@ class DiT(Conditional):
         vector_dropout: in training, the probability that it is left out.
         image_channels: channels of an image as high and wide as x that is read beside it, by the first layer (of c_in x
             and the image as it is, in a Denoiser). 0: none.
+        image_dropout: in training, the probability that it is left out, zeros in its place (Brooks et al. 2023, arXiv
+            2211.09800, section 3.2.1). 0: the network is never without one.
 
     Raises:
         InvalidInputError: arguments out of range; x, t or conditions of a shape that does not fit, before any work.
@@ -76,6 +78,7 @@ class DiT(Conditional):
         vector_channels: int | None = None,
         vector_dropout: float = 0.0,
         image_channels: int = 0,
+        image_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.config = {
@@ -99,6 +102,7 @@ class DiT(Conditional):
             vector_channels=vector_channels,
             vector_dropout=vector_dropout,
             image_channels=image_channels,
+            image_dropout=image_dropout,
         )
         self.config |= conditions.in_config()
         if hidden % 4:
@@ -150,7 +154,7 @@ class DiT(Conditional):
         )
         e = self.embedding(t, label, vector)
         told = (e, *self._with_no_token(len(x), tokens, token_mask))
-        h = self.inp(to_patches(with_image(x, image), p).flatten(2).transpose(1, 2))
+        h = self.inp(to_patches(with_image(x, self._image(x, image)), p).flatten(2).transpose(1, 2))
         h = h + positions(rows, columns, self.config["hidden"], x.device).to(h.dtype)
         for block in self.blocks:
             if self.recompute and torch.is_grad_enabled():

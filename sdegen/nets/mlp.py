@@ -46,6 +46,8 @@ class MLP(Conditional):
         vector_dropout: in training, the probability that it is left out.
         image_channels: C of an image (B, C, *event_shape[1:]) that is read beside x, by the first layer (of c_in x and
             the image as it is, in a Denoiser). 0: none.
+        image_dropout: in training, the probability that it is left out, zeros in its place (Brooks et al. 2023, arXiv
+            2211.09800, section 3.2.1). 0: the network is never without one.
 
     Raises:
         InvalidInputError: arguments out of range; x, t or conditions of another shape.
@@ -69,6 +71,7 @@ class MLP(Conditional):
         vector_channels: int | None = None,
         vector_dropout: float = 0.0,
         image_channels: int = 0,
+        image_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         shape = [event_shape] if isinstance(event_shape, int) else list(event_shape)
@@ -89,6 +92,7 @@ class MLP(Conditional):
             vector_channels=vector_channels,
             vector_dropout=vector_dropout,
             image_channels=image_channels,
+            image_dropout=image_dropout,
         )
         self.config |= {"label_dropout": label_dropout} if label_dropout else {}  # older checkpoints do not tell it
         self.config |= conditions.in_config()
@@ -144,6 +148,7 @@ class MLP(Conditional):
         reads = self.conditions.token_channels is not None
         told = self._with_no_token(len(x), tokens, token_mask) if reads else (None, None)
         modulate, *modulations = self.modulations
+        image = self._image(x, image)
         seen = flat(x) if image is None else torch.cat([flat(x), flat(image).to(x.dtype)], 1)
         h = _modulated(self.inp(seen), modulate(e))
         h = self._with_tokens(0, h, *told) if reads else h

@@ -52,6 +52,8 @@ class UNet(Conditional):
         vector_dropout: in training, the probability that it is left out.
         image_channels: channels of an image as high and wide as x that is read beside it, by the first layer (of c_in x
             and the image as it is, in a Denoiser). 0: none.
+        image_dropout: in training, the probability that it is left out, zeros in its place (Brooks et al. 2023, arXiv
+            2211.09800, section 3.2.1). 0: the network is never without one.
 
     Raises:
         InvalidInputError: arguments out of range; x, t or conditions of a shape that does not fit, before any work.
@@ -85,6 +87,7 @@ class UNet(Conditional):
         vector_channels: int | None = None,
         vector_dropout: float = 0.0,
         image_channels: int = 0,
+        image_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.config = {
@@ -108,6 +111,7 @@ class UNet(Conditional):
             vector_channels=vector_channels,
             vector_dropout=vector_dropout,
             image_channels=image_channels,
+            image_dropout=image_dropout,
         )
         self.config |= {"label_dropout": label_dropout} if label_dropout else {}
         self.config |= conditions.in_config()
@@ -185,7 +189,7 @@ class UNet(Conditional):
             len(x), x.shape[1:], label=label, tokens=tokens, token_mask=token_mask, vector=vector, image=image
         )
         told = (self.embedding(t, label, vector), *self._with_no_token(len(x), tokens, token_mask))
-        p, x = self.patch, with_image(x, image)
+        p, x = self.patch, with_image(x, self._image(x, image))
         h, skips = self.stem(to_patches(x, p) if p > 1 else x), []
         for level, blocks in enumerate(self.down):
             h = F.avg_pool2d(h, 2) if level else h

@@ -130,17 +130,6 @@ def test_a_task_tells_less_than_the_picture_and_is_the_same_of_what_it_told(exam
     torch.testing.assert_close(tell(hidden[task](x)), told)
 
 
-def test_one_picture_in_ten_is_not_told_and_the_others_are_as_they_are(example, monkeypatch):
-    n, heard = 20_000, {}
-    monkeypatch.setattr(sg, "dsm_loss", lambda model, x0, **told: heard.update(told))
-    torch.manual_seed(0)
-    image = torch.rand(n, 1, 2, 2) + 0.5
-    example("image_to_image").told_or_not(None, image, image=image, seed=3)
-    told = heard["image"].flatten(1).any(1)
-    assert torch.equal(heard["image"][told], image[told]) and heard["seed"] == 3
-    assert abs(float(told.double().mean()) - 0.9) < 4 * (0.09 / n) ** 0.5
-
-
 def test_the_mean_of_all_answers_is_known_from_a_few(example):
     """Exact answers of N(m, v) to a truth of the same law: one is 3 dB below the mean of all."""
     tasks, draw = example("image_to_image"), torch.Generator().manual_seed(0)

@@ -18,7 +18,8 @@ from sdegen.training.losses import dsm_loss
 
 T, D, V = 3, 5, 6
 SIZES = {"n_classes": 3, "token_channels": D, "vector_channels": V, "image_channels": 2}
-SHARES = {"label_dropout": 0.5, "token_dropout": 0.5, "vector_dropout": 0.5}
+SHARES = {"label_dropout": 0.5, "token_dropout": 0.5, "vector_dropout": 0.5, "image_dropout": 0.5}
+KINDS = {"label": ("label",), "token": ("tokens", "token_mask"), "vector": ("vector",), "image": ("image",)}
 
 NETS = {
     "mlp": (lambda **o: MLP(2, hidden=16, layers=2, embedding=8, **o), (2,)),
@@ -48,14 +49,16 @@ def build(name: str, n: int = 6, **options) -> tuple[Conditional, Tensor, Tensor
 
 @nets
 def test_no_condition_is_the_null_condition_to_the_bit(name):
-    net, x, t, cond = build(name)
+    net, x, t, cond = build(name, image_dropout=0.1)
     for dtype in (torch.float64, torch.float32):
         net, x, t = net.to(dtype), x.to(dtype), t.to(dtype)
         assert torch.equal(net(x, t, **{**cond, "label": None}), net(x, t, **{**cond, "label": -1}))
         nothing = {**cond, "tokens": None, "token_mask": None}
         unseen = {**cond, "token_mask": torch.zeros(6, T, dtype=torch.bool)}
         assert torch.equal(net(x, t, **nothing), net(x, t, **unseen))
-        for left_out in (nothing, {**cond, "vector": None}, {**cond, "label": None}):
+        none = net(x, t, **{**cond, "image": None})
+        assert torch.equal(none, net(x, t, **{**cond, "image": torch.zeros_like(cond["image"])}))
+        for left_out in (nothing, *({**cond, name: None} for name in ("vector", "label", "image"))):
             assert float((net(x, t, **cond) - net(x, t, **left_out)).detach().abs().max()) > 1e-6, "and it matters"
 
 
@@ -63,7 +66,7 @@ def test_no_condition_is_the_null_condition_to_the_bit(name):
 def test_what_is_left_out_in_training_is_the_null_condition_to_the_bit(name):
     """Each kind by itself, each sample by itself, as often as asked; in eval mode nothing is."""
     n = 64
-    for kind, names in (("label", ("label",)), ("token", ("tokens", "token_mask")), ("vector", ("vector",))):
+    for kind, names in KINDS.items():
         net, x, t, cond = build(name, n, **{f"{kind}_dropout": 0.5})
         given, none = net(x, t, **cond), net(x, t, **{**cond, **dict.fromkeys(names)})
         assert torch.equal(given, net(x, t, **cond))
@@ -118,7 +121,9 @@ def test_conditions_start_silent_and_are_rebuilt_from_config(name):
     again = type(net)(**net.config).double().eval()
     again.load_state_dict(net.state_dict())
     assert torch.equal(again(x, t, **cond), net(x, t, **cond)) and again.conditions == net.conditions
-    assert {"token_channels", "vector_channels", "image_channels", "token_dropout"}.isdisjoint(make().config)
+    assert {f"{kind}_{what}" for kind in ("token", "vector", "image") for what in ("channels", "dropout")}.isdisjoint(
+        make().config
+    )
 
 
 class Spy(UNet):
@@ -202,6 +207,19 @@ def test_guidance_against_no_tokens():
     torch.testing.assert_close(belief, b + 2 * (a - b))
 
 
+def test_guidance_against_no_image_for_networks_that_know_what_none_is():
+    net, x, _, cond = build("unet", image_dropout=0.1)
+    model = sg.Denoiser(net, sg.VPSDE())
+    belief = Guided(model, 2.0, null={"image": None})(x, 0.5, **cond).x0
+    a, b = model(x, 0.5, **cond).x0, model(x, 0.5, **{**cond, "image": None}).x0
+    torch.testing.assert_close(belief, b + 2 * (a - b))
+    model.event_shape = tuple(x.shape[1:])
+    assert sg.sample(model, 2, steps=2, seed=0, progress=False).x.shape == (2, *x.shape[1:])
+    stranger = sg.Denoiser(build("unet")[0], sg.VPSDE())
+    with pytest.raises(InvalidInputError, match="asked without an image: pass image=.*image_dropout="):
+        Guided(stranger, 2.0, null={"image": None})(x, 0.5, **cond)
+
+
 IMAGE = torch.zeros(4, 2, 4, 4)
 WRONG = {
     "no image": ({}, r"image_channels=2 and is asked without an image: pass image= of shape \(4, 2, 4, 4\)"),
@@ -267,6 +285,8 @@ def test_conditions_that_a_network_was_not_built_for(name, cond):
     [
         ({"token_dropout": 0.1}, "token_dropout=0.1 without tokens: pass token_channels="),
         ({"vector_dropout": 0.1}, "vector_dropout=0.1 without vectors: pass vector_channels="),
+        ({"image_dropout": 0.1}, "image_dropout=0.1 without images: pass image_channels="),
+        ({"image_channels": 1, "image_dropout": -0.1}, "image_dropout=-0.1: expected a probability"),
         ({"token_channels": 0}, "token_channels=0"),
         ({"vector_channels": 1.5}, "vector_channels=1.5"),
         ({"image_channels": -1}, "image_channels=-1"),
