@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -33,7 +34,7 @@ class Term(Shown, ABC):
         upward, downward: the directions it may be integrated in (t growing, t falling).
         stochastic: whether `diffusion` is not zero.
         event_shape: the shape of one sample, None: any.
-        model, sde, eta: what the term is made of, where it is made of them.
+        model, sde, eta, cond: what the term is made of, where it is made of them; the conditions of the model.
     """
 
     t_min: float = 0.0
@@ -43,6 +44,7 @@ class Term(Shown, ABC):
     downward: bool = True
     stochastic: bool = False
     event_shape: tuple[int, ...] | None = None
+    cond: Any = MappingProxyType({})
     model: Any = None
     sde: Any = None
     eta: Any = None
@@ -304,6 +306,9 @@ class ProbabilityFlow(_OfModel):
         return in_best_coordinates(lambda model: self._with(model, self.cond), self.model, (start, stop), like)
 
 
+_SHARED = ("t_min", "t_max", "upward", "downward", "stochastic", "event_shape", "model", "sde", "eta", "cond")
+
+
 class Counted(Term):
     """A term that counts the evaluations of networks made through it, by a batch that samples may leave.
 
@@ -322,7 +327,7 @@ class Counted(Term):
         self._made: int | Tensor = 0  # at each place of the batch, (B,) once they differ
         self._before: int | Tensor = 0  # of these, those that were made before the sample there came
         self._once = term.asks_once
-        for name in ("t_min", "t_max", "upward", "downward", "stochastic", "event_shape", "model", "sde", "eta"):
+        for name in _SHARED:
             setattr(self, name, getattr(term, name))
 
     @property

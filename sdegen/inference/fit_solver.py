@@ -20,10 +20,11 @@ from ..models.base import ScoreModel
 from ..models.coordinates import Coordinates
 from ..noise.white import check_seed
 from ..solvers import Adams
-from ..solvers.advice import advise, begins_at_the_mean, few_steps
+from ..solvers.advice import advise, few_steps
 from ..solvers.grids import formula_grid
 from ..solvers.multistep.bands import Bands
 from ..solvers.multistep.fitted import Fit, Fitted, FittedTo
+from ..solvers.multistep.gaussian_start import begins_at_the_mean
 from .checks import check_model, placed
 from .lesson import Lesson
 from .refine import Student, errors_of, refined

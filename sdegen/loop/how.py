@@ -15,8 +15,9 @@ from ..models.base import ScoreModel
 from ..models.coordinates import Coordinates
 from ..processes import once
 from ..solvers import Solver, choose
-from ..solvers.advice import advise, begins_at_the_mean
+from ..solvers.advice import advise
 from ..solvers.grids import check_span, count_or_times, grid_along
+from ..solvers.multistep.gaussian_start import begins_at_the_mean
 from ..solvers.tolerance import Tolerance, check_tolerances, clamp_tolerance
 from ..terms import Term
 from .plan import Plan, check_save, check_times
@@ -149,7 +150,7 @@ class How:
         advice, data = advise(solver, term, steps=count), model.data
         few = advice.few and self.spares
         from_t_max = ends[1] < ends[0] and ends[0] >= term.t_max * (1 - 1e-6)
-        lands, rests = denoise and few, few and from_t_max and begins_at_the_mean(model, getattr(term, "cond", {}))
+        lands, rests = denoise and few, few and from_t_max and begins_at_the_mean(model, term.cond)
         count += rests
         leap = None if data.std is None and solver.kind == "SDE" else advice.leap
 

@@ -7,9 +7,7 @@ table gets what `_PLAIN` says, and the coordinates and the grid that its class n
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from ..models.base import ScoreModel
 from ..terms import Term
@@ -69,7 +67,6 @@ _PLAIN = _Row()
 
 # The fewest and the most evaluations of which Adams' method spends none on the ends. Measured, see docs/decisions.md.
 _FEW = (2, 11)
-_DROWNED = 8.0  # noise over the data's scale at t_max, from which on a model says the mean and nothing else; measured
 _TABLE: dict[type[Solver], _Row] = {
     AdamsMethod: _Row(50, 1 / 12, 1 / 8),  # 18 mixtures; a cap of 1/6 or 1/10 costs 4 %
     StochasticAdamsMethod: _Row(50, 1 / 20, 1 / 9),
@@ -126,16 +123,6 @@ def advise(
 def few_steps(n: int) -> bool:
     """Whether so few evaluations are better not made where the answer is known."""
     return _FEW[0] <= n <= _FEW[1]
-
-
-def begins_at_the_mean(model: ScoreModel, cond: Mapping[str, Any]) -> bool:
-    """Whether the belief at t_max is the known mean of the data and nothing else: not that of a condition, and not
-    what is seen through little noise."""
-    known = model.data
-    if cond or model.conditioned or known.mean is None or known.std is None:
-        return False
-    last = model.sde.at(model.sde.t_max)
-    return bool(last.sigma > _DROWNED * known.scale * last.alpha)
 
 
 def _adams_grid(solver: AdamsMethod, smooth: bool) -> str:

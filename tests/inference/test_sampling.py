@@ -100,7 +100,7 @@ def test_failures_are_told_in_the_models_own_time_and_state(solver):
     watched = WatchedModel(MODEL, below=0.3)
     spoiled = torch.tensor([False, True, False])
     came = sg.sample(watched, 3, solver=solver, rtol=1e-7, seed=4, dtype=F64, on_failure="mark", spoiled=spoiled)
-    clean = sg.sample(MODEL, 3, solver=solver, rtol=1e-7, seed=4, dtype=F64)
+    clean = sg.sample(WatchedModel(MODEL), 3, solver=solver, rtol=1e-7, seed=4, dtype=F64, spoiled=spoiled)
     assert came.status.tolist() == [0, 1, 0]
     torch.testing.assert_close(came.x[~spoiled], clean.x[~spoiled], rtol=0, atol=1e-12)
     reached = float(came.t[1])

@@ -23,7 +23,7 @@ Source: Wang & Vastola 2024 (arXiv 2412.09726) for the leap; the correction and 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ from torch import Tensor
 from ...core.errors import InvalidInputError
 from ...core.shapes import flat
 from ...distributions.gaussian import Gaussian
+from ...models.base import ScoreModel
 from ...noise.purposes import Purpose
 from ...noise.white import Noise
 from ...terms import Term
@@ -41,6 +42,7 @@ from ..tolerance import Tolerance
 # ---- where a leap ends, as sh/s; measured, see docs/decisions.md
 
 FAR = 10.0  # of the reverse SDE: above it noisy data are as good as Gaussian
+_DROWNED = 8.0  # noise over the data's scale at t_max, from which on a model says the mean and nothing else; measured
 
 
 def leap_of_steps(n: int) -> float:
@@ -54,6 +56,34 @@ def leap_of_tolerance(tolerance: Tolerance, s: float) -> float:
 
 
 # ---- along the flow
+
+
+def begins_at_the_mean(model: ScoreModel, cond: Mapping[str, Any]) -> bool:
+    """Whether the belief at t_max is the known mean of the data and nothing else: not that of a condition, and not
+    what is seen through little noise."""
+    known = model.data
+    if cond or model.conditioned or known.mean is None or known.std is None:
+        return False
+    last = model.sde.at(model.sde.t_max)
+    return bool(last.sigma > _DROWNED * known.scale * last.alpha)
+
+
+def slope_above(term: Term, x: Tensor, t: float) -> Tensor | None:
+    """dx/dt at pi/2, where a circular path would begin with noise alone: -mean, whatever the state.
+
+    A past slope for a multistep method that begins at t below it, without an evaluation. None where it would be no
+    help: for models that are not smooth, whose slope at t does not lie on a line with it; where t is not t_max or the
+    belief there is more than the mean; where numbers of another kind travel beside the data; and where t is so near to
+    pi/2 that rounding is most of what the two differ by.
+    """
+    model, far = term.model, math.pi / 2 - t
+    if model is None or not model.smooth or term.sde.data_scale is None or t < term.t_max * (1 - 1e-6):
+        return None
+    if far < math.sqrt(torch.finfo(x.dtype).eps) or term.measured(x) is not x:
+        return None
+    if not begins_at_the_mean(model, term.cond):
+        return None
+    return -model.data.mean.to(x).expand_as(x)
 
 
 @dataclass(frozen=True)

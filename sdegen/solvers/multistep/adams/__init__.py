@@ -16,7 +16,7 @@ from .grid import AdamsGrid
 from .method import AdamsMethod
 from .tolerance import AdamsTolerance
 
-_ACCEPT, _ACCEPT_ROUGH = 6.0, 2.0  # the largest accepted E, for smooth models and for others
+_ACCEPT, _ACCEPT_ROUGH = 10.0, 2.0  # the largest accepted E, for smooth models and for others
 
 
 def _orders(order: Any) -> tuple[int, int]:
@@ -40,13 +40,15 @@ class Adams(GridOrTolerance, AdamsMethod):
 
     steps are accepted up to E_k = `accept` at the order k they were made with, and aimed at E_k = `aim`; the corrected
     state is one order better than the estimate, which is why a step above 1 need not be thrown away. The next order is
-    the j with the largest (aim/E_j)^(1/(j+1)). A network is rougher in time than any such estimate can see, and the
-    estimate of the first step compares no more than two values. So where the model is not `smooth` (see `ScoreModel`),
-    steps are accepted up to E_k = 2, and the first step is shortened (see `advice.advise`).
+    the j with the largest (aim/E_j)^(1/(j+1)). A smooth model that says the known mean at t_max has a past slope there
+    without an evaluation (see `slope_above`), so that the first step is of order 2. A network is rougher in time than
+    any such estimate can see, and the estimate of the first step compares no more than two values. So where the model
+    is not `smooth` (see `ScoreModel`), steps are accepted up to E_k = 2, and the first step is shortened (see
+    `advice.advise`).
 
     Args:
         max_order: most past values used, up to 8.
-        accept, aim: thresholds of E; accept=None: 6, and 2 for models that are not smooth.
+        accept, aim: thresholds of E; accept=None: 10, and 2 for models that are not smooth.
         order: on a fixed grid, (values of the predictor, values of the corrector, the new one included); None: by the
             number of steps and by whether the model is smooth (see `ScoreModel`).
         start: "point", or "gaussian": leap from t_max by the closed form of the data's Gaussian (see `GaussianStart`),
@@ -69,7 +71,7 @@ class Adams(GridOrTolerance, AdamsMethod):
         *,
         max_order: int = 7,
         accept: float | None = None,
-        aim: float = 0.5,
+        aim: float = 0.45,
         order: tuple[int, int] | None = None,
         start: str = "point",
         covariance: Tensor | Gaussian | None = None,

@@ -32,12 +32,12 @@ from ....noise.white import Noise
 from ....terms import Term
 from ...base import Entry, Step, replaced
 from ...tolerance import Tolerance
-from ..gaussian_start import Leapt, newton_table
+from ..gaussian_start import Leapt, newton_table, slope_above
 from .layout import Layout, Orders, packed
 from .method import AdamsMethod
 
-_LEAST_CHANGE = 1.08  # of the step, for which the order is changed
 _SHRINK, _GROW = 0.3, 2.0  # of the step, at most
+_TREND = 0.5  # of the change of the error from the last step to this one, how much is expected of the next
 
 
 @dataclass(slots=True, eq=False)
@@ -120,33 +120,32 @@ class AdamsTolerance(AdamsMethod):
     def enter(self, term: Term, x: Tensor, t: Tensor, tolerance: Tolerance, noise: Noise) -> Entry:
         leapt = Leapt.of(term, self.law, x, float(t[0]), tolerance, self.aim) if self.leaps else None
         if leapt is None:
-            table = self._begun(term, x, term.drift(x, t))
-            return Entry(x, t, replace(table, size=tolerance.size(x)))
-        layout, stops, x_start = Layout(x), torch.full_like(t, leapt.stop), leapt.x
+            return Entry(x, t, self._at_first(term, x, t, term.drift(x, t), tolerance))
+        stops, x_start = torch.full_like(t, leapt.stop), leapt.x
+        table = self._begun(term, x, leapt.slope)
+        layout, one = table.layout, table.order
         parts = newton_table(leapt.slope, leapt.slopes, leapt.stop, leapt.past)
         differences = torch.stack([layout.rows(v) for v in parts], layout.axis)
         spacings = torch.stack([stops - u for u in leapt.past]).to(layout.dtype)
+        table = replace(table, differences=differences, spacings=spacings, order=one + 1, valid=one + 2)
         refused = (~leapt.good).nonzero().flatten()
-        if len(refused):  # they begin with one slope; what fills up their tables is not used
-            first = layout.rows(term.drift_of(refused, x[refused], t[refused]))
-            fill = torch.zeros_like(first)
-            own = torch.stack([first, fill, fill], layout.axis)
-            differences = differences.index_copy(layout.batch_axis, refused, own)
-            x_start = x_start.index_copy(0, refused, x[refused])
-        one = leapt.good.to(layout.dtype)
-        nan = torch.full_like(one, math.nan)
-        table = AdamsTable(
-            layout,
-            self._most(term),
-            differences,
-            spacings,
-            one + 1,
-            2 * one + 1,
-            nan,
-            nan,
-            tolerance.size(x_start),
-        )
+        if len(refused):  # they begin at the first time after all
+            x_own, t_own = x[refused], t[refused]
+            own = self._at_first(term, x_own, t_own, term.drift_of(refused, x_own, t_own), tolerance)
+            table, x_start = self.replace(table, refused, own, x), x_start.index_copy(0, refused, x_own)
+        table = replace(table, size=tolerance.size(x_start))
         return Entry(x_start, torch.where(leapt.good, stops, t), table)
+
+    def _at_first(self, term: Term, x: Tensor, t: Tensor, slope: Tensor, tolerance: Tolerance) -> AdamsTable:
+        """The table of the slope at (x, t), and of the one that is known above t_max where there is one."""
+        table = replace(self._begun(term, x, slope), size=tolerance.size(x))
+        above = slope_above(term, x, float(t[0]))
+        if above is None:
+            return table
+        layout, two = table.layout, table.order + 1
+        differences = torch.stack([layout.rows(v) for v in (slope, slope - above)], layout.axis)
+        spacings = (t - math.pi / 2)[None].to(layout.dtype)
+        return replace(table, differences=differences, spacings=spacings, order=two, valid=two)
 
     def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: AdamsTable, noise: Noise) -> Step:
         layout, k = state.layout, state.order
@@ -191,7 +190,7 @@ class AdamsTolerance(AdamsMethod):
         above = k + 1
         reach = torch.minimum(state.valid, above)  # the largest order whose estimate counts
         gain = room / above
-        best, most = _best_order(rooms, gain, k, reach, state.layout.orders)
+        best, most = _best_order(rooms, reach, state.layout.orders)
         lower = torch.minimum(best, k)
         # as long as every step brings an order that has no estimate yet, take it
         best = (best + (lower == reach)).clamp_max(self.max_order)
@@ -200,7 +199,7 @@ class AdamsTolerance(AdamsMethod):
         gain = torch.where(best < k, most, gain)
         memory = (room - state.headroom).nan_to_num(0.0, 0.0, 0.0)  # none of samples that have no last step
         low, high = math.log(_SHRINK), math.log(_GROW)
-        growth = torch.addcdiv(gain, memory, above, value=0.2).clamp(low, high)
+        growth = torch.addcdiv(gain, memory, above, value=_TREND).clamp(low, high)
         if refused is not None:
             growth.index_copy_(0, refused, gain[refused].clamp(low, math.log(0.8)))
         return best, growth.exp()
@@ -269,18 +268,15 @@ class AdamsTolerance(AdamsMethod):
         return replace(state, differences=state.layout.select(state.differences, keep), **rows)
 
 
-def _best_order(rooms: Tensor, gain: Tensor, k: Tensor, reach: Tensor, orders: Orders) -> tuple[Tensor, Tensor]:
+def _best_order(rooms: Tensor, reach: Tensor, orders: Orders) -> tuple[Tensor, Tensor]:
     """(the order that allows the longest step, log of the factor that it allows), (B,).
 
     Args:
         rooms: (j, B) log(aim/E_j) of the orders j = 1, 2 ...
-        gain: log of the factor that order k allows.
-        k: the order used; it stays unless another makes the step `_LEAST_CHANGE` times as long.
         reach: the largest order whose estimate counts.
     """
     n = rooms.shape[0]
     some = orders.numbers[:n]
     gains = torch.sub(rooms * orders.shares[:n], (some - reach).clamp_min(0), alpha=1e3)
     most = gains.amax(0)
-    best = torch.add(some, (gains - most).sign(), alpha=100).amax(0)  # the order where gains == most
-    return torch.where(most - gain > math.log(_LEAST_CHANGE), best, k), most
+    return torch.add(some, (gains - most).sign(), alpha=100).amax(0), most  # the order where gains == most
