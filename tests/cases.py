@@ -190,3 +190,15 @@ def beginning(model, shape: tuple[int, ...], *, seed: int, t: float, dtype=torch
     z = sde.prior(shape, seed=seed, dtype=dtype) / float(sde.sigma(sde.t_max))
     law = Gaussian.of_covariance(model.mixture.covariance, model.mixture.mean)
     return law.noisy(z, float(sde.alpha(t)), float(sde.sigma(t)))
+
+
+class Asked(VPSDE):
+    """A process that counts how often its signal is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def alpha(self, t):
+        self.asked.append(1)
+        return super().alpha(t)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -49,6 +51,18 @@ class IncompatibleCheckpointError(CheckpointError):
 
 class RunLockedError(SdegenError):
     """Another process is using this run folder; the message names its pid."""
+
+
+@contextmanager
+def made_of_description(what: str) -> Iterator[None]:
+    """Raise IncompatibleCheckpointError where something cannot be made of its description in a file of anybody's."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever a stranger's file can lead to
+        words = f"{type(error).__name__}: {shortened(str(error), 300)}"
+        raise IncompatibleCheckpointError(f"no {what} can be made of the checkpoint's description: {words}") from error
 
 
 def shortened(value: Any, most: int = 80) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core.errors import InvalidInputError, shortened
 from ..core.shapes import check_size, check_state
 from ..models.base import ScoreModel
-from ..models.networks import unwrapped
+from ..models.networks import path_to
 from ..noise.white import Noise
 from ..solvers import Solver, is_auto, named
 from ..terms import check_eta
@@ -20,9 +20,9 @@ from ..terms import check_eta
 
 def check_model(model: ScoreModel) -> None:
     if not isinstance(model, ScoreModel):
-        if isinstance(unwrapped(model), ScoreModel):
+        if path := path_to(ScoreModel, model):
             what = type(model).__name__
-            raise InvalidInputError(f"model: got one in {what}, expected the model inside, model.module")
+            raise InvalidInputError(f"model: got one in {what}, expected the model inside, model.{path}")
         raise InvalidInputError(
             f"model is {type(model).__name__}: wrap a network as Denoiser(net, sde, parametrization=...), or use "
             "MixtureModel(mixture, sde)"

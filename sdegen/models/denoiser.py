@@ -76,6 +76,11 @@ class Denoiser(ScoreModel):
     def _facts(self):
         return {"net": self.net, "parametrization": self.parametrization, **super()._facts(), "space": self.space}
 
+    @property
+    def presumes_smooth(self) -> bool:
+        """Whether nobody said how smooth the network is, here or by assigning `smooth` since."""
+        return self.smooth_presumed is self.smooth
+
     def coefficients(self) -> Parametrization:
         """The four functions in force."""
         return parametrization(self.parametrization, self.sigma_data)

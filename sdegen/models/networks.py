@@ -27,6 +27,12 @@ def unwrapped(net: Any) -> Any:
     return net
 
 
+def path_to(kind: type[nn.Module], module: Any) -> str | None:
+    """The name under which a module has the first one of a class in it; None where it has none."""
+    parts = module.named_modules() if isinstance(module, nn.Module) else ()
+    return next((path for path, part in parts if path and isinstance(part, kind)), None)
+
+
 def sharded_modules(net: nn.Module) -> list[Any]:
     """The modules in a network that fully_shard was called on."""
     fsdp = sys.modules.get("torch.distributed.fsdp")

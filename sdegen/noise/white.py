@@ -124,7 +124,7 @@ class Noise(Shown):
         return Noise(self.seed, index=keep if self.index is None else self.index.to(keep.device)[keep])
 
     def numbered(self, k: int) -> Noise:
-        """The noise of pass k over the same times: other numbers at every address."""
+        """Noise independent of this one, the k-th of a family: for a k-th pass over the same times."""
         k = take(k, "k", _INTEGER)
         return Noise(_mix(_seed_word(self.seed) + k * _GOLDEN), index=self.index)
 

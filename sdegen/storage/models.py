@@ -21,6 +21,7 @@ from ..core.errors import (
     CheckpointError,
     IncompatibleCheckpointError,
     InvalidInputError,
+    made_of_description,
     shortened,
 )
 from ..core.files import as_path, cure, previous
@@ -297,7 +298,7 @@ def _path(sde: SDE) -> list[list[float]]:
 
 
 def _rebuilt(state: Any, tensors: Mapping[str, Tensor], net: nn.Module | None, sde: SDE | None) -> nn.Module:
-    try:
+    with made_of_description("model"):
         if state.get("class") == _MODULE:
             net = rebuilt_net(state["net"], tensors) if net is None else net
             set_weights(net, tensors)
@@ -315,11 +316,6 @@ def _rebuilt(state: Any, tensors: Mapping[str, Tensor], net: nn.Module | None, s
         model.data_turn = tensors.get("data_turn")
         model.about = dict(state.get("about", {}))
         return model
-    except CheckpointError:
-        raise
-    except Exception as error:  # whatever a stranger's file can lead to
-        what = f"{type(error).__name__}: {shortened(str(error), 300)}"
-        raise IncompatibleCheckpointError(f"no model can be made of the checkpoint's description: {what}") from error
 
 
 def _filled_in(net: nn.Module, learned_variance: bool, state: Mapping[str, Any]) -> nn.Module:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import IncompatibleCheckpointError, InvalidInputError, shortened
+from ..core.errors import IncompatibleCheckpointError, InvalidInputError, made_of_description, shortened
 from ..models.base import ScoreModel
 from ..models.identity import changed, weights_of
 from ..solvers import Fitted
@@ -66,18 +66,13 @@ def rebuilt_solvers(state: Any, tensors: Mapping[str, Tensor], model: ScoreModel
     Raises:
         IncompatibleCheckpointError: solvers of other weights, or what is no description of solvers.
     """
-    try:
+    with made_of_description("solvers"):
         solvers = tuple(_rebuilt(i, kept, tensors) for i, kept in enumerate(state))
         own = weights_of(model) if solvers else {}
         for solver in solvers:
             if words := changed(solver.to.weights, own):
                 raise IncompatibleCheckpointError(f"the checkpoint's solvers are not those of its model, {words}")
-        return solvers
-    except IncompatibleCheckpointError:
-        raise
-    except Exception as error:  # whatever a stranger's file can lead to
-        what = f"{type(error).__name__}: {shortened(str(error), 300)}"
-        raise IncompatibleCheckpointError(f"no solvers can be made of the checkpoint's description: {what}") from error
+    return solvers
 
 
 def _rebuilt(i: int, kept: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Fitted:

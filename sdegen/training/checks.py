@@ -15,7 +15,7 @@ from ..core.shapes import check_state
 from ..core.team import Team
 from ..models.base import ScoreModel
 from ..models.denoiser import Denoiser
-from ..models.networks import unwrapped
+from ..models.networks import path_to, unwrapped
 from ..noise.white import check_seed
 from .batches import Batch, Statistics
 from .folder import Found
@@ -28,7 +28,8 @@ def check_kind(model: nn.Module, objective: Objective) -> None:
     """Raise unless the model is one of scores, or has a loss that is not made for these."""
     kind = type(model).__name__
     if not isinstance(model, ScoreModel) and isinstance(unwrapped(model), ScoreModel):
-        raise InvalidInputError(f"model: got one in {kind}, expected the model inside, model.module")
+        path = path_to(ScoreModel, model)
+        raise InvalidInputError(f"model: got one in {kind}, expected the model inside, model.{path}")
     if isinstance(model, ScoreModel) or (isinstance(model, nn.Module) and not objective.for_scores):
         return
     if not isinstance(model, nn.Module):
@@ -137,7 +138,7 @@ def learn_about_data(
             _tell_unlike(model, kept)
         model.set_statistics(kept["data_mean"], kept["data_std"])
         model.data_turn = found[0]["model"].get("data_turn")
-        if isinstance(model, Denoiser) and model.smooth_presumed is model.smooth:
+        if isinstance(model, Denoiser) and model.presumes_smooth:
             model.smooth = model.smooth_presumed = found[1]["model"].get("smooth") is True
         return "data_mean and data_std of the checkpoint"
     if measured is None:

@@ -21,7 +21,7 @@ _SHARE = 0.01  # of what training costs: a step asks and differentiates, which i
 
 def affordable(model: Any, steps: int, first: Batch) -> bool:
     """Whether nobody said how smooth a model is, and finding out takes less than a hundredth of the training."""
-    if not isinstance(model, Denoiser) or model.smooth_presumed is not model.smooth:
+    if not isinstance(model, Denoiser) or not model.presumes_smooth:
         return False
     return len(first.x0) >= _FLOWS and _SHARE * 3 * steps * first.total >= _FLOWS * EVALUATIONS
 

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from cases import Asked
 
 import sdegen as sg
 
@@ -22,18 +23,6 @@ REQUESTS = {
     "Gaussian start": {"solver": "adams", "rtol": 1e-2},
     "density": {"steps": 12, "return_log_prob": True},
 }
-
-
-class Asked(sg.VPSDE):
-    """A process that counts how often its signal is computed."""
-
-    def __init__(self):
-        super().__init__()
-        self.asked = []
-
-    def alpha(self, t):
-        self.asked.append(1)
-        return super().alpha(t)
 
 
 def network(sde, mean=0.5):

@@ -9,6 +9,7 @@ import warnings
 
 import pytest
 import torch
+from cases import Asked
 from torch import Tensor
 
 import sdegen as sg
@@ -549,18 +550,6 @@ def test_counting_calls_hides_nothing_of_a_term():
     public = {name for name, value in vars(sg.Term).items() if callable(value) and not name.startswith("_")}
     left = public - set(vars(Counted))
     assert left == {"check", "select"}  # asked of the term itself, before it is counted and by `restrict`
-
-
-class Asked(sg.VPSDE):
-    """A process that counts how often its signal is computed."""
-
-    def __init__(self):
-        super().__init__()
-        self.asked = []
-
-    def alpha(self, t):
-        self.asked.append(1)
-        return super().alpha(t)
 
 
 @pytest.mark.parametrize("name", ["euler", "heun", "rk4", "dopri5", "dpm++2m", "adams", "heun-sde", "sra1"])

@@ -78,6 +78,14 @@ def test_a_wrapped_model_is_named_with_the_cure_where_it_cannot_go():
     for call in (lambda: sg.sample(model, 2), lambda: sg.fit(model, points(), steps=1)):
         with pytest.raises(InvalidInputError, match="got one in DataParallel, expected the model inside, model.module"):
             call()
+    averaged = torch.optim.swa_utils.AveragedModel(small())
+    compiled = torch.compile(small(), backend="eager")
+    inside = nn.ModuleDict({"one": nn.Identity(), "two": small()})
+    for wrapper, path in ((averaged, "module"), (compiled, "_orig_mod"), (inside, "two")):
+        with pytest.raises(InvalidInputError, match=rf"expected the model inside, model\.{path}$"):
+            sg.sample(wrapper, 2)
+    with pytest.raises(InvalidInputError, match=r"expected the model inside, model\._orig_mod$"):
+        sg.fit(compiled, points(), steps=1)
     with pytest.raises(InvalidInputError, match="wrap a network"):
         dsm_loss(nn.DataParallel(nn.Linear(2, 2)), points())
 
