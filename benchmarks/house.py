@@ -12,12 +12,15 @@ from __future__ import annotations
 import argparse
 import ast
 import json
+import os
 import re
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -269,11 +272,16 @@ print(alone, time.perf_counter() - start, sum(m.startswith("sdegen") for m in sy
 
 
 def importing(times: int) -> dict[str, Any]:
-    """Seconds of `import sdegen`, and of it with the verbs beyond torch's own, the least of several processes."""
+    """Seconds of `import sdegen`, and of it with the verbs beyond torch's own, the least of several processes.
+
+    One process before them compiles the modules, as an installation does."""
     if not times:
         return {}
     command = [sys.executable, "-c", IMPORT]
-    lines = [subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() for _ in range(times)]
+    with tempfile.TemporaryDirectory() as compiled:
+        own = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        run = partial(subprocess.run, command, capture_output=True, text=True, check=True)
+        lines = [run(env={**own, "PYTHONPYCACHEPREFIX": compiled}).stdout.split() for _ in range(times + 1)][1:]
     return {
         "seconds alone": round(min(float(line[0]) for line in lines), 4),
         "seconds with fit, sample and log_prob, beyond torch": round(min(float(line[1]) for line in lines), 3),

@@ -32,8 +32,9 @@ def out_of_scale(facts: DataFacts, sde: SDE) -> list[str]:
         )
     if s < _FINE * least:
         told.append(
-            f"the data's standard deviation is {s:.3g}, and the least noise, at t_min = {sde.t_min:g}, is {least:.3g} "
-            "of theirs: what is finer than that is lost; scale the data up, or take a smaller t_min or sigma_min"
+            f"the data's standard deviation is {s:.3g}, and the least noise, sigma/alpha = {least:.3g} at t_min = "
+            f"{sde.t_min:g}, is {least / s:.3g} of that: what is finer than the noise is lost; scale the data up, or "
+            "take a smaller t_min or sigma_min"
         )
     if alpha * s > _WIDE * sigma:
         told.append(
