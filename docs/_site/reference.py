@@ -40,7 +40,19 @@ SHELVES = [
         lambda name, x: inspect.isclass(x),
     ),
 ]
-ROOMS = ("nets", "data", "data.toys", "data.images", "discrete", "metrics", "plot", "testing", "training", "solvers")
+ROOMS = (
+    "nets",
+    "data",
+    "data.toys",
+    "data.images",
+    "discrete",
+    "metrics",
+    "plot",
+    "testing",
+    "training",
+    "solvers",
+    "noise",
+)
 
 
 def write(folder: Path) -> None:

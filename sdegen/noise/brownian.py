@@ -117,6 +117,14 @@ class BrownianTree(Noise):
         InvalidInputError: ends that are no interval, a depth that cannot be; at the call, a time outside.
 
     Source: Jelincic, Foster & Kidger 2024 (arXiv 2405.06464); Foster, Lyons & Oberhauser 2020 (arXiv 1904.06998).
+
+    Example:
+        >>> import torch, sdegen as sg
+        >>> tree = sg.noise.BrownianTree(0, 0.0, 1.0)  # noise= of `solve`
+        >>> x = torch.zeros(3, 2, dtype=torch.float64)
+        >>> halves = tree.increment(0.0, 0.5, x) + tree.increment(0.5, 1.0, x)
+        >>> torch.allclose(halves, tree.increment(0.0, 1.0, x))
+        True
     """
 
     def __init__(

@@ -61,7 +61,8 @@ def test_every_public_name_is_on_a_shelf(tools, tmp_path):
     for name in sg.__all__:
         if not inspect.ismodule(getattr(sg, name)):
             assert f"\n   {name}\n" in text, name
-    for name in (*sg.metrics.__all__, *sg.plot.__all__, *sg.nets.__all__, *sg.discrete.__all__):
+    rooms = (sg.metrics, sg.plot, sg.nets, sg.discrete, sg.noise, sg.training, sg.testing)
+    for name in (name for room in rooms for name in room.__all__):
         assert f"\n   {name}\n" in text or f"py:data:: {name}\n" in text, name
     solvers = (tmp_path / "solvers.md").read_text()
     assert all(f"| `{row.name}` |" in solvers for row in sg.solvers())
