@@ -361,12 +361,14 @@ class Wrapped(ScoreModel):
             nn.Module.__setattr__(self, name, value)
 
     def warm(self, ts: Tensor) -> None:
-        if self.sde is not self.model.sde:
-            super().warm(ts)
-        self.model.warm(ts)
+        if self._own_sde is None:
+            self.model.warm(ts)
+        else:
+            super().warm(ts)  # which times of its own process the model is asked at, only `forward` knows
 
     def evaluations(self, t: Tensor) -> int | Tensor:
-        return self.model.evaluations(t)
+        model = self.model if self._own_sde is None or self.model.asks_once else self.model.on(self.sde)
+        return model.evaluations(t)
 
     conditioned = property(lambda self: self.model.conditioned)  # type: ignore[assignment]
     needs_grid = property(lambda self: self.model.needs_grid)  # type: ignore[assignment]

@@ -65,14 +65,16 @@ def unwrapped(model: ScoreModel) -> ScoreModel:
 def wrappers_of(model: ScoreModel) -> list[dict[str, Any]]:
     """What a model is wrapped in, the outermost first, in words and numbers: guidance with its scale, say.
 
-    Another process is not among them: beliefs at equal sigma/alpha are the same.
+    Another process is not among them: beliefs at equal sigma/alpha are the same. Nor is a wrapper without a `forward`
+    of its own, which changes nothing unless it says so.
 
     Raises:
         InvalidInputError: a wrapper that holds functions or objects, which cannot be told from others.
     """
     found = []
     while isinstance(model, Wrapped):
-        if type(model) is not OnPath or model.centre is not None:
+        bare = type(model).forward is Wrapped.forward and not model._changed_facts
+        if not bare and (type(model) is not OnPath or model.centre is not None):
             parts = [(name, p) for name, p in model.named_children() if name != "model" and isinstance(p, ScoreModel)]
             others = {name: weights_of(part) for name, part in parts}
             own = {name: _plain(value, name, model) for name, value in _public(model)}

@@ -358,6 +358,23 @@ def test_guidance_is_part_of_what_it_is_fitted_to(network):
     assert all("fitted" in sg.sample(m, 24, **how).solver for m in (plain, guided))
 
 
+class Bare(sg.Wrapped):
+    """A wrapper without a `forward` of its own."""
+
+
+def test_a_wrapper_that_changes_nothing_takes_the_solver_of_the_model_inside(network, fitted):
+    model = copy.copy(network)
+    model.solvers = (fitted,)
+    words = {"steps": 5, "seed": 0, "label": LABELS}
+    expected = sg.sample(model, 24, **words)
+    assert "fitted" in expected.solver
+    for wrapper in (Bare(model), Bare(Bare(model))):
+        found = sg.sample(wrapper, 24, **words)
+        assert found.solver == expected.solver and torch.equal(found.x, expected.x)
+    for other in (pass_through(model), Bare(model, std=0.5)):  # its belief, or its data, may be another one
+        assert "fitted" not in sg.sample(other, 24, **words).solver
+
+
 def test_what_cannot_be_told_from_others_is_refused(network):
     strange = sg.Guided(network, lambda level: 2.0 + 0 * level, null={"label": -1})
     with pytest.raises(sg.InvalidInputError, match="scale of Guided"):

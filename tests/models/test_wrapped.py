@@ -401,3 +401,24 @@ def test_exact_scores_do_not_take_the_statistics_of_other_data():
             with pytest.raises(RuntimeError, match="statistics of other data"):
                 model.load_state_dict(Same(other).state_dict() if model is not kept else other.state_dict())
             assert torch.equal(sg.sample(model, 3, steps=4, seed=0).x, before)
+
+
+class Bare(sg.Wrapped):
+    """A wrapper without a `forward` of its own."""
+
+
+@pytest.mark.parametrize(
+    "how", [{"steps": 6}, {"rtol": 1e-2}, {"solver": "euler", "steps": 8}, {"steps": 6, "eta": 1.0}]
+)
+@pytest.mark.parametrize("sde", [sg.EDMSDE(), sg.CosineSDE(), sg.VESDE()], ids=lambda sde: type(sde).__name__)
+def test_on_a_process_of_its_own_a_wrapper_is_the_model_on_that_process(sde, how):
+    model = small()
+    before = sg.sample(model, 3, seed=0, **how).x
+    guided = sg.Guided(model, 2.0, against=MODELS["network"].on(model.sde), interval=(0.1, 2.0))
+    for inner in (model, guided):
+        on = inner.on(sde)
+        wrapped = Bare(inner, sde=on.sde)
+        found, expected = (sg.sample(m, 3, seed=0, **how) for m in (wrapped, on))
+        torch.testing.assert_close(found.x, expected.x, rtol=1e-5, atol=1e-5)
+        assert torch.equal(found.nfe, expected.nfe)
+    assert torch.equal(sg.sample(model, 3, seed=0, **how).x, before)  # the model inside was asked about no other times
