@@ -30,10 +30,10 @@ def add_how(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--solver", default="auto", help="of the samples, a name from `sdegen solvers` (default: auto)")
     parser.add_argument("--steps", type=int, help="a fixed number of steps")
     parser.add_argument("--rtol", type=float, help="error control instead of steps")
-    parser.add_argument("--atol", type=float)
+    parser.add_argument("--atol", type=float, help="the absolute part of the tolerance (default: as --rtol)")
     parser.add_argument("--eta", type=float, help="noise: 0 probability flow, 1 reverse SDE")
     parser.add_argument("--precision", choices=tuple(PRECISIONS), help="what the network computes in")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="decides all random numbers (default: %(default)s)")
 
 
 def how(args: argparse.Namespace) -> dict[str, Any]:

@@ -271,3 +271,11 @@ def test_inpaint_keeps_what_is_seen_and_refuses_what_is_no_picture(tmp_path, cap
     ):
         assert cli.main(wrong) == 1
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_option_says_what_it_is(command, tmp_path):
+    words = [command, "--out", str(tmp_path / "none")]  # what a run there was started with would be recalled
+    subparsers = next(a for a in cli._parser(words)._actions if a.dest == "command")
+    for action in subparsers.choices[command]._actions:
+        assert action.help, action.option_strings

@@ -16,10 +16,10 @@ from ..told import Told
 def arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("--solvers", nargs="+", help=f"names (default: {' '.join(SOLVERS)})")
-    parser.add_argument("--steps", nargs="*", type=int, default=[5, 10, 20, 50])
-    parser.add_argument("--tolerances", nargs="*", type=float, default=[1e-1, 1e-2, 1e-3])
+    parser.add_argument("--steps", nargs="*", type=int, default=[5, 10, 20, 50], help="numbers of steps to try")
+    parser.add_argument("--tolerances", nargs="*", type=float, default=[1e-1, 1e-2, 1e-3], help="rtol to try")
     parser.add_argument("--n", type=count, default=64, help="how many samples (default: 64)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="decides all random numbers (default: %(default)s)")
     parser.add_argument("--label", help="class of all samples, its name or number (default: the classes in turn)")
     parser.add_argument("--out", help="a picture of error against evaluations, such as comparison.png")
 

@@ -11,7 +11,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", default="demo_output", help="folder for pictures and summary.json (default: demo_output)"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="decides all random numbers (default: %(default)s)")
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the training steps (default: 1)")
 
 

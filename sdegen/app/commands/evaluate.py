@@ -56,13 +56,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="samples, and held-out images they are compared with (torchrun takes --n for its own: --samples)",
     )
     parser.add_argument("--n-bits", type=count, default=64, help="held-out images for bits per dimension")
-    parser.add_argument("--n-reconstructions", type=count, default=64)
+    parser.add_argument("--n-reconstructions", type=count, default=64, help="held-out images to encode and decode")
     parser.add_argument("--only", nargs="+", choices=PARTS, help="default: all that the model has")
     add_how(parser)
     parser.add_argument("--reconstruction-steps", type=int, default=40, help="each way")
-    parser.add_argument("--bits-rtol", type=float, default=1e-2)
+    parser.add_argument("--bits-rtol", type=float, default=1e-2, help="rtol of the bits per dimension")
     parser.add_argument("--classifier", type=Path, help="its file; default: classifier.safetensors in the run folder")
-    parser.add_argument("--batch-size", type=count, default=250)
+    parser.add_argument("--batch-size", type=count, default=250, help="images to a batch (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="write the numbers there, as JSON")
     parser.add_argument("--smoke", action="store_true", help="few images and steps, to see that it runs")
 

@@ -25,7 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", nargs="+", type=int, default=[5, 8, 10], help="evaluations (default: 5 8 10)")
     parser.add_argument("--samples", type=int, default=64, help="flows to learn from (default: 64)")
     parser.add_argument("--bands", type=int, default=1, help="frequencies with weights of their own (default: 1)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="decides all random numbers (default: %(default)s)")
     parser.add_argument("--label", help="class of all samples, its name or number (default: the classes in turn)")
     parser.add_argument(
         "--out", help=f"where the model goes with its solver (default: its own folder, of a run {FOLDER} inside of it)"

@@ -49,10 +49,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--n", type=count, default=4, help="how many ways to fill in")
     parser.add_argument("--passes", type=count, default=5, help="how often repaint takes each step")
     parser.add_argument("--particles", type=count, default=8, help="of twisted, for each way")
-    parser.add_argument("--steps", type=count, default=50)
+    parser.add_argument("--steps", type=count, default=50, help="a fixed number of steps (default: %(default)s)")
     parser.add_argument("--label", help="the class, its name or number")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch-size", type=count)
+    parser.add_argument("--seed", type=int, default=0, help="decides all random numbers (default: %(default)s)")
+    parser.add_argument("--batch-size", type=count, help="solve so many at a time")
 
 
 def run(args: argparse.Namespace) -> Told:

@@ -54,46 +54,92 @@ NOT_OF_THE_RUN = ("run", "command", "json", "quiet", "source")
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the run folder: checkpoints, metrics, previews")
     parser.add_argument("source", nargs="?", metavar="DATA", help="a name, file or folder, see sdegen.data.load_images")
-    of_data = parser.add_argument_group("data")
+    _add_data(parser.add_argument_group("data"))
+    _add_model(parser.add_argument_group("model"))
+    _add_training(parser.add_argument_group("training"))
+
+
+def _add_data(of_data: argparse._ArgumentGroup) -> None:
     of_data.add_argument("--data", default="digits", help=argparse.SUPPRESS)
     of_data.add_argument("--size", type=int, help="cut and scale pictures to so many pixels")
     of_data.add_argument("--channels", type=int, choices=(1, 3, 4), help="grey, RGB or RGBA; default: as they are")
     of_data.add_argument(
-        "--levels", type=int, help="of whole numbers that do not use all of their type: white is levels - 1"
+        "--levels",
+        type=int,
+        help="how many grey levels, where whole numbers do not use all of their type: white is LEVELS - 1",
     )
     of_data.add_argument("--cache", help="a folder where decoded pictures are kept for the next time")
     of_data.add_argument(
-        "--held-out-every", type=int, metavar="K", help="hold out every K-th, where there is no test part"
+        "--held-out-every", type=int, metavar="K", help="hold out every K-th image, where the data have no test part"
     )
     of_data.add_argument("--no-labels", action="store_true", help="train without classes")
-    of_data.add_argument("--flips", action="store_true", help="mirrored images too")
-    model = parser.add_argument_group("model")
-    model.add_argument("--sde", default="vp", choices=SDES)
-    model.add_argument("--parametrization", default="edm", choices=("edm", "v", "noise", "x0", "score", "velocity"))
-    model.add_argument("--network", default="mnist-small", choices=nets.PRESETS, help="see docs/howto/networks.md")
-    model.add_argument("--net", action="append", default=[], metavar="NAME=VALUE", help="an argument that differs")
-    model.add_argument("--space", metavar="RUN", help="train on latents of this autoencoder, or of this model's own")
-    model.add_argument("--drop-label", type=float, default=0.1, help="so often a class is hidden, for guidance")
-    run = parser.add_argument_group("training")
-    run.add_argument("--steps", type=int, default=10_000)
-    run.add_argument("--batch-size", type=int, default=128, help="of all processes together")
-    run.add_argument("--accumulate", type=int, default=1, help="work through a batch in so many parts")
-    run.add_argument("--lr", type=float, default=2e-3, help="the largest; it rises over the warm-up")
-    run.add_argument("--warmup", type=int, help="steps")
-    run.add_argument("--schedule", default="cosine", choices=("cosine", "constant"), help="of the rate, to 0 or not")
-    run.add_argument("--ema", type=float, nargs="+", default=[0.999], help="a decay, or two widths such as 0.05 0.1")
-    run.add_argument("--weight", help="of the loss: simple, likelihood, edm, min-snr, one; default: what suits")
-    run.add_argument("--precision", default="full", choices=("full", "bf16", "fp16"))
+    of_data.add_argument("--flips", action="store_true", help="mirror images at random")
+
+
+def _add_model(model: argparse._ArgumentGroup) -> None:
+    model.add_argument("--sde", default="vp", choices=SDES, help="the forward process (default: %(default)s)")
+    model.add_argument(
+        "--parametrization",
+        default="edm",
+        choices=("edm", "v", "noise", "x0", "score", "velocity"),
+        help="what the network predicts (default: %(default)s)",
+    )
+    model.add_argument("--network", default="mnist-small", choices=nets.PRESETS, help="a network of a known size")
+    model.add_argument(
+        "--net",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change an argument of the network, such as channels=64",
+    )
+    model.add_argument(
+        "--space", metavar="RUN", help="train on latents of the autoencoder, or of the model, in this run folder"
+    )
+    model.add_argument(
+        "--drop-label", type=float, default=0.1, help="probability that a label is left out, for guidance"
+    )
+
+
+def _add_training(run: argparse._ArgumentGroup) -> None:
+    run.add_argument("--steps", type=int, default=10_000, help="optimiser steps (default: %(default)s)")
+    run.add_argument("--batch-size", type=int, default=128, help="images to a step, of all processes together")
+    run.add_argument("--accumulate", type=int, default=1, help="split each batch into so many parts, to save memory")
+    run.add_argument(
+        "--lr", type=float, default=2e-3, help="the learning rate after the warm-up (default: %(default)s)"
+    )
+    run.add_argument("--warmup", type=int, help="steps over which the learning rate rises")
+    run.add_argument(
+        "--schedule", default="cosine", choices=("cosine", "constant"), help="the learning rate falls to 0, or stays"
+    )
+    run.add_argument(
+        "--ema",
+        type=float,
+        nargs="+",
+        default=[0.999],
+        help="average of the weights: a decay, or two widths such as 0.05 0.1",
+    )
+    run.add_argument(
+        "--weight", help="of the loss: simple, likelihood, edm, min-snr, one (default: by the parametrization)"
+    )
+    run.add_argument(
+        "--precision", default="full", choices=("full", "bf16", "fp16"), help="what the network computes in"
+    )
     run.add_argument("--compile", action="store_true", help="torch.compile the network")
     run.add_argument("--workers", type=int, default=0, help="processes that read images of a --cache ahead of the step")
-    run.add_argument("--strategy", choices=STRATEGIES, help="of several processes: all weights in each, or parts")
-    run.add_argument("--save-every", type=int, help="steps between checkpoints; default: two minutes")
-    run.add_argument("--preview-every", type=int, help="steps; default: 1, 2, 4, ... and a hundredth of all")
-    run.add_argument("--tensorboard", action="store_true")
-    run.add_argument("--device")
-    run.add_argument("--seed", type=int, default=0)
-    run.add_argument("--fit-solver", type=int, nargs="*", metavar="STEPS", help="last, for few evaluations (5 8 10)")
-    run.add_argument("--smoke", action="store_true", help="a few steps only, to see that it runs")
+    run.add_argument("--strategy", choices=STRATEGIES, help="with several processes: copies of the weights, or shards")
+    run.add_argument("--save-every", type=int, help="steps between checkpoints (default: every two minutes)")
+    run.add_argument("--preview-every", type=int, help="steps between previews (default: at 1, 2, 4, ... steps)")
+    run.add_argument("--tensorboard", action="store_true", help="write the log for TensorBoard, too")
+    run.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    run.add_argument("--seed", type=int, default=0, help="decides all random numbers (default: %(default)s)")
+    run.add_argument(
+        "--fit-solver",
+        type=int,
+        nargs="*",
+        metavar="STEPS",
+        help="after training fit solvers for so few steps (default: 5 8 10)",
+    )
+    run.add_argument("--smoke", action="store_true", help="few steps only, to see that it runs")
 
 
 def recalled(args: argparse.Namespace) -> dict[str, Any]:
