@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from .core.arguments import number
+from .core.arguments import check_eta
 from .core.conditions import merged, rows_of, tensors_of
 from .core.errors import InvalidInputError
 from .core.kinds import checked
@@ -158,8 +158,25 @@ class _OfModel(Term):
         self.event_shape = model.event_shape
         self._fits: int | None = None  # for how many samples the conditions were found right, since the last run
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "eta" and "eta" in vars(self):
+            kind = type(self).__name__
+            raise InvalidInputError(
+                f"eta of a {kind} cannot be assigned: make another, such as ReverseSDE(model, eta=)"
+            )
+        super().__setattr__(name, value)
+
+    def _check_process(self) -> None:
+        if self.model.sde is not self.sde:
+            kind, now = type(self).__name__, self.model.sde
+            raise InvalidInputError(
+                f"the model is along {now}, but this {kind} was made along {self.sde}: make another"
+            )
+
     def predict(self, x: Tensor, t: Tensor) -> Prediction:
         prediction = self.model(x, t, **self.cond)
+        if isinstance(prediction, Prediction) and prediction.sde is not self.sde:
+            self._check_process()
         if not isinstance(prediction, Prediction):
             raise InvalidInputError(
                 f"{type(self.model).__name__} returned a {type(prediction).__name__}: expected a Prediction, such as "
@@ -203,6 +220,7 @@ class _OfModel(Term):
         self._fits = batch
 
     def check(self, x: Tensor) -> None:
+        self._check_process()
         if self._fits != x.shape[0]:
             self.model.check_conditions(self.cond, x.shape[0])
         self._fits = None
@@ -479,14 +497,3 @@ def in_best_coordinates(flow_of: Callable[..., Any], model: Any, span: tuple[flo
             return array(rhs(t, tensor(y)))
 
     return ODE(flat_rhs, (there[0], there[1]), lambda x: array(into(x)), lambda y: out(tensor(y)))
-
-
-def check_eta(eta: Any) -> float:
-    """`eta=` as a number."""
-    expected = f"a number of at least 0 and at most {_MOST_ETA:g} (0: the flow, 1: the reverse SDE)"
-    if number(eta, "eta", expected, least=0.0) > _MOST_ETA:
-        raise InvalidInputError(f"got eta={eta!r}, expected {expected}")
-    return float(eta)
-
-
-_MOST_ETA = 1e6

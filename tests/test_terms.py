@@ -88,3 +88,22 @@ def test_a_solver_off_the_shelf_needs_fewer_evaluations_there():
 def test_wrong_spans(span):
     with pytest.raises(sg.InvalidInputError, match="t_span"):
         sg.ProbabilityFlow(model_of(sg.VPSDE())).as_ode(span)
+
+
+@pytest.mark.parametrize("kind", [sg.ReverseSDE, sg.ProbabilityFlow])
+def test_what_a_term_is_made_of_does_not_change_under_it(kind):
+    model = sg.Denoiser(sg.nets.MLP(2, hidden=8, layers=1), sg.VPSDE(), data_std=1.0)
+    x, t = torch.zeros(3, 2), torch.tensor(0.5)
+    term, calls = kind(model), []
+    how = {"steps": 3} if kind is sg.ProbabilityFlow else {"solver": "euler-maruyama", "steps": 3, "noise": 0}
+    sg.solve(term, x, **how)
+    with pytest.raises(sg.InvalidInputError, match="eta of a .* cannot be assigned"):
+        term.eta = 0.5
+    model.sde = sg.CosineSDE()
+    model.net.register_forward_hook(lambda *_: calls.append(1))
+    with pytest.raises(sg.InvalidInputError, match="the model is along Cosine.* make another"):
+        sg.solve(term, x, **how)
+    assert not calls
+    with pytest.raises(sg.InvalidInputError, match="make another"):
+        term.drift(x, t)
+    sg.solve(kind(model), x, **how)

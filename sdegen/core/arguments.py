@@ -12,6 +12,8 @@ import numpy as np
 
 from .errors import InvalidInputError, shortened
 
+_MOST_ETA = 1e6
+
 
 def whole(value: Any, name: str, *, least: int, most: int | None = None) -> int:
     """A whole number from `least` to `most`: an int, of numpy too, but no bool and no float.
@@ -66,3 +68,11 @@ def one_of(value: Any, name: str, names: Iterable[str]) -> str:
         listed = ", ".join(map(repr, names[:-1])) + " or " * (len(names) > 1) + repr(names[-1])
         raise InvalidInputError(f"got {name}={shortened(value)}, expected {listed}")
     return value
+
+
+def check_eta(eta: Any) -> float:
+    """`eta=` as a number."""
+    expected = f"a number of at least 0 and at most {_MOST_ETA:g} (0: the flow, 1: the reverse SDE)"
+    if number(eta, "eta", expected, least=0.0) > _MOST_ETA:
+        raise InvalidInputError(f"got eta={eta!r}, expected {expected}")
+    return float(eta)

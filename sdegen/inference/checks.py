@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.arguments import check_eta
 from ..core.errors import InvalidInputError, shortened
 from ..core.shapes import check_size, check_state
 from ..models.base import ScoreModel
 from ..models.networks import path_to
 from ..noise.white import Noise
 from ..solvers import Solver, is_auto, named
-from ..terms import check_eta
 
 
 def check_model(model: ScoreModel) -> None:
