@@ -143,20 +143,21 @@ class _OfModel(Term):
     drift = f x - (1 + eta^2)/2 g^2 score = velocity + eta^2 g^2/(2 sigma) noise, one combination of (x0, noise).
     """
 
+    _fits: int | None
+
     def __init__(self, model: ScoreModel, eta: float, cond: dict[str, Any]) -> None:
         if not isinstance(model, ScoreModel):
             raise InvalidInputError(
                 f"{type(self).__name__} takes a ScoreModel, not {type(model).__name__}: wrap a network as "
                 "Denoiser(net, sde, parametrization=...)"
             )
-        self.eta = eta
+        vars(self)["eta"] = eta  # so, since assignments are looked at
         self._take(model, merged(cond))
 
     def _take(self, model: ScoreModel, cond: dict[str, Any]) -> None:
-        self.model, self.sde, self.cond = model, model.sde, cond
-        self.t_min, self.t_max = self.sde.t_min, self.sde.t_max
-        self.event_shape = model.event_shape
-        self._fits: int | None = None  # for how many samples the conditions were found right, since the last run
+        sde, own = model.sde, vars(self)
+        own.update(model=model, sde=sde, cond=cond, t_min=sde.t_min, t_max=sde.t_max, event_shape=model.event_shape)
+        own["_fits"] = None  # for how many samples the conditions were found right, since the last run
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "eta" and "eta" in vars(self):
@@ -272,8 +273,7 @@ class ReverseSDE(_OfModel):
     def __init__(self, model: ScoreModel, *, eta: float = 1.0, **cond: Any) -> None:
         eta = check_eta(eta)
         super().__init__(model, eta, cond)
-        self.stochastic = eta > 0
-        self.upward = eta == 0
+        vars(self).update(stochastic=eta > 0, upward=eta == 0)
 
 
 class ProbabilityFlow(_OfModel):
