@@ -143,29 +143,29 @@ class _OfModel(Term):
     drift = f x - (1 + eta^2)/2 g^2 score = velocity + eta^2 g^2/(2 sigma) noise, one combination of (x0, noise).
     """
 
-    _fits: int | None
-
     def __init__(self, model: ScoreModel, eta: float, cond: dict[str, Any]) -> None:
         if not isinstance(model, ScoreModel):
             raise InvalidInputError(
                 f"{type(self).__name__} takes a ScoreModel, not {type(model).__name__}: wrap a network as "
                 "Denoiser(net, sde, parametrization=...)"
             )
-        vars(self)["eta"] = eta  # so, since assignments are looked at
+        self._eta = eta
         self._take(model, merged(cond))
 
     def _take(self, model: ScoreModel, cond: dict[str, Any]) -> None:
-        sde, own = model.sde, vars(self)
-        own.update(model=model, sde=sde, cond=cond, t_min=sde.t_min, t_max=sde.t_max, event_shape=model.event_shape)
-        own["_fits"] = None  # for how many samples the conditions were found right, since the last run
+        self.model, self.sde, self.cond, self.event_shape = model, model.sde, cond, model.event_shape
+        self.t_min, self.t_max = self.sde.t_min, self.sde.t_max
+        self._fits: int | None = None  # for how many samples the conditions were found right, since the last run
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "eta" and "eta" in vars(self):
-            kind = type(self).__name__
-            raise InvalidInputError(
-                f"eta of a {kind} cannot be assigned: make another, such as ReverseSDE(model, eta=)"
-            )
-        super().__setattr__(name, value)
+    @property
+    def eta(self) -> float:
+        """The noise's scale, 0: none."""
+        return self._eta
+
+    @eta.setter
+    def eta(self, value: Any) -> None:
+        kind = type(self).__name__
+        raise InvalidInputError(f"eta of a {kind} cannot be assigned: make another, such as ReverseSDE(model, eta=)")
 
     def _check_process(self) -> None:
         if self.model.sde is not self.sde:
@@ -176,13 +176,13 @@ class _OfModel(Term):
 
     def predict(self, x: Tensor, t: Tensor) -> Prediction:
         prediction = self.model(x, t, **self.cond)
-        if isinstance(prediction, Prediction) and prediction.sde is not self.sde:
-            self._check_process()
         if not isinstance(prediction, Prediction):
             raise InvalidInputError(
                 f"{type(self.model).__name__} returned a {type(prediction).__name__}: expected a Prediction, such as "
                 "Prediction.from_x0(x, x0, self.sde, t)"
             )
+        if prediction.sde is not self.sde:
+            self._check_process()
         return prediction
 
     def evaluations(self, t: Tensor) -> int | Tensor:
@@ -197,7 +197,7 @@ class _OfModel(Term):
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         level = self.sde.at(t)
-        d_alpha, d_sigma = self._rates(level) if self.eta else level.rates
+        d_alpha, d_sigma = self._rates(level) if self._eta else level.rates
         return self.predict(x, t).combine(d_alpha, d_sigma)
 
     def moved(self, x: Tensor, t: Tensor, h: float | Tensor) -> Tensor:
@@ -205,15 +205,15 @@ class _OfModel(Term):
         if type(self).drift is not _OfModel.drift:  # a subclass with a drift of its own
             return super().moved(x, t, h)
         level = self.sde.at(t)
-        d_alpha, d_sigma = self._rates(level) if self.eta else level.rates
+        d_alpha, d_sigma = self._rates(level) if self._eta else level.rates
         return self.predict(x, t).combine(level.alpha + h * d_alpha, level.sigma + h * d_sigma)
 
     def _rates(self, level: Any) -> tuple[Any, Any]:
         d_alpha, d_sigma = level.rates
-        return d_alpha, d_sigma + self.eta**2 * level.g**2 / (2 * some_noise(level.sigma))
+        return d_alpha, d_sigma + self._eta**2 * level.g**2 / (2 * some_noise(level.sigma))
 
     def diffusion(self, t: Tensor) -> Any:
-        return self.eta * self.sde.at(t).g
+        return self._eta * self.sde.at(t).g
 
     def check_conditions(self, batch: int) -> None:
         """Raise unless the model takes these conditions, of so many samples; the next `check` need not do it again."""
@@ -273,7 +273,7 @@ class ReverseSDE(_OfModel):
     def __init__(self, model: ScoreModel, *, eta: float = 1.0, **cond: Any) -> None:
         eta = check_eta(eta)
         super().__init__(model, eta, cond)
-        vars(self).update(stochastic=eta > 0, upward=eta == 0)
+        self.stochastic, self.upward = eta > 0, eta == 0
 
 
 class ProbabilityFlow(_OfModel):
