@@ -40,7 +40,7 @@ def installed(library: str) -> bool:
 
 def drift_of(problem: Problem) -> Callable[[Tensor, Tensor], Tensor]:
     """dx/dt along the probability flow, at times kept in [t_min, t_max]."""
-    sde, term = problem.model.sde, sg.ProbabilityFlow(problem.model)
+    sde, term = problem.model.sde, sg.ProbabilityFlow(problem.model, **problem.cond)
     return lambda t, x: term.drift(x, t.clamp(sde.t_min, sde.t_max))
 
 
@@ -94,13 +94,13 @@ class Frame:
     """A problem in xh = x/alpha and lambda = -log sh: D and eps, and a count of evaluations."""
 
     def __init__(self, problem: Problem) -> None:
-        self.model, self.sde, self.calls = problem.model, problem.model.sde, 0
+        self.problem, self.model, self.sde, self.calls = problem, problem.model, problem.model.sde, 0
 
     def value(self, xh: Tensor, l: Tensor, data: bool) -> Tensor:
         """D where `data`, else eps."""
         self.calls += 1
         t = self.sde.time(l).clamp(self.sde.t_min, self.sde.t_max)
-        prediction = self.model(self.sde.alpha(t) * xh, t)
+        prediction = self.model(self.sde.alpha(t) * xh, t, **self.problem.cond)
         return prediction.x0 if data else prediction.noise
 
     def carry(self, h: Tensor, data: bool) -> Tensor:

@@ -3,7 +3,8 @@ noise."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,12 +14,12 @@ import sdegen as sg
 
 @dataclass(frozen=True)
 class Problem:
-    """A model with an exact score that knows its data's mean, standard deviation and turning level, as a fitted one
-    does, and samples of its law at t_max."""
+    """A model that knows its data's mean, standard deviation and turning level, and samples of its law at t_max."""
 
     name: str
-    model: sg.MixtureModel
-    x: Tensor  # (B, d) at t_max, float64
+    model: sg.ScoreModel
+    x: Tensor  # (B, *event) at t_max, float64
+    cond: dict[str, Any] = field(default_factory=dict)  # of all samples at once
 
     @property
     def std(self) -> float:
