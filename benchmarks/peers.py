@@ -76,15 +76,15 @@ def torchode_dopri5(problem: Problem, rtol: float, atol: float) -> tuple[Tensor,
     """torchode's dopri5: every sample its own steps, so its evaluations are counted by sample."""
     import torchode
 
-    sde, drift, batch = problem.model.sde, drift_of(problem), len(problem.x)
-    term = torchode.ODETerm(lambda u, x: -drift(sde.t_max - u, x))  # u rises
+    sde, drift, batch, shape = problem.model.sde, drift_of(problem), len(problem.x), problem.x.shape
+    term = torchode.ODETerm(lambda u, x: -drift(sde.t_max - u, x.reshape(shape)).flatten(1))  # u rises
     method = torchode.Dopri5(term=term)
     control = torchode.IntegralController(atol=atol, rtol=rtol, term=term)
     start = torch.zeros(batch, dtype=torch.float64)
-    task = torchode.InitialValueProblem(y0=problem.x, t_start=start, t_end=start + sde.t_max - sde.t_min)
+    task = torchode.InitialValueProblem(y0=problem.x.flatten(1), t_start=start, t_end=start + sde.t_max - sde.t_min)
     solution = torchode.AutoDiffAdjoint(method, control).solve(task)
     evaluations = 2 + 6 * solution.stats["n_steps"].double().mean()  # two for the first step size
-    return solution.ys[:, -1], float(evaluations)
+    return solution.ys[:, -1].reshape(shape), float(evaluations)
 
 
 # ---- exponential Runge-Kutta methods in lambda: DPM-Solver-2, -3, DPM-Solver++ 2S, 3S
