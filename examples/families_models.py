@@ -141,7 +141,7 @@ class Latents(VAE):
     def draw(self, y: Tensor) -> Tensor:
         if not bool(self.std.any()):
             return super().draw(y)
-        z = sg.sample(self.model, (len(y), LATENT), steps=20, seed=int(torch.randint(2**31, ()))).x
+        z = sg.sample(self.model, (len(y), LATENT), steps=20, on_failure="mark", seed=int(torch.randint(2**31, ()))).x
         return self.decoder(z * self.std + self.mean)
 
 
@@ -162,7 +162,7 @@ class Pixels(Family):
         return sg.dsm_loss(self.model, x, **self.told(y)).mean()
 
     def draw(self, y: Tensor) -> Tensor:
-        how = {"steps": 20, "seed": int(torch.randint(2**31, ()))}
+        how = {"steps": 20, "on_failure": "mark", "seed": int(torch.randint(2**31, ()))}
         return sg.sample(self.model, (len(y), 64), **how, **self.told(y)).x
 
 
