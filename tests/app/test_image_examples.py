@@ -170,3 +170,14 @@ def test_a_prior_sees_only_the_codes_before(example):
     one, two = family.logits(codes), family.logits(other)
     torch.testing.assert_close(one[:, :9], two[:, :9])
     assert float((one - two)[:, 9:].detach().abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["Pixels", "ConditionalPixels", "Latents"])
+def test_a_family_whose_samples_run_away_is_infinitely_far(example, kind):
+    families, family = example("families"), getattr(example("families_models"), kind)()
+    judge = families.Judge(20, smoke=True)
+    for p in family.model.parameters():
+        p.data.fill_(math.nan)
+    if kind == "Latents":
+        family.std.fill_(1.0)  # as it is once the autoencoder is trained
+    assert judge.distance(families.draw(family, judge.labels, 0)) == math.inf
