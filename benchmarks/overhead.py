@@ -18,6 +18,7 @@ that take turns: what else the machine does meanwhile befalls both.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -108,8 +109,7 @@ def tolerant(name: str, shape: tuple[int, ...], repeats: int, *, refilled: bool 
     return Bursts.of(run, 1, 4, repeats)
 
 
-def refilled(name: str, shape: tuple[int, ...], repeats: int) -> Bursts:
-    return tolerant(name, shape, repeats, refilled=True)
+refilled = functools.partial(tolerant, refilled=True)
 
 
 def arithmetic(shape: tuple[int, ...], repeats: int) -> Bursts:

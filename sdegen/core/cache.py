@@ -54,9 +54,10 @@ class CachedFunction:
         self._awaited: Tensor | None = None  # times that are to be computed together
         self._at_tensor = LastAnswer()
 
-    def __bool__(self) -> bool:
-        """Whether any answer is remembered."""
-        return bool(self._at_number or self._at_tensor)
+    @property
+    def used(self) -> bool:
+        """Whether any number is remembered."""
+        return bool(self._at_number) or self._at_tensor.used
 
     def __call__(self, t: float | Tensor) -> Any:
         if isinstance(t, Tensor):
@@ -134,8 +135,10 @@ class LastAnswer:
     def __reduce__(self):  # copies and files begin anew
         return type(self), ()
 
-    def __bool__(self) -> bool:
-        return self._kept is not None and bool(self._kept[3])
+    @property
+    def used(self) -> bool:
+        """Whether any number is remembered: an answer may compute its own when they are asked for, and says so."""
+        return self._kept is not None and getattr(self._kept[3], "used", True)
 
     def of(self, t: Tensor) -> Any:
         """What is kept for t, or None."""
@@ -167,7 +170,9 @@ class Recent:
     def __reduce__(self):  # copies and files begin anew
         return type(self), (self._most, self._same)
 
-    def __bool__(self) -> bool:
+    @property
+    def used(self) -> bool:
+        """Whether any answer is remembered."""
         return bool(self._known)
 
     def of(self, asked: Any, answer: Callable[[], Any]) -> Any:

@@ -166,7 +166,7 @@ class SDE(Shown, metaclass=_Immutable):
 
     def _check_nothing_remembered(self) -> None:
         """Its tensors were written into: raise if numbers of the process as it was before are remembered."""
-        if self._cached or self._answers:
+        if self._cached.used or self._answers.used:
             raise InvalidInputError(
                 f"{type(self).__name__}: a tensor of the process was written into, expected a process that does not "
                 "change once its numbers are used; make another one"

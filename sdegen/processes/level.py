@@ -46,7 +46,8 @@ class Level:
             setattr(self, name, value)
         return value
 
-    def __bool__(self) -> bool:
+    @property
+    def used(self) -> bool:
         """Whether any of them is kept."""
         return any(_is_kept(self, name) for name in _FUNCTIONS)
 
