@@ -237,6 +237,17 @@ def test_a_process_is_trained_until_its_numbers_are_remembered():
         assert float(copied.at(0.5).alpha.detach()) == pytest.approx(1 - 0.9 * 0.5**2.7)
 
 
+def test_numbers_at_several_times_are_remembered_once_they_are_asked_for():
+    power, ts = torch.tensor(3.0, dtype=F64), torch.tensor([0.5, 0.6], dtype=F64)
+    sde = Held(power)
+    level = sde.at(ts)
+    power.fill_(2.0)  # nobody has asked for a number yet
+    assert torch.equal(sde.at(ts).alpha, 1 - 0.9 * ts**2) and torch.equal(level.alpha, 1 - 0.9 * ts**2)
+    power.fill_(1.0)
+    with pytest.raises(InvalidInputError, match="a tensor of the process was written into"):
+        sde.at(ts)
+
+
 @pytest.mark.parametrize("name", [name for name in BUILT_IN if "table" in name.lower() or "Tabulated" in name])
 def test_tables_are_copies_and_are_not_written_into(name):
     sde = copy.deepcopy(BUILT_IN[name])
