@@ -285,6 +285,9 @@ class Wrapped(ScoreModel):
     changes, and nothing else: `super().__init__(model, smooth=False)`. `sdegen.testing.check_wrapper(outer, inner)`
     proves the rest.
 
+    A solver that was fitted to the model inside (`fit_solver`) is taken by a wrapper without a `forward` of its own
+    alone: another belief may need other weights. Fit one to the wrapper.
+
     Args:
         model: the one inside.
         sde: another process to live on; None: its own.
@@ -292,12 +295,25 @@ class Wrapped(ScoreModel):
 
     Raises:
         InvalidInputError: a model that is no ScoreModel, facts that cannot be known.
+
+    Example:
+        >>> import torch, sdegen as sg
+        >>> class Moved(sg.Wrapped):  # the same data, moved by `by`
+        ...     def __init__(self, model, by):
+        ...         super().__init__(model, mean=model.data.mean + by)
+        ...         self.by = by
+        ...     def forward(self, x, t, **cond):
+        ...         alpha = self.sde.alpha(t).to(x).reshape(-1, 1)  # t is a number, or one for each sample
+        ...         belief = self.model(x - alpha * self.by, t, **cond)
+        ...         return sg.Prediction.from_x0(x, belief.x0 + self.by, self.sde, t)
+        >>> inner = sg.MixtureModel(sg.GaussianMixture([[-1.0], [1.0]], std=0.1), sg.VPSDE())
+        >>> moved = sg.sample(Moved(inner, 5.0), 4, rtol=1e-3, seed=0).x
+        >>> torch.allclose(moved, sg.sample(inner, 4, rtol=1e-3, seed=0).x + 5)
+        True
     """
 
     @checked
     def __init__(self, model: ScoreModel, *, sde: SDE | None = None, **facts: Any) -> None:
-        if not isinstance(model, ScoreModel):
-            raise InvalidInputError(f"model is {type(model).__name__}: wrap a ScoreModel, such as Denoiser(net, sde)")
         nn.Module.__init__(self)
         self.model = model
         if sde is not None:
@@ -358,6 +374,8 @@ class Wrapped(ScoreModel):
         elif name == "space":
             self.model.space = value
         else:
+            if name == "model" and not isinstance(value, ScoreModel):
+                raise InvalidInputError(f"model: got a {type(value).__name__}, expected {ScoreModel._expected}")
             nn.Module.__setattr__(self, name, value)
 
     def warm(self, ts: Tensor) -> None:

@@ -62,6 +62,13 @@ def test_a_pass_through_is_the_model_inside(name):
     check_wrapper(Same(Same(model)), model)
 
 
+def test_solvers_fitted_to_the_model_inside_do_not_count_against_a_wrapper():
+    model = copy.deepcopy(MODELS["network"])
+    fitted = sg.fit_solver(model, steps=6, samples=6)
+    check_wrapper(Same(model), model)
+    assert model.solvers == (fitted,)
+
+
 def test_so_it_is_with_conditions():
     model = labelled()
     cond = {"label": torch.tensor([0.0, 1.0, 2.0]), "strength": 0.5}
@@ -300,6 +307,17 @@ def test_what_cannot_be_is_refused_when_assigned(name, value, words):
     if name == "sde":
         with pytest.raises(sg.InvalidInputError, match=words):
             Same(model).sde = value
+
+
+@pytest.mark.parametrize("other", [nn.Linear(2, 2), None, 3])
+def test_only_a_model_is_put_inside_a_wrapper(other):
+    with pytest.raises(sg.InvalidInputError, match="model: got"):
+        Same(other)
+    wrapped = Same(small())
+    with pytest.raises(sg.InvalidInputError, match="model: got .* expected a ScoreModel"):
+        wrapped.model = other
+    wrapped.model = small(seed=1)
+    assert torch.equal(sg.sample(wrapped, 2, steps=3, seed=0).x, sg.sample(small(seed=1), 2, steps=3, seed=0).x)
 
 
 @pytest.mark.parametrize(
