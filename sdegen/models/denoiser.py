@@ -14,6 +14,7 @@ from ..core.errors import InvalidInputError
 from ..core.kinds import checked
 from ..core.modes import in_precision
 from ..core.shapes import expand, time_of
+from ..core.unwritten import Unwritten
 from ..nets.conditions import CONDITIONS, Conditional
 from ..processes import SDE, without_signal
 from .base import ScoreModel, Statistic, words_of
@@ -47,6 +48,8 @@ class Denoiser(ScoreModel):
     Raises:
         InvalidInputError: an unknown parametrization; at the call, an output that is not of x's shape.
     """
+
+    _numbers_in_use: Unwritten | None = None  # by a parametrisation's functions
 
     @checked
     def __init__(
@@ -95,6 +98,7 @@ class Denoiser(ScoreModel):
         super().__setattr__(name, value)
         if name in ("sde", "parametrization"):  # what the coefficients are made of, besides the statistics
             self._coefficients.clear()
+            self._numbers_in_use = _numbers_of(self.__dict__.get("parametrization"))
         elif name == "net":
             self._computes_in = ComputingDtype(value)
 
@@ -153,12 +157,14 @@ class Denoiser(ScoreModel):
         self._of_present_data().warm(ts)
 
     def _of_present_data(self) -> CachedFunction:
-        """The coefficients, made anew if data_std was written to: by load_state_dict, a fit, an average, or by hand."""
+        """The coefficients, made anew if data_std was written to, by load_state_dict, a fit, an average, or by hand, or
+        numbers that functions of the parametrisation use were."""
         std, (used, version) = self._buffers["known_std"], self._std_in_use
         now = 0 if std is None or std.is_inference() else std._version  # asked at every step
-        if std is not used or now != version:
+        numbers = self._numbers_in_use
+        if std is not used or now != version or (numbers is not None and not numbers()):
             self._coefficients = CachedFunction(self._evaluate_coefficients)
-            self._std_in_use = std, now
+            self._std_in_use, self._numbers_in_use = (std, now), _numbers_of(self.parametrization)
         return self._coefficients
 
     def condition_names(self):
@@ -216,3 +222,8 @@ class Denoiser(ScoreModel):
                 "c_noise (of 'edm': log(sigma/alpha)/4), is infinite: begin at an earlier time, with t_span= or times "
                 "in steps=, or train the parametrization 'v' or 'x0'"
             )
+
+
+def _numbers_of(parametrization: Any) -> Unwritten | None:
+    """Those that its functions use; None for names."""
+    return Unwritten(vars(parametrization).values()) or None if isinstance(parametrization, Parametrization) else None

@@ -33,6 +33,7 @@ from .functions import Time, check_elementwise, derivative, function_of_time, pr
 from .level import Level, levels_of_numbers
 
 _MOST_ANSWERS = 16  # that are remembered of a process, besides its coefficients
+_FOLLOWS = ("_cached", "_answers", "_unwritten", "_curves")  # attributes that follow from the others
 _NEAR_0, _BEYOND = 1e-6, 1.01  # parts of t_min and t_max between which times have coefficients
 
 
@@ -58,14 +59,16 @@ class SDE(Shown, metaclass=_Immutable):
     `t_max = 1.0` in its body) or of the object (`super().__init__(t_min=..., t_max=...)`).
 
     A process does not change once it is made, since much that is computed of it is remembered: to assign an attribute
-    is refused, and so is a process whose tensors were written into after numbers of it were used.
+    is refused, and so is a process after numbers were changed that it has used: in its tensors, arrays, lists and
+    dicts, in its class, and in variables of its functions.
 
     Attributes:
         t_min: the smallest time at which the process is used; positive, since every quantity must be finite there.
         t_max: the time of the prior.
         data_scale: the standard deviation of the data whose scale the state keeps at all times, as on the circular path
             (`TrigSDE`); None for processes that keep none.
-        config: the constructor's arguments, from which a checkpoint rebuilds the process; None for functions.
+        config: the constructor's arguments, from which a checkpoint rebuilds the process, a copy of them; None for
+            functions.
 
     Raises:
         InvalidInputError: alpha or sigma is not positive and finite, not elementwise, not differentiable, or
@@ -74,11 +77,12 @@ class SDE(Shown, metaclass=_Immutable):
 
     t_min: float = 1e-3
     t_max: float = 1.0
-    config: dict[str, Any] | None = None
     data_scale: float | None = None
     _checked: bool = False
     _finished: bool = False
-    _unwritten: Unwritten | None = None  # its tensors, where it has some
+    _config: dict[str, Any] | None = None
+    _unwritten: Unwritten | None = None  # its numbers that can be changed, where it has some
+    _curves: list[list[float]] | None = None  # what they made of alpha and sigma
     _expected = "a process such as VPSDE()"
     _cached: CachedFunction
     _answers: Recent
@@ -116,8 +120,28 @@ class SDE(Shown, metaclass=_Immutable):
 
     def _finish(self) -> None:
         """From here on it does not change."""
-        vars(self)["_unwritten"] = Unwritten(vars(self).values()) or None
+        vars(self)["_unwritten"] = numbers = Unwritten([*self._held(), *_of_classes(type(self))]) or None
+        vars(self)["_curves"] = None if numbers is None else self._curve()
         vars(self)["_finished"] = True
+
+    def _curve(self) -> list[list[float]]:
+        """alpha and sigma at 129 times from t_min to t_max."""
+        with torch.inference_mode(False), torch.no_grad():
+            t = torch.linspace(self.t_min, self.t_max, 129, dtype=torch.float64, device="cpu")
+            return [self.alpha(t).tolist(), self.sigma(t).tolist()]
+
+    def _held(self) -> list[Any]:
+        """What it keeps, but for what follows from it."""
+        return [value for name, value in vars(self).items() if name not in (*_FOLLOWS, "_config")]
+
+    @property
+    def config(self) -> dict[str, Any] | None:
+        """The constructor's arguments."""
+        return copy.deepcopy(self._config)
+
+    @config.setter
+    def config(self, value: dict[str, Any] | None) -> None:
+        self._config = value
 
     # ---- what a subclass defines
 
@@ -165,11 +189,13 @@ class SDE(Shown, metaclass=_Immutable):
         return self._cached(t if isinstance(t, (Tensor, float)) else as_time(t))
 
     def _check_nothing_remembered(self) -> None:
-        """Its tensors were written into: raise if numbers of the process as it was before are remembered."""
-        if self._cached.used or self._answers.used:
+        """Numbers that it holds were changed: raise if they matter to what is remembered; a counter does not."""
+        used = self._cached.used or self._answers.used
+        same = self._unwritten is not None and self._unwritten.same_tensors()
+        if used and not (same and self._curve() == self._curves):
             raise InvalidInputError(
-                f"{type(self).__name__}: a tensor of the process was written into, expected a process that does not "
-                "change once its numbers are used; make another one"
+                f"{type(self).__name__}: numbers that the process has used were changed, expected a process that does "
+                "not change; make another one"
             )
         self._finish()
 
@@ -349,8 +375,7 @@ class SDE(Shown, metaclass=_Immutable):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles leave behind what is remembered: it belongs to the process that made it."""
-        own = ("_cached", "_answers", "_unwritten")
-        return {name: value for name, value in self.__dict__.items() if name not in own}
+        return {name: value for name, value in self.__dict__.items() if name not in _FOLLOWS}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -367,6 +392,12 @@ class SDE(Shown, metaclass=_Immutable):
         level = self.at(torch.linspace(self.t_min, self.t_max, 100, dtype=torch.float64, device="cpu"))
         size = torch.hypot(level.alpha, level.sigma)
         return curves(level.alpha / size, level.sigma / size)
+
+
+def _of_classes(kind: type) -> list[Any]:
+    """What a user's classes give a process, numbers and functions by name."""
+    package = __name__.partition(".")[0]
+    return [vars(cls) for cls in kind.__mro__ if issubclass(cls, SDE) and cls.__module__.partition(".")[0] != package]
 
 
 def once(sde: SDE, asked: tuple[Any, ...], make: Callable[[], Any]) -> Any:

@@ -328,6 +328,28 @@ class Scribbles(Small):
         return out
 
 
+@pytest.mark.parametrize("copied", [False, True])
+def test_numbers_that_a_parametrisation_uses_may_change(copied):
+    share = torch.tensor(1.0, dtype=F64)
+    bias = {"skip": 0.0}
+    own = sg.Parametrization(
+        lambda sde, t: 0 * t + bias["skip"],
+        lambda sde, t: share * torch.ones_like(t),
+        lambda sde, t: 0 * t + 1,
+        lambda sde, t: t,
+    )
+    model, x = denoiser(parametrization=own), torch.randn(3, 2, dtype=F64)
+    model(x, 0.5), model(x, torch.full((3,), 0.5))
+    if copied:
+        model = copy.deepcopy(model)
+    for change in (lambda: share.mul_(0.5), lambda: bias.update(skip=0.3)):
+        change()
+        for t in (0.5, torch.full((3,), 0.5, dtype=F64)):
+            again = denoiser(parametrization=own)
+            again.load_state_dict(model.state_dict())
+            assert torch.equal(model(x, t).x0, again(x, t).x0)
+
+
 @pytest.mark.parametrize("parametrization", ["edm", "noise"])
 def test_a_network_may_write_into_its_times(parametrization):
     """Coefficients of one tensor of times are remembered: what the network gets is its own."""

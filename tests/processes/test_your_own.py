@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import pickle
+import types
 
+import numpy as np
 import pytest
 import torch
 from cases import BUILT_IN, SDES
@@ -210,14 +213,117 @@ def test_a_process_whose_tensor_is_written_into_is_honoured_or_refused(where, co
     assert float(uses[use](sde)) == pytest.approx(float(uses[use](fresh)), rel=1e-12)
     uses["at one time"](sde)
     power.fill_(1.0)
-    with pytest.raises(InvalidInputError, match="a tensor of the process was written into"):
+    with pytest.raises(InvalidInputError, match="numbers that the process has used were changed"):
         uses["at one time"](sde)
     expected = pytest.approx(float(uses[use](HOLDERS[where](1.0))), rel=1e-12)
     assert float(uses[use](HOLDERS[where](power))) == expected
     try:  # what remembers nothing is as a new process says
         assert float(uses[use](sde)) == expected
     except InvalidInputError as error:
-        assert "was written into" in str(error)
+        assert "numbers that the process has used were changed" in str(error)
+
+
+class OfClass(sg.SDE):
+    power = 3.0
+
+    def alpha(self, t):
+        return 1 - 0.9 * t**self.power
+
+    def sigma(self, t):
+        return t
+
+
+class OfObject(Held):
+    def __init__(self, power):
+        super().__init__(types.SimpleNamespace(power=power))
+
+    def now(self):
+        return self.power.power
+
+
+POWER = 3.0
+
+
+def of_closure():
+    power = 3.0
+
+    def change(value):
+        nonlocal power
+        power = value
+
+    return sg.PathSDE(lambda t: 1 - 0.9 * t**power, lambda t: t), change
+
+
+def of_array():
+    power = np.array([3.0])
+    return sg.PathSDE(lambda t: 1 - 0.9 * t ** float(power[0]), lambda t: t), lambda value: power.fill(value)
+
+
+def of_partial():
+    numbers = {"power": 3.0}
+    alpha = functools.partial(lambda numbers, t: 1 - 0.9 * t ** numbers["power"], numbers)
+    return sg.PathSDE(lambda t: alpha(t), lambda t: t), lambda value: numbers.update(power=value)
+
+
+def of_module():
+    return sg.PathSDE(lambda t: 1 - 0.9 * t**POWER, lambda t: t), lambda value: globals().update(POWER=value)
+
+
+def held_in(kind, change):
+    sde = kind(3.0) if kind is not OfClass else kind()
+    return sde, lambda value: change(sde, value)
+
+
+CHANGED = {
+    "a list in a dict": lambda: held_in(InDict, lambda sde, value: sde.power["power"].__setitem__(0, value)),
+    "an entry of a dict": lambda: held_in(InDict, lambda sde, value: sde.power.update(power=[value])),
+    "an object": lambda: held_in(OfObject, lambda sde, value: setattr(sde.power, "power", value)),
+    "its class": lambda: held_in(OfClass, lambda sde, value: setattr(OfClass, "power", value)),
+    "a variable around a function": of_closure,
+    "an array that a function uses": of_array,
+    "an argument of a partial function": of_partial,
+    "a variable of the module": of_module,
+}
+
+
+@pytest.mark.parametrize("where", CHANGED)
+def test_a_process_whose_numbers_are_changed_is_honoured_or_refused(where):
+    sde, change = CHANGED[where]()
+    copied = copy.deepcopy(sde) if where not in ("an array that a function uses",) else sde.narrowed(1e-3, 1.0)
+    try:
+        change(2.0)  # nobody has asked yet
+        assert sde.at(0.5).alpha == pytest.approx(1 - 0.9 * 0.5**2)
+        model = sg.MixtureModel(sg.GaussianMixture([[1.0]], std=1.0), sde)
+        sg.sample(model, 2, steps=3, seed=0)
+        change(1.0)
+        for ask in (lambda: sde.at(0.5), lambda: sg.sample(model, 2, steps=3, seed=0)):
+            with pytest.raises(InvalidInputError, match="numbers that the process has used were changed"):
+                ask()
+        assert copied.at(0.5).alpha in (pytest.approx(1 - 0.9 * 0.5), pytest.approx(1 - 0.9 * 0.5**3))
+    finally:
+        change(3.0)
+
+
+def test_a_process_that_counts_its_calls_goes_on():
+    seen, times = {"calls": 0}, []
+
+    def alpha(t):
+        seen["calls"] += 1
+        times.append(t)
+        return 1 - 0.9 * t**3
+
+    model = sg.MixtureModel(sg.GaussianMixture([[1.0]], std=1.0), sg.PathSDE(alpha, lambda t: t))
+    first, second = (sg.sample(model, 2, steps=3, seed=0).x for _ in range(2))
+    assert torch.equal(first, second) and seen["calls"] == len(times)
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_the_arguments_that_a_process_tells_are_copies(name):
+    sde = copy.deepcopy(SDES[name])
+    before = sde.config
+    for key in before or ():
+        sde.config[key] = None
+    assert sde.config == before
 
 
 def test_a_process_is_trained_until_its_numbers_are_remembered():
@@ -231,7 +337,7 @@ def test_a_process_is_trained_until_its_numbers_are_remembered():
     with torch.no_grad():
         sde.at(0.5)
         power.sub_(0.1)
-    with pytest.raises(InvalidInputError, match="was written into"):
+    with pytest.raises(InvalidInputError, match="numbers that the process has used were changed"):
         sde.at(0.5)
     for copied in (copy.deepcopy(sde), copy.copy(sde)):
         assert float(copied.at(0.5).alpha.detach()) == pytest.approx(1 - 0.9 * 0.5**2.7)
@@ -244,7 +350,7 @@ def test_numbers_at_several_times_are_remembered_once_they_are_asked_for():
     power.fill_(2.0)  # nobody has asked for a number yet
     assert torch.equal(sde.at(ts).alpha, 1 - 0.9 * ts**2) and torch.equal(level.alpha, 1 - 0.9 * ts**2)
     power.fill_(1.0)
-    with pytest.raises(InvalidInputError, match="a tensor of the process was written into"):
+    with pytest.raises(InvalidInputError, match="numbers that the process has used were changed"):
         sde.at(ts)
 
 
@@ -257,7 +363,7 @@ def test_tables_are_copies_and_are_not_written_into(name):
             again = copy.deepcopy(sde)
             again.at(0.5 * sde.t_max)
             getattr(again, key).mul_(1.1)
-            with pytest.raises(InvalidInputError, match="was written into"):
+            with pytest.raises(InvalidInputError, match="numbers that the process has used were changed"):
                 again.at(0.5 * sde.t_max)
     assert sde.at(0.5 * sde.t_max).sigma == before
 
