@@ -141,3 +141,17 @@ def check_rows(name: str, value: Any, batch: int) -> None:
                 f"condition {words} is a {type(part).__name__}: pass a tensor with a row for each sample, such as "
                 "torch.tensor(values), or a tuple for a value that all share"
             )
+
+
+def words_of(function: Any) -> tuple[set[str], bool]:
+    """The keywords a forward function takes beyond (x, t), and whether it takes any others."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return set(), True
+    named, any_more = set(), False
+    for place, p in enumerate(parameters):
+        any_more = any_more or p.kind is p.VAR_KEYWORD
+        if place >= 2 and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+            named.add(p.name)
+    return named, any_more

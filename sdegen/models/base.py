@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import operator
 from abc import abstractmethod
@@ -13,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..core.cache import Recent, versions_of
-from ..core.conditions import check_rows
+from ..core.conditions import check_rows, words_of
 from ..core.errors import InvalidInputError, shortened
-from ..core.kinds import checked
+from ..core.kinds import checked, told
 from ..core.shapes import as_time, expand, scaled, time_of
 from ..core.show import Shown
 from ..processes import SDE, Crossing
@@ -375,7 +374,7 @@ class Wrapped(ScoreModel):
             self.model.space = value
         else:
             if name == "model" and not isinstance(value, ScoreModel):
-                raise InvalidInputError(f"model: got a {type(value).__name__}, expected {ScoreModel._expected}")
+                raise InvalidInputError(f"got model={told(value)}, expected {ScoreModel._expected}")
             nn.Module.__setattr__(self, name, value)
 
     def warm(self, ts: Tensor) -> None:
@@ -498,17 +497,3 @@ def _same(a: Tensor | None, b: Tensor | None) -> bool:
     if a is None or b is None:
         return a is b
     return a.shape == b.shape and torch.allclose(a.cpu(), b.to("cpu", a.dtype), rtol=1e-6, equal_nan=True)
-
-
-def words_of(function: Any) -> tuple[set[str], bool]:
-    """The keywords a forward function takes beyond (x, t), and whether it takes any others."""
-    try:
-        parameters = list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):
-        return set(), True
-    named, any_more = set(), False
-    for place, p in enumerate(parameters):
-        any_more = any_more or p.kind is p.VAR_KEYWORD
-        if place >= 2 and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
-            named.add(p.name)
-    return named, any_more

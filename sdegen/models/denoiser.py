@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.cache import CachedFunction
-from ..core.conditions import mapped
+from ..core.conditions import mapped, words_of
 from ..core.errors import InvalidInputError
 from ..core.kinds import checked
 from ..core.modes import in_precision
@@ -17,7 +17,7 @@ from ..core.shapes import expand, time_of
 from ..core.unwritten import Unwritten
 from ..nets.conditions import CONDITIONS, Conditional
 from ..processes import SDE, without_signal
-from .base import ScoreModel, Statistic, words_of
+from .base import ScoreModel, Statistic
 from .networks import ComputingDtype, SaysConditions, channels_of, unwrapped
 from .parametrization import Parametrization, ones, parametrization, zeros
 from .prediction import Prediction
