@@ -15,9 +15,8 @@ from torch import Tensor
 
 from ..core.errors import InvalidInputError
 from ..core.files import write_whole
+from ..data.pixels import MODES
 from ..models.base import ScoreModel
-
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 def settings_of(model: ScoreModel, how: dict[str, Any], **more: Any) -> dict[str, Any]:

@@ -20,13 +20,13 @@ from ..core.conditions import mapped
 from ..core.errors import InvalidInputError
 from ..core.files import as_path, replacing, write_synced
 from ..core.team import place_here
+from ..data.pixels import MODES
 from ..models.base import ScoreModel
 from ..models.identity import weights_of
 from ..models.space import shown_shape
 from .sampling import sample
 
 _SETTINGS = "settings.json"
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 KINDS = ("npz", "png")
 
 
@@ -133,7 +133,7 @@ def _check_kind(model: ScoreModel, kind: str) -> None:
     event = shown_shape(model)
     if event is None:
         raise InvalidInputError("model: got one that does not know its event shape, expected one that was trained")
-    if kind == "png" and (len(event) != 3 or event[0] not in _MODES):
+    if kind == "png" and (len(event) != 3 or event[0] not in MODES):
         raise InvalidInputError(
             f"kind='png': got samples of shape {tuple(event)}, expected images (C, H, W): use 'npz'"
         )
@@ -192,7 +192,7 @@ def _encoded(x: Tensor) -> bytes:
 
     u = ((x.double().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
     stream = io.BytesIO()
-    Image.fromarray(u[..., 0] if u.shape[2] == 1 else u, _MODES[u.shape[2]]).save(stream, "png")
+    Image.fromarray(u[..., 0] if u.shape[2] == 1 else u, MODES[u.shape[2]]).save(stream, "png")
     return stream.getvalue()
 
 

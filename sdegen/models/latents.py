@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..core.errors import InvalidInputError, warn
 from ..core.files import as_path, cure, write_whole
 from ..core.kinds import checked
+from ..core.shapes import check_state
 from ..core.show import Shown
 from ..data.batched import Batched
 from ..noise.purposes import Purpose
@@ -84,9 +85,15 @@ class Latents(Batched, Shown):
 def moments_of(encode: Callable[[Tensor], Moments], data: Batched, numbers: Tensor, rows: int) -> Moments:
     """What an encoder makes of these samples, so many at a time, on the CPU in float32."""
     with torch.no_grad():
-        parts = [encode(data.batch(some)[0]) for some in numbers.split(rows)]
+        parts = [encode(_checked(data.batch(some)[0])) for some in numbers.split(rows)]
     stds = [s.float().cpu() for _, s in parts if s is not None]
     return torch.cat([m.float().cpu() for m, _ in parts]), torch.cat(stds) if stds else None
+
+
+def _checked(x: Tensor) -> Tensor:
+    """Samples, which no encoder is asked of unless they are finite numbers."""
+    check_state(x, name="data")
+    return x
 
 
 def kept(cache: str | os.PathLike | None, space: nn.Module, data: Batched, make: Callable[[], Moments]) -> Moments:

@@ -97,7 +97,7 @@ class Conditional(ShownNet, nn.Module):
         *,
         label: Tensor | int | None = None,
         tokens: Tensor | None = None,
-        token_mask: Tensor | None = None,
+        token_mask: Tensor | bool | None = None,
         vector: Tensor | None = None,
         image: Tensor | None = None,
     ) -> None:
@@ -131,7 +131,7 @@ class Conditional(ShownNet, nn.Module):
             _check_image(image, batch, event_shape, asked.image_channels)
 
     def _with_no_token(
-        self, batch: int, tokens: Tensor | None, mask: Tensor | None
+        self, batch: int, tokens: Tensor | None, mask: Tensor | bool | None
     ) -> tuple[Tensor | None, Tensor | None]:
         """Tokens (B, 1 + T, D) after the one that stands for none, which is always seen, and which of them are seen."""
         if self.conditions.token_channels is None:
@@ -139,11 +139,15 @@ class Conditional(ShownNet, nn.Module):
         none = self.no_token.expand(batch, 1, -1)
         if tokens is None:
             return none, None
+        if isinstance(mask, bool):
+            mask = None if mask else tokens.new_zeros(tokens.shape[:2], dtype=torch.bool)
         if self.training and self.conditions.token_dropout:
             kept = ~dropped(self.conditions.token_dropout, batch, tokens.device)[:, None].expand(tokens.shape[:2])
             mask = kept if mask is None else mask & kept
-        seen = None if mask is None else F.pad(mask, (1, 0), value=True)
-        return torch.cat([none, tokens.to(none.dtype)], 1), seen
+        if mask is None:
+            return torch.cat([none, tokens.to(none.dtype)], 1), None
+        tokens = tokens.masked_fill(~mask[..., None], 0.0)  # a weight of 0 would let NaN through
+        return torch.cat([none, tokens.to(none.dtype)], 1), F.pad(mask, (1, 0), value=True)
 
     def _image(self, x: Tensor, image: Tensor | None) -> Tensor | None:
         """The image as it is read beside x: zeros where there is none, or where it is left out."""
@@ -277,7 +281,7 @@ def check_share(name: str, value: float) -> float:
     return value
 
 
-def _check_tokens(tokens: Tensor | None, mask: Tensor | None, batch: int, channels: int | None) -> None:
+def _check_tokens(tokens: Tensor | None, mask: Tensor | bool | None, batch: int, channels: int | None) -> None:
     if tokens is None:
         if mask is not None:
             raise InvalidInputError("got a token_mask without tokens, expected both or none: pass tokens=")
@@ -287,9 +291,12 @@ def _check_tokens(tokens: Tensor | None, mask: Tensor | None, batch: int, channe
         wanted = f"({batch}, T, {channels}), from the text encoder that it was trained with"
         raise InvalidInputError(f"tokens have shape {got}: expected {wanted}")
     _check_floating("tokens", tokens, tokens.shape)
-    if mask is not None and (mask.shape != tokens.shape[:2] or mask.dtype != torch.bool):
+    if mask is None or isinstance(mask, bool):
+        return
+    if not isinstance(mask, Tensor) or mask.shape != tokens.shape[:2] or mask.dtype != torch.bool:
+        got = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else repr(mask)
         raise InvalidInputError(
-            f"token_mask is {mask.dtype} of shape {tuple(mask.shape)}: expected bool {tuple(tokens.shape[:2])}"
+            f"token_mask is {got}: expected bool {tuple(tokens.shape[:2])}, or True or False for all tokens"
         )
 
 

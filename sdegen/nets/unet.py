@@ -162,7 +162,7 @@ class UNet(Conditional):
         t: Tensor,
         label: Tensor | int | None = None,
         tokens: Tensor | None = None,
-        token_mask: Tensor | None = None,
+        token_mask: Tensor | bool | None = None,
         vector: Tensor | None = None,
         *,
         image: Tensor | None = None,
@@ -174,7 +174,8 @@ class UNet(Conditional):
             t: (B,), the number that says the noise level.
             label: (B,) classes, one for all, or None.
             tokens: (B, T, D), or None.
-            token_mask: (B, T); where it is False a token is not seen. A sample without any is one without condition.
+            token_mask: (B, T); where it is False a token is not seen, False alone: none is. A sample without any is one
+                without condition.
             vector: (B, vector_channels), or None.
             image: (B, image_channels, H, W), where the network was built with one.
 

@@ -102,6 +102,51 @@ def test_pictures_with_transparency_go_through_all_scripts(tmp_path, monkeypatch
     assert "kernel distance" not in scores["samples"] and scores["reconstruction"]["images"] == 4
 
 
+@pytest.mark.parametrize("scale", [(), ("--scale", 2)], ids=["alone", "guided"])
+@pytest.mark.parametrize(
+    ("channels", "about", "colours"),
+    [
+        (4, {}, False),
+        (4, {"levels": None, "data": {"source": "latents.npz", "channels": None}}, False),
+        (4, {"levels": 256}, True),
+        (4, {"data": {"source": "floats.npz", "channels": 4}}, True),
+        (3, {}, True),
+    ],
+)
+def test_four_channels_are_colours_where_the_data_are_known_to_be(
+    channels, about, colours, scale, tmp_path, monkeypatch
+):
+    """Else they may be latents: numbers in files, each channel in grey in a picture; asked for, RGBA."""
+    monkeypatch.chdir(tmp_path)
+    saved(tmp_path / "model", about, channels=channels)
+    words = ("sample", "model", "--n", 4, "--steps", 2, "--device", "cpu", *scale)
+    run(monkeypatch, *words, "--to", "found")
+    names = {file.suffix for file in Path("found").iterdir()} - {".json"}
+    assert names == ({".png"} if colours else {".npz"})
+    run(monkeypatch, *words, "--out", "grid.png")
+    grey = np.ptp(np.asarray(Image.open("grid.png").convert("RGB")).astype(int), axis=2).max()
+    assert bool(grey > 20) is colours
+    run(monkeypatch, *words, "--to", "asked", "--kind", "image")
+    with Image.open("asked/000000.png") as image:
+        assert image.mode == {3: "RGB", 4: "RGBA"}[channels]
+
+
+def test_previews_and_filling_in_take_no_latents_for_colours(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    x = np.random.default_rng(0).uniform(-1, 1, (24, 4, 8, 8))
+    np.savez("latents.npz", images=x.astype(np.float32))
+    np.savez("colours.npz", images=((x + 1) * 127.5).astype(np.uint8))
+    words = ("--net", "channels=8", "--net", "patch=1", "--smoke", "--device", "cpu")
+    for name, colours in (("latents", False), ("colours", True)):
+        run(monkeypatch, "train", f"{name}.npz", *words, "--out", name)
+        shown = np.asarray(Image.open(f"{name}/previews/step-00000004.png").convert("RGB")).astype(int)
+        assert bool(np.ptp(shown, axis=2).max() > 20) is colours
+    Image.new("RGB", (8, 8), "red").save("red.png")
+    how = ("half", "--n", 2, "--steps", 2, "--passes", 1, "--device", "cpu")
+    run(monkeypatch, "inpaint", "colours", "red.png", *how)
+    assert "4 channels, expected one of pictures" in refused(monkeypatch, "inpaint", "latents", "red.png", *how)
+
+
 @pytest.mark.parametrize("n", [2, 3, 4])
 def test_as_few_held_out_images_as_there_are(n, tmp_path, monkeypatch):
     """From one a class: each score is a number, or is left out with the reason."""

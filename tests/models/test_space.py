@@ -395,6 +395,14 @@ WRONG = [
     ("latents of no set", lambda: SPACE.latents([1, 2]), "expected a tensor"),
     ("latents of nothing", lambda: SPACE.latents(X[:0]), "no samples"),
     ("numbers", lambda: SPACE.latents(X).batch(torch.tensor([4])), r"integers in 0 \.\. 3"),
+    *(
+        (f"{how}: {what}", functools.partial(lambda make, x: make(x), make, x), says)
+        for how, make in (("measured", functools.partial(sg.LatentSpace.measured, NET)), ("latents", SPACE.latents))
+        for what, x, says in (
+            ("bytes", torch.zeros(2, 1, 8, 8).byte(), "data has dtype torch.uint8.*load_images"),
+            ("a sample that is none", torch.full((2, 1, 8, 8), math.inf), r"data holds NaN or infinity in 2 samples"),
+        )
+    ),
     ("one sample", lambda: sg.LatentSpace.measured(NET, X, n=1), "n=1"),
     ("constant", lambda: sg.LatentSpace.measured(autoencoder(2).eval(), X[:1, :, :2, :2]), "a channel is constant"),
     ("network", lambda: sg.Denoiser(sg.nets.UNet(4), sg.VPSDE(), space=SPACE), "got one of 3 channels.* samples of 4"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 
 import pytest
 import torch
@@ -56,6 +57,9 @@ def test_no_condition_is_the_null_condition_to_the_bit(name):
         nothing = {**cond, "tokens": None, "token_mask": None}
         unseen = {**cond, "token_mask": torch.zeros(6, T, dtype=torch.bool)}
         assert torch.equal(net(x, t, **nothing), net(x, t, **unseen))
+        assert torch.equal(net(x, t, **nothing), net(x, t, **{**cond, "token_mask": False}))
+        seen = net(x, t, **{**cond, "token_mask": torch.ones(6, T, dtype=torch.bool)})
+        assert torch.equal(seen, net(x, t, **{**cond, "token_mask": True}))
         none = net(x, t, **{**cond, "image": None})
         assert torch.equal(none, net(x, t, **{**cond, "image": torch.zeros_like(cond["image"])}))
         for left_out in (nothing, *({**cond, name: None} for name in ("vector", "label", "image"))):
@@ -83,10 +87,11 @@ def test_as_often_as_asked():
 
 
 @nets
-def test_padding_and_order_of_tokens_do_not_matter(name):
+@pytest.mark.parametrize("padding", [9.0, math.nan])
+def test_padding_and_order_of_tokens_do_not_matter(name, padding):
     net, x, t, cond = build(name)
     y = net(x, t, **cond)
-    padded = torch.cat([cond["tokens"], torch.full((6, 2, D), 9.0, dtype=x.dtype)], 1)
+    padded = torch.cat([cond["tokens"], torch.full((6, 2, D), padding, dtype=x.dtype)], 1)
     mask = torch.cat([cond["token_mask"], torch.zeros(6, 2, dtype=torch.bool)], 1)
     torch.testing.assert_close(net(x, t, **{**cond, "tokens": padded, "token_mask": mask}), y, rtol=0, atol=1e-10)
     order = torch.tensor([4, 2, 0, 1, 3])
@@ -233,6 +238,10 @@ WRONG = {
     "a mask of another length": (
         {"image": IMAGE, "tokens": torch.zeros(4, 3, 5), "token_mask": torch.ones(4, 2).bool()},
         r"expected bool \(4, 3\)",
+    ),
+    "a mask that is a word": (
+        {"image": IMAGE, "tokens": torch.zeros(4, 3, 5), "token_mask": "all"},
+        r"token_mask is 'all': expected bool \(4, 3\), or True or False",
     ),
     "a vector of another length": ({"image": IMAGE, "vector": torch.zeros(4, 5)}, r"vector: got.*\(4, 5\).*\(4, 6\)"),
     "an unknown class": ({"image": IMAGE, "label": torch.full((4,), 3)}, "classes 0 to 2"),

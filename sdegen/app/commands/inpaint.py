@@ -23,6 +23,7 @@ from ... import plot
 from ...core.errors import InvalidInputError
 from ...data.load import load_images
 from ...data.masks import mask as named_mask
+from ...data.pixels import MODES
 from ...inference.posteriors.verb import sample_posterior
 from ...inference.sampling import sample
 from ...models.guided.observation import Observation
@@ -30,6 +31,7 @@ from ...models.guided.posterior import Posterior
 from ...models.space import shown_shape
 from ...storage.models import load
 from ..options import add_model, count, label_of, labels
+from ..pictures import is_picture
 from ..told import Told
 
 _METHODS = ("repaint", "twisted", "guided")
@@ -63,6 +65,11 @@ def run(args: argparse.Namespace) -> Told:
     event = shown_shape(model)
     if event is None or len(event) != 3:
         raise InvalidInputError(f"{args.model}: the model works on events {event}, expected images (C, H, W)")
+    if event[0] in MODES and not is_picture(model):
+        raise InvalidInputError(
+            f"{args.model}: got a model of {event[0]} channels, expected one of pictures: where these are colours with "
+            'opacity, set model.about["levels"] = 256 and save it'
+        )
     device = next(model.parameters()).device
     image, seen = picture_for(args.image, event), _mask(args.mask, event)
     told, y = _told(model, image.to(device), seen.to(device))
@@ -111,12 +118,11 @@ def picture_for(path: str, event: tuple[int, ...]) -> Tensor:
         raise InvalidInputError(f"{path}: there is no such picture")
     from PIL import Image, UnidentifiedImageError
 
-    modes = {1: "L", 3: "RGB", 4: "RGBA"}
-    if event[0] not in modes:
+    if event[0] not in MODES:
         raise InvalidInputError(f"the model works on {event[0]} channels, expected 1, 3 or 4 of a picture")
     try:
         with Image.open(path) as opened:
-            pixels = np.array(opened.convert(modes[event[0]]))
+            pixels = np.array(opened.convert(MODES[event[0]]))
     except (UnidentifiedImageError, OSError) as error:
         raise InvalidInputError(f"{path}: not a picture that can be read ({error})") from error
     with warnings.catch_warnings():

@@ -20,7 +20,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -30,13 +30,15 @@ from ... import plot
 from ...core.errors import InvalidInputError
 from ...core.progress import progress_bar
 from ...core.team import team
+from ...data.pixels import MODES
 from ...inference.files import KINDS, sample_files
 from ...inference.sampling import sample
 from ...inference.shard import shard
 from ...models.space import shown_shape
 from ..asked import Asked, asked, sides
 from ..options import add_how, add_model, count, how
-from ..sample_folder import MODES, check, claim, decoded, encoded, settings_of, write_whole
+from ..pictures import grid_of, is_picture
+from ..sample_folder import check, claim, decoded, encoded, settings_of, write_whole
 from ..shared import device_here
 from ..told import Told
 
@@ -84,13 +86,9 @@ def run(args: argparse.Namespace) -> Told:
     what = asked(args, device_here(args.device))
     if not folder:
         return _into_file(args, what, out)
-    if (args.kind or ("image" if _is_image(shown_shape(what.model)) else "npz")) == "image":
+    if (args.kind or ("image" if is_picture(what.model) else "npz")) == "image":
         return _into_folder(args, what, Path(out))
     return _into_files(args, what, out)
-
-
-def _is_image(shape: Sequence[int] | None) -> bool:
-    return shape is not None and len(shape) == 3 and shape[0] in MODES
 
 
 def chosen(args: argparse.Namespace, default: int) -> list[int]:
@@ -133,7 +131,7 @@ def _into_file(args: argparse.Namespace, what: Asked, out: str) -> Told:
     if out.endswith(".npy"):
         np.save(out, x.numpy())
     else:
-        plot.save(plot.image_grid(x) if x.ndim >= 3 else plot.density(x), out)
+        plot.save(grid_of(model, x) if x.ndim >= 3 else plot.density(x), out)
     values = {"out": out, "shape": list(x.shape), "solver": parts[0][3], "evaluations": nfe, "seed": args.seed}
     return Told(
         f"{out}: {len(x)} samples of shape {tuple(x.shape[1:])}\n"
@@ -176,12 +174,28 @@ def _into_files(args: argparse.Namespace, what: Asked, out: str) -> Told:
         return Told("")
     made, kept = map(sum, zip(*found, strict=True))
     values = {"out": out, "samples": n, "files": made + kept, "were_there": kept}
-    return Told(f"{out}: {n} samples in {made + kept} files, {kept} of which were there", values)
+    text = f"{out}: {n} samples in {made + kept} files, {kept} of which were there"
+    return Told(text + _why_numbers(args, what.model), values)
+
+
+def _why_numbers(args: argparse.Namespace, model: Any) -> str:
+    """Why samples of as many channels as pictures have became no pictures, where nobody asked for numbers."""
+    shape = shown_shape(model)
+    if args.kind is not None or not _can_be_picture(shape):
+        return ""
+    return (
+        f"\nnumbers, as nothing says that the {shape[0]} channels are a picture's, and not latents: "
+        "--kind image writes PNGs with opacity"
+    )
+
+
+def _can_be_picture(shape: Sequence[int] | None) -> TypeGuard[Sequence[int]]:
+    return shape is not None and len(shape) == 3 and shape[0] in MODES
 
 
 def _into_folder(args: argparse.Namespace, what: Asked, out: Path) -> Told:
     model = what.model
-    if not _is_image(shape := shown_shape(model)):
+    if not _can_be_picture(shape := shown_shape(model)):
         raise InvalidInputError(f"{args.model} makes events of shape {shape}, which are no images")
     if args.steps is None and args.rtol is None and args.atol is None:
         args.steps = 20

@@ -36,6 +36,7 @@ from ...storage.models import save
 from ...training import History, fit
 from ...training.losses import dsm_loss
 from ...training.options import STRATEGIES
+from ..pictures import grid_of
 from ..told import Told
 
 SDES = {
@@ -182,7 +183,7 @@ class Previews:
         began = time.monotonic()
         (self.args.out / "previews").mkdir(exist_ok=True)
         file = self.args.out / "previews" / f"step-{step:08d}.png"
-        grid = plot.image_grid(self.draw(model, self.evaluations), nrow=10)
+        grid = grid_of(model, self.draw(model, self.evaluations), nrow=10)
         if leads():
             plot.save(grid, file)
         self.cost = time.monotonic() - began
