@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -17,29 +16,32 @@ PRECISIONS: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.floa
 
 _PRECISION: ContextVar[torch.dtype | None] = ContextVar("precision", default=None)
 _LOCK = threading.Lock()
-_ASKED: WeakKeyDictionary[nn.Module, list] = WeakKeyDictionary()  # module -> [how many want eval mode, its own mode]
+_ASKED: dict[int, list] = {}  # id of a module that is wanted in eval mode -> [by how many, its own mode]
 
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Every module inside is in eval mode; when nobody needs that any more, each has the mode from before again."""
-    modules = list(module.modules())
+    modules = list(module.modules())  # held until then, so that no other module gets the id of one of them
     with _LOCK:
+        training = any([each.training for each in modules])
+        if not training and not _ASKED:  # as nobody will have to restore
+            modules = []
         for each in modules:
-            _ASKED.setdefault(each, [0, each.training])[0] += 1
-        if any(each.training for each in modules):
+            _ASKED.setdefault(id(each), [0, each.training])[0] += 1
+        if training:
             module.eval()
     try:
         yield
     finally:
         with _LOCK:
             for each in modules:
-                asked = _ASKED[each]
+                asked = _ASKED[id(each)]
                 asked[0] -= 1
                 if not asked[0]:
                     if each.training != asked[1]:
                         each.training = asked[1]
-                    del _ASKED[each]
+                    del _ASKED[id(each)]
 
 
 @contextmanager

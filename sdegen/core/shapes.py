@@ -171,6 +171,12 @@ def finite_rows(x: Tensor) -> Tensor:
     return torch.isfinite(flat(x.detach()).sum(1))
 
 
+def all_finite(x: Tensor) -> bool:
+    """Whether all of a tensor on the CPU is finite, by its sum: the cheapest look at a whole batch there is. False also
+    where only the sum is not, and on other devices, which are not waited for."""
+    return x.is_cpu and math.isfinite(x.detach().sum().item())
+
+
 def event_mean(x: Tensor) -> Tensor:
     """Mean over the event: (B, *event) -> (B,)."""
     return flat(x).mean(1)

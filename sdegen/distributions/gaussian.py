@@ -131,7 +131,8 @@ class Gaussian(Shown):
     def noisy(self, z: Tensor, alpha: Any, sigma: Any) -> Tensor:
         """alpha mean + (alpha^2 C + sigma^2)^(1/2) z, (B, *event) like z: a draw from the marginal at a time with
         these coefficients, where z is standard normal."""
-        q, y = self.to(z), flat(z)
+        single = self.axes is None and not self.mean.ndim and not self.variances.ndim  # numbers multiply any tensor
+        q, y = self if single else self.to(z), flat(z)
         spread = q.apply(lambda v: (alpha**2 * v + sigma**2) ** 0.5, y)
         return (alpha * q.mean + spread).reshape(z.shape)
 

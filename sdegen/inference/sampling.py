@@ -131,31 +131,33 @@ def sample(
         check_density_along(plan, model, level)
     warn_out_of_scale(model.data, model.sde)
 
-    parts = []
+    parts, drawn = [], x_init is None
     with quiet(model), computing(computing_in), bar(progress) as report:
         places = int(batch_size) if batch_size and plan.refills else None
         for rows, tell in chunks(shape[0], None if places else batch_size, report):
             whole = len(rows) == shape[0]
-            noise = Noise(seed, index=numbers[rows])
+            of = numbers if whole else numbers[rows]
+            noise = Noise(seed, index=of)
             if x_init is None:
                 several = [noise]
                 if batch_size and len(rows) > batch_size:
-                    several = [Noise(seed, index=part) for part in numbers[rows].split(int(batch_size))]
-                x = torch.cat([_prior(model, plan.start, part, shape[1:], dtype, device) for part in several])
+                    several = [Noise(seed, index=part) for part in of.split(int(batch_size))]
+                starts = [_prior(model, plan.start, part, shape[1:], dtype, device) for part in several]
+                x = starts[0] if len(starts) == 1 else torch.cat(starts)
             else:
                 x = x_init[rows.to(x_init.device)].to(dtype)
             if return_log_prob:
                 flow = ProbabilityFlow(model, cond=given if whole else rows_of(given, rows))
                 column = DensityColumn(plan, flow, x, noise)
-                way = run(column.inside, column.term, column.x, noise=noise, report=tell, places=places)
+                way = run(column.inside, column.term, column.x, noise=noise, report=tell, places=places, drawn=drawn)
                 parts.append(column.read(way))
             else:
                 part = term if whole else term.select(rows)
-                parts.append(run(plan, part, x, noise=noise, report=tell, places=places))
+                parts.append(run(plan, part, x, noise=noise, report=tell, places=places, drawn=drawn))
     solution = joined(parts).or_raise(on_failure)
     if plan.denoise or plan.end == 0:
         solution = _settled(solution, model, given)
-    return solution if x_init is not None else replace(solution, seed=seed)
+    return solution
 
 
 def _prior(model: ScoreModel, t: float, noise: Noise, event: Sequence[int], dtype: Any, device: Any) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
+from ..core.shapes import all_finite
 from ..noise.brownian import RefinablePath
 from ..noise.white import Noise
 from ..solvers import Solver, Step
@@ -284,6 +285,6 @@ def _finite_steps(step: Step) -> Tensor | None:
     parts = [step.x.detach()]
     if step.error is not None:  # a NaN at the step's very end is in its estimate alone
         parts.append(step.error.detach())
-    if step.x.device.type == "cpu" and all(math.isfinite(float(part.sum())) for part in parts):
+    if all(map(all_finite, parts)):
         return None
     return finite(*parts)

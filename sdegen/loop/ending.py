@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.shapes import finite_rows
+from ..core.shapes import all_finite, finite_rows
 from ..solvers.advice import Advice, advise
 from ..solvers.tolerance import effective_variance
 from ..terms import Counted
@@ -57,18 +57,24 @@ def finished(plan: Plan, term: Counted, reached: Reached, seed: int | None, plac
 def _denoise(plan: Plan, term: Counted, reached: Reached, places: int) -> None:
     """x0 of the samples that arrived, in calls of so many."""
     x, arrived = reached.x, reached.status == ARRIVED
-    before = x
-    if bool(arrived.all()) and len(x) <= places:
+    before, everyone = x, bool(arrived.all())
+    if everyone and len(x) <= places:
         x = term.denoised(x, plan.times[-1])
     elif len(rows := arrived.to(x.device).nonzero().flatten()):
         parts = [term.denoised(x[some], plan.times[-1], some) for some in rows.split(places)]
         x = x.index_copy(0, rows, torch.cat(parts))
-    good = arrived & finite(x).cpu()
-    failed = arrived ^ good
-    reached.nfe += arrived * term.evaluations(plan.times[-1])
-    reached.accepted += good
-    reached.t.masked_fill_(good, 0.0).masked_fill_(failed, plan.end)
-    reached.status.masked_fill_(failed, NON_FINITE)
+    made = term.evaluations(plan.times[-1])
+    if everyone and all_finite(x):
+        reached.nfe += made
+        reached.accepted += 1
+        reached.t.zero_()
+    else:
+        good = arrived & finite(x).cpu()
+        failed = arrived ^ good
+        reached.nfe += arrived * made
+        reached.accepted += good
+        reached.t.masked_fill_(good, 0.0).masked_fill_(failed, plan.end)
+        reached.status.masked_fill_(failed, NON_FINITE)
     reached.path.denoised(before, plan.times[-1], x)
     reached.x = x
 

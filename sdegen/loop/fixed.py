@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from ..core.shapes import finite_rows
+from ..core.shapes import all_finite, finite_rows
 from ..noise.white import Noise
 from ..terms import Counted
 from .breaks import pieces
@@ -44,18 +43,15 @@ def fixed(plan: Plan, term: Counted, x: Tensor, noise: Noise, report: Callable[[
         x = settled
         path.end_at(x)
         watch.add(x)
+    accepted = torch.full(x.shape[:1], steps, dtype=torch.int64, device="cpu")
+    t, status = ts[-1].repeat(len(accepted)), torch.full_like(accepted, ARRIVED)
     bad = watch.first_bad()
-    failed = bad >= 0
-    accepted = torch.where(failed, bad.clamp_max(steps), steps)
-    return Reached(
-        x=x,
-        path=path,
-        t=torch.where(failed, ts[bad.clamp(0, steps)], ts[-1]),
-        status=torch.where(failed, NON_FINITE, ARRIVED),
-        nfe=term.counts(accepted),
-        accepted=accepted,
-        rejected=torch.zeros_like(accepted),
-    )
+    if bad is not None:
+        failed = bad >= 0
+        accepted = torch.where(failed, bad.clamp_max(steps), steps)
+        t, status = torch.where(failed, ts[bad.clamp(0, steps)], t), status.masked_fill_(failed, NON_FINITE)
+    nfe, rejected = term.counts(accepted), torch.zeros_like(accepted)
+    return Reached(x=x, path=path, t=t, status=status, nfe=nfe, accepted=accepted, rejected=rejected)
 
 
 class _Watch:
@@ -66,7 +62,7 @@ class _Watch:
     """
 
     def __init__(self, x: Tensor) -> None:
-        self._bad = torch.full((x.shape[0],), -1, dtype=torch.int64, device=x.device)
+        self._bad: Tensor | None = None  # (B,) the first bad step, or -1; None: no look was needed at single samples
         self._on_cpu = x.device.type == "cpu"
         self._before: Tensor | None = None  # the state that waits for the next one
         self._good: list[Tensor] = []
@@ -79,7 +75,7 @@ class _Watch:
             self._before = x
         else:
             before, self._before = self._before, None
-            if math.isfinite(x.sum().item()):
+            if all_finite(x):
                 self._steps += 2
             else:
                 self._note(before, x)
@@ -93,13 +89,13 @@ class _Watch:
         if self._good:
             bad = ~torch.stack(self._good)
             step = torch.where(bad.any(0), bad.int().argmax(0) + self._steps, -1)
-            self._bad = torch.where(self._bad >= 0, self._bad, step)
+            self._bad = step if self._bad is None else torch.where(self._bad >= 0, self._bad, step)
             self._steps += len(self._good)
             self._good = []
 
-    def first_bad(self) -> Tensor:
-        """(B,) on the CPU: the first bad step, or -1."""
+    def first_bad(self) -> Tensor | None:
+        """(B,) on the CPU: the first bad step, or -1; None: there is none."""
         if self._before is not None:
             self.add(self._before)  # beside itself
         self._flush()
-        return self._bad.cpu()
+        return None if self._bad is None else self._bad.cpu()

@@ -63,7 +63,9 @@ class SharedPath:
 
     def saved(self, t_end: float, x: Tensor) -> tuple[Tensor, Tensor]:
         """(ts, xs) at the end of the run, at x."""
-        if not self._at_times:
+        if not self.whole:
+            return self._ts[0][None], x[None]
+        if self._all:
             return torch.stack(self._ts), torch.stack(self._xs)
         self._close(None)
         return self._wanted, torch.stack([self._at[i] for i in range(len(self._wanted))])

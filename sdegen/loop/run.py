@@ -94,6 +94,7 @@ def run(
     noise: Noise,
     report: Callable[[float], None] | None = None,
     places: int | None = None,
+    drawn: bool = False,
 ) -> Solution:
     """Carry out a plan from x at its first time, whatever becomes of the samples: their status says it.
 
@@ -104,6 +105,7 @@ def run(
         noise: of these samples.
         report: called with the fraction done.
         places: how many samples the network is given at once, where the plan `refills`; None: all.
+        drawn: whether x was drawn from this noise, so that the Solution tells its seed.
     """
     if noise.index is not None and len(noise.index) != x.shape[0]:
         raise InvalidInputError(
@@ -115,7 +117,7 @@ def run(
     if inside is not plan:
         term, x = term.along(plan.view.model), plan.view.state_there(x, plan.times[0])  # type: ignore[union-attr]
     counted, report = Counted(term, x.shape[0]), report or silent
-    seed = noise.seed if plan.noisy else None
+    seed = noise.seed if plan.noisy or drawn else None
     if x.shape[0] == 0:
         solution = nothing(inside, counted, x, seed)
     else:

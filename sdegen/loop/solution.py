@@ -10,7 +10,7 @@ from ..core.errors import MaxStepsError, NonFiniteError, SolverError, StepSizeUn
 from ..core.shapes import numbers
 from ..core.show import Shown, picture_of, spread
 
-ARRIVED, NON_FINITE, MAX_STEPS, UNDERFLOW = 0, 1, 2, 3
+ARRIVED, NON_FINITE, MAX_STEPS, UNDERFLOW = 0, 1, 2, 3  # whoever did not arrive has a status that is not 0
 
 _ERRORS: dict[int, tuple[type[SolverError], str, str]] = {  # what was raised, what happened, the cure
     NON_FINITE: (
@@ -85,7 +85,7 @@ class Solution(Shown):
 
     def or_raise(self, on_failure: str = "raise") -> Solution:
         """This solution, or with "raise" the error that its worst status calls for, carrying it as `.partial`."""
-        if on_failure == "raise" and bool((self.status != ARRIVED).any()):
+        if on_failure == "raise" and bool(self.status.any()):
             error = _ERRORS[most_severe(self.status)][0]
             raise error(f"{self.solver}: {self.message}", partial=self)
         return self
@@ -98,8 +98,7 @@ def describe(status: Tensor, t: Tensor, steps: Tensor) -> str:
         status: (B,), as in Solution.
         t, steps: (B,) the times that the samples reached, and how many accepted steps that took them.
     """
-    failed = status != ARRIVED
-    if not bool(failed.any()):
+    if not bool(status.any()):
         return f"all {len(status)} samples arrived"
     code = most_severe(status)
     bad = (status == code).nonzero().flatten()

@@ -130,3 +130,14 @@ def test_eval_mode_lasts_until_the_last_thread_is_done():
     leave.set()
     thread.join()
     assert seen == [False] and [module.training for module in one] == [True, False] and two.training
+
+
+def test_eval_mode_lasts_for_those_who_found_it_on():
+    module = nn.Dropout()
+    first, second = evaluating(module), evaluating(module)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not module.training
+    second.__exit__(None, None, None)
+    assert module.training

@@ -342,6 +342,15 @@ def test_the_step_in_which_a_sample_stops_being_finite_is_told_of_every_sample(s
         assert came.accepted.tolist() == came.t.tolist() == rows.tolist()
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_large_states_are_finite_though_their_sum_is_not(steps):
+    """A batch is looked at by its sum first; where that is not finite, every sample by itself."""
+    x = torch.full((4, 1), 3e38)
+    came = sg.solve(Decay(), x, t_span=(0.0, 1e-3), solver="euler", steps=steps)
+    assert not bool(torch.isfinite(came.x.sum())) and bool(torch.isfinite(came.x).all())
+    assert came.status.tolist() == [0] * 4 and came.accepted.tolist() == [steps] * 4
+
+
 def test_the_worst_failure_is_spoken_of_and_where_it_was_first():
     watched = WatchedModel(MODEL, below=0.5)
     spoiled = torch.tensor([False, True, False, True, False])
