@@ -53,6 +53,7 @@ from .models.base import Wrapped as Wrapped
 from .models.denoiser import Denoiser as Denoiser
 from .models.diffusers import from_diffusers as from_diffusers
 from .models.diffusers import from_pipeline as from_pipeline
+from .models.diffusers import space_from_diffusers as space_from_diffusers
 from .models.diffusers import to_scheduler as to_scheduler
 from .models.exact import EmpiricalModel as EmpiricalModel
 from .models.exact import MixtureModel as MixtureModel

@@ -173,6 +173,7 @@ OWN: dict[str, dict[str, Callable[[], Any]]] = {
     "Parametrization": {**{k: (lambda v=v: v) for k, v in _C.items()}, "c_noise": lambda: lambda sde, t: t},
     "from_diffusers": {"network": lambda: _unet_of_diffusers()[0], "scheduler": lambda: _unet_of_diffusers()[1]},
     "from_pipeline": {"folder": lambda: _pipeline_of_diffusers()},
+    "space_from_diffusers": {"vae": lambda: _autoencoder_of_diffusers()},
     "to_scheduler": {"model": lambda: _table_model(counted=True)},
     "Observation.function": {"std": lambda: 0.1},
     "Observation.linear": {"std": lambda: 0.1},
@@ -364,6 +365,12 @@ def _pipeline_of_diffusers() -> Any:
     import diffusers
 
     return diffusers.DDIMPipeline(*_unet_of_diffusers())
+
+
+def _autoencoder_of_diffusers() -> Any:
+    import diffusers
+
+    return diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=4)
 
 
 @dataclass(frozen=True)

@@ -280,7 +280,7 @@ def _read_model(path: Path, max_bytes: int) -> tuple[dict[str, dict[str, Tensor]
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}: {cure(error)}") from error
     if not (path / MANIFEST).exists() and (door := door_of(path)):
-        what = "a pipeline" if door == "from_pipeline" else "a network"
+        what = {"from_pipeline": "a pipeline", "from_diffusers": "a network"}.get(door, "an autoencoder")
         raise CheckpointError(f"{path} is {what} of diffusers: sg.{door}({os.fspath(path)!r}) reads it")
     if (
         steps(path)

@@ -13,7 +13,7 @@ import pytest
 
 import sdegen as sg
 
-SLOW_TO_IMPORT = ("from_diffusers", "from_pipeline", "to_scheduler")  # diffusers takes seconds
+SLOW_TO_IMPORT = ("from_diffusers", "from_pipeline", "space_from_diffusers", "to_scheduler")  # diffusers takes seconds
 VERBS = [n for n in sg.__all__ if inspect.isfunction(getattr(sg, n)) and n not in SLOW_TO_IMPORT]
 OTHERS = {  # functions of the rooms that have none
     "metrics.fid": "needs weights that are downloaded",

@@ -315,7 +315,7 @@ def spoilt(folder, how: str) -> None:
         ("cut", "cannot be read by diffusers"),
         ("shard", r"has no weights \(second.safetensors\)"),
         ("config", "config.json cannot be read"),
-        ("vae", "has a 'AutoencoderKL', expected a network among UNet1DModel"),
+        ("vae", "has an autoencoder, AutoencoderKL: sg.space_from_diffusers reads it"),
         ("scheduler", "has a 'os', expected a scheduler of diffusers"),
         ("alone", "expected the diffusers scheduler that the network was trained with"),
         ("empty", "is no pipeline .* it has nothing"),

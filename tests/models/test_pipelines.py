@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -265,6 +266,41 @@ def test_the_network_of_a_pipeline_alone(folders):
     assert type(model) is sg.discrete.LearnedVariance and model.space is None
     close(our_run(sg.from_pipeline(folders("pixart")), "pixart", steps=3, seed=0).x,
           our_run(sg.from_pipeline(folders("pixart"))._replace(model=model), "pixart", steps=3, seed=0).x, 0.0)  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "part"), [("stable diffusion xl", "vae"), ("latent diffusion", "vqvae")])
+def test_the_autoencoder_of_a_pipeline_alone(folders, name, part, tmp_path):
+    """From each folder it is the pipeline's space; a model of one's own in it is trained, kept and filled again."""
+    x = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    wanted = sg.from_pipeline(folders(name)).space
+    for folder in (folders(name), Path(folders(name)) / part):
+        space = sg.space_from_diffusers(folder)
+        close(space.encode(x), wanted.encode(x), 0.0)
+        close(space.decode(wanted.encode(x)), wanted.decode(wanted.encode(x)), 0.0)
+    model = sg.Denoiser(sg.nets.UNet(space.channels, channels=8), sg.VPSDE(), space=space)
+    sg.fit(model, space.latents(x), steps=1, batch_size=2, seed=0, progress=False, out=tmp_path / "run")
+    found = sg.sample(model, 2, steps=2, seed=0).x
+    again = sg.load(tmp_path / "run", autoencoder=sg.space_from_diffusers(folder).autoencoder)
+    close(again.decode(sg.sample(again, 2, steps=2, seed=0).x), model.decode(found), 0.0)
+
+
+def test_every_folder_of_a_pipeline_says_which_function_reads_it(folders):
+    root = Path(folders("stable diffusion"))
+    readers = {root: "from_pipeline", root / "unet": "from_diffusers", root / "vae": "space_from_diffusers"}
+    for folder, reader in readers.items():
+        with pytest.raises(sg.CheckpointError, match=f"diffusers: sg.{reader}"):
+            sg.load(folder)
+        getattr(sg, reader)(folder)
+        for other in {"from_pipeline", "from_diffusers", "space_from_diffusers"} - {reader}:
+            if folder == root:  # a pipeline has a part for either
+                getattr(sg, other)(folder)
+            else:
+                with pytest.raises((sg.CheckpointError, sg.InvalidInputError), match=f"sg.{reader} reads it"):
+                    getattr(sg, other)(folder)
+    with pytest.raises(sg.CheckpointError, match="it has scheduler_config.json"):
+        sg.space_from_diffusers(root / "scheduler")
+    with pytest.raises(sg.InvalidInputError, match="expected an autoencoder of diffusers"):
+        sg.space_from_diffusers(torch.nn.Linear(1, 1))
 
 
 def test_a_safety_checker_that_is_missing_is_not_missed(folders, tmp_path):

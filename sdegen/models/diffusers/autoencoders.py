@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from ...core.errors import InvalidInputError
 from ...core.kinds import checked
 from ..space import LatentSpace
+from .folders import autoencoder_in
 
 
 class Autoencoder(nn.Module):
@@ -35,21 +37,32 @@ class Autoencoder(nn.Module):
 
 
 @checked
-def space_from_diffusers(vae: nn.Module) -> LatentSpace:
+def space_from_diffusers(vae: nn.Module | str | os.PathLike) -> LatentSpace:
     """The latent space of an autoencoder of diffusers, scaled as its configuration says.
 
     z = (E(x) - shift) scaling_factor, and where the configuration has latents_mean and latents_std
-    z = (E(x) - latents_mean) scaling_factor/latents_std.
+    z = (E(x) - latents_mean) scaling_factor/latents_std. `LatentSpace.measured(space.autoencoder, images)` is the same
+    space with a scale of its own for each channel, measured.
 
     Args:
-        vae: AutoencoderKL, AutoencoderTiny, AutoencoderDC, VQModel, ... of pictures.
+        vae: AutoencoderKL, AutoencoderTiny, AutoencoderDC, VQModel, ... of pictures; or a folder that
+            `save_pretrained` wrote, of such a one or of a pipeline. Nothing is downloaded.
 
     Returns:
         LatentSpace.
 
     Raises:
         InvalidInputError: no autoencoder of diffusers.
+        CheckpointError: a folder that has none, or that cannot be read.
+
+    Example:
+        space = sg.space_from_diffusers("sd-vae-ft-mse")
+        model = sg.Denoiser(sg.nets.UNet(space.channels), sg.VPSDE(), space=space)
+        sg.fit(model, space.latents(images), steps=10_000, out="latent")
+        again = sg.load("latent", autoencoder=space.autoencoder)
     """
+    if isinstance(vae, str | os.PathLike):
+        vae = autoencoder_in(vae)
     config = getattr(vae, "config", None)
     if not isinstance(config, Mapping) or not hasattr(vae, "encode") or not hasattr(vae, "decode"):
         raise InvalidInputError(

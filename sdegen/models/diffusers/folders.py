@@ -17,6 +17,7 @@ from .forms import FORMS
 
 INDEX = "model_index.json"
 NETWORKS = ("unet", "transformer", "prior")  # what pipelines call them
+AUTOENCODERS = ("vae", "vqvae")
 _NOT_NEEDED = ("safety_checker", "feature_extractor", "image_encoder")  # to sample
 _WEIGHTS = (".safetensors", ".bin")
 
@@ -41,8 +42,17 @@ def door_of(folder: Path) -> str | None:
     if os.path.isfile(folder / INDEX):
         return "from_pipeline"
     config = folder / "config.json"
-    own = os.path.isfile(config) and "_diffusers_version" in config.read_text(errors="replace")
-    return "from_diffusers" if own else None
+    if not os.path.isfile(config) or "_diffusers_version" not in config.read_text(errors="replace"):
+        return None
+    return "space_from_diffusers" if _is_autoencoder(config) else "from_diffusers"
+
+
+def _is_autoencoder(config: Path) -> bool:
+    try:
+        name = str(_json(config).get("_class_name"))
+    except CheckpointError:  # the function that reads the folder says so
+        return False
+    return "Autoencoder" in name or name == "VQModel"
 
 
 def pipeline_in(path: str | os.PathLike) -> Any:
@@ -53,7 +63,7 @@ def pipeline_in(path: str | os.PathLike) -> Any:
     """
     folder = _folder(path)
     if not (folder / INDEX).is_file():
-        raise CheckpointError(f"{folder} is no pipeline ({INDEX}) but a network alone: sg.from_diffusers reads it")
+        raise CheckpointError(f"{folder} is no pipeline ({INDEX}) but a part of one: sg.{door_of(folder)} reads it")
     without = {name: None for name in _parts(folder) if name in _NOT_NEEDED and not (folder / name).is_dir()}
     for name in _parts(folder):
         if name not in without:
@@ -78,6 +88,8 @@ def network_in(path: str | os.PathLike) -> tuple[nn.Module, Any]:
         return network_in(folder / names[0])
     config = _json(folder / "config.json")
     name = config.get("_class_name")
+    if door_of(folder) == "space_from_diffusers":
+        raise InvalidInputError(f"{folder} has an autoencoder, {name}: sg.space_from_diffusers reads it")
     if name not in FORMS:
         raise InvalidInputError(f"{folder} has a {shortened(name)}, expected a network among {', '.join(FORMS)}")
     _check_part(folder)
@@ -85,6 +97,23 @@ def network_in(path: str | os.PathLike) -> tuple[nn.Module, Any]:
     net = _loaded(folder, lambda: read(folder, local_files_only=True))
     beside = folder.parent / "scheduler"
     return net, scheduler_in(beside) if beside.is_dir() else None
+
+
+def autoencoder_in(path: str | os.PathLike) -> nn.Module:
+    """The autoencoder in a folder, of a pipeline or alone.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+    """
+    folder = _folder(path)
+    if (folder / INDEX).is_file():
+        folder = folder / next((name for name in _parts(folder) if name in AUTOENCODERS), AUTOENCODERS[0])
+        _check_part(folder)
+    if door_of(folder) != "space_from_diffusers":
+        raise CheckpointError(f"{folder} has no autoencoder: sg.{door_of(folder)} reads it")
+    _check_part(folder)
+    read = getattr(library(), _json(folder / "config.json")["_class_name"]).from_pretrained
+    return _loaded(folder, lambda: read(folder, local_files_only=True))
 
 
 def scheduler_in(path: str | os.PathLike) -> Any:

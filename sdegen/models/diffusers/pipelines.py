@@ -13,7 +13,7 @@ from ...core.kinds import checked
 from ..denoiser import Denoiser
 from ..space import LatentSpace
 from .autoencoders import space_from_diffusers
-from .folders import NETWORKS, pipeline_in
+from .folders import AUTOENCODERS, NETWORKS, pipeline_in
 from .networks import Network
 from .text import Text
 from .verb import from_diffusers
@@ -71,7 +71,7 @@ def from_pipeline(
             f"{', '.join(NETWORKS)}, the network that is sampled"
         )
     model: Any = from_diffusers(parts[names[0]], parts["scheduler"])
-    vae = next((parts[name] for name in ("vae", "vqvae") if parts.get(name) is not None), None)
+    vae = next((parts[name] for name in AUTOENCODERS if parts.get(name) is not None), None)
     space = None if vae is None else space_from_diffusers(vae)
     network: Network = model.net
     pixels = _pixels(pipe, vae)
