@@ -125,8 +125,6 @@ class ForwardSDE(Term):
 
     @checked
     def __init__(self, sde: SDE) -> None:
-        if not isinstance(sde, SDE):
-            raise InvalidInputError(f"ForwardSDE takes a process such as VPSDE(), not {type(sde).__name__}")
         self.sde = sde
         self.t_max = sde.t_max
 
@@ -144,11 +142,6 @@ class _OfModel(Term):
     """
 
     def __init__(self, model: ScoreModel, eta: float, cond: dict[str, Any]) -> None:
-        if not isinstance(model, ScoreModel):
-            raise InvalidInputError(
-                f"{type(self).__name__} takes a ScoreModel, not {type(model).__name__}: wrap a network as "
-                "Denoiser(net, sde, parametrization=...)"
-            )
         self._eta = eta
         self._take(model, merged(cond))
 
@@ -316,10 +309,10 @@ class ProbabilityFlow(_OfModel):
         try:
             start, stop = (self.t_max, self.t_min) if t_span is None else (float(t) for t in t_span)
         except (TypeError, ValueError) as error:
-            raise InvalidInputError(f"t_span={t_span!r}: expected (from, to), two times") from error
+            raise InvalidInputError(f"got t_span={t_span!r}, expected (from, to), two times") from error
         if not all(self.t_min * (1 - 1e-6) <= t <= self.t_max * (1 + 1e-6) for t in (start, stop)) or start == stop:
             raise InvalidInputError(
-                f"t_span={t_span}: expected two different times in [t_min, t_max] = [{self.t_min:g}, {self.t_max:g}]"
+                f"got t_span={t_span}, expected two times in [t_min, t_max] = [{self.t_min:g}, {self.t_max:g}]"
             )
         return in_best_coordinates(lambda model: self._with(model, self.cond), self.model, (start, stop), like)
 

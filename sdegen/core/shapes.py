@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .errors import InvalidInputError
+from .kinds import told
 
 
 def as_time(t: float | Tensor) -> Tensor:
@@ -45,7 +46,7 @@ def as_number(value: Any, name: str) -> float:
             raise TypeError
         return float(value)
     except (TypeError, ValueError, RuntimeError, OverflowError):
-        raise InvalidInputError(f"{name}={value!r}: expected a number") from None
+        raise InvalidInputError(f"got {name}={value!r}, expected a number") from None
 
 
 def expand(coefficient: Any, x: Tensor) -> Any:
@@ -112,7 +113,7 @@ def time_of(t: float | Tensor, x: Tensor) -> Tensor:
 def check_state(x: Tensor, *, name: str = "x", event_shape: Sequence[int] | None = None, finite: bool = True) -> None:
     """Raise unless x is a floating, finite tensor (B, *event) of the expected event shape."""
     if not isinstance(x, Tensor):
-        raise InvalidInputError(f"{name} is a {type(x).__name__}: pass a torch.Tensor of shape (B, *event)")
+        raise InvalidInputError(f"got {name}={told(x)}, expected a torch.Tensor of shape (B, *event)")
     if x.layout is not torch.strided or (finite and x.is_meta):
         kind = "on device 'meta', which holds no numbers" if x.is_meta else f"sparse: use {name}.to_dense()"
         raise InvalidInputError(f"{name} is {kind}")

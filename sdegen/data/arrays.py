@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..core.arguments import one_of
 from ..core.errors import InvalidInputError
 from .depth import check_levels, check_range, judged_levels
 
@@ -115,8 +116,8 @@ def _one_picture(values: np.ndarray, layout: str | None, name: str) -> tuple[str
 
 def _channels_first(values: np.ndarray, channels: int | None, layout: str | None, name: str) -> np.ndarray:
     """(N, C, H, W) of whatever layout."""
-    if layout is not None and layout not in LAYOUTS:
-        raise InvalidInputError(f"layout={layout!r} is not known: choose from {', '.join(map(repr, LAYOUTS))}")
+    if layout is not None:
+        one_of(layout, "layout", LAYOUTS)
     if values.ndim == 3:
         return values[:, None]
     if values.ndim != 4:

@@ -48,7 +48,7 @@ AS_TYPED = Scale()  # nobody said
 
 def check_levels(levels: Any) -> None:
     if isinstance(levels, bool) or not isinstance(levels, int) or not 2 <= levels <= 2**24:
-        raise InvalidInputError(f"levels={levels!r}: expected a whole number of grey levels, such as 256")
+        raise InvalidInputError(f"got levels={levels!r}, expected a whole number of grey levels, such as 256")
 
 
 def check_range(value_range: Any) -> tuple[float, float]:
@@ -58,7 +58,7 @@ def check_range(value_range: Any) -> tuple[float, float]:
     except (TypeError, ValueError):
         black = white = math.nan
     if not (math.isfinite(black) and math.isfinite(white) and black < white):
-        raise InvalidInputError(f"value_range={value_range!r}: expected (black, white), black below white")
+        raise InvalidInputError(f"got value_range={value_range!r}, expected (black, white), black below white")
     return black, white
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.arguments import one_of
 from ..core.errors import InvalidInputError, warn
 from ..core.kinds import checked, told
 from ..core.show import Shown, picture_of
@@ -162,7 +163,7 @@ class Images(Batched, Shown):
         """
         check_split(part)
         if isinstance(held_out_every, bool) or not isinstance(held_out_every, int) or held_out_every < 2:
-            raise InvalidInputError(f"held_out_every={held_out_every!r}: expected a whole number, at least 2")
+            raise InvalidInputError(f"got held_out_every={held_out_every!r}, expected a whole number, at least 2")
         if part == "all":
             return self
         labels = torch.zeros(len(self), dtype=torch.long) if self.labels is None else self.labels
@@ -217,8 +218,7 @@ def digits(split: str = "train", *, held_out_every: int = 4) -> Images:
 
 
 def check_split(split: str) -> None:
-    if split not in SPLITS:
-        raise InvalidInputError(f"split={split!r} is not known: choose from {', '.join(map(repr, SPLITS))}")
+    one_of(split, "split", SPLITS)
 
 
 def _rank_in_class(labels: Tensor) -> Tensor:

@@ -45,4 +45,4 @@ def check_memory(nbytes: int, name: str, cure: str) -> None:
 def check_max_bytes(value: Any) -> None:
     """Raise unless it is a number of bytes, or None."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise InvalidInputError(f"max_bytes={value!r}: expected a whole number of bytes, or None")
+        raise InvalidInputError(f"got max_bytes={value!r}, expected a whole number of bytes, or None")

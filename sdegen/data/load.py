@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError, warn
-from ..core.kinds import checked
+from ..core.kinds import checked, told
 from .arrays import Raw, from_array
 from .depth import Scale
 from .files import IDX_IMAGES, read_array, read_idx, read_idx_file, read_idx_folder
@@ -131,7 +131,7 @@ def _read(
     if isinstance(source, np.ndarray):
         return from_array(source, **of_arrays), False
     if not isinstance(source, str | os.PathLike):
-        raise InvalidInputError(f"source is a {type(source).__name__}: expected a name, a path, an array or a tensor")
+        raise InvalidInputError(f"got source={told(source)}, expected a name, a path, an array or a tensor")
     if source == "digits":
         found = digits("all")
         return Raw(found.stored.numpy(), np.asarray(found.labels), found.levels), False
@@ -267,17 +267,17 @@ def _size(size: Any) -> tuple[int, int] | None:
     if size is None:
         return None
     if len(pair) != 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in pair):
-        raise InvalidInputError(f"size={size!r}: expected a whole number of pixels, or (height, width)")
+        raise InvalidInputError(f"got size={size!r}, expected a whole number of pixels, or (height, width)")
     return pair[0], pair[1]
 
 
 def _check_options(corrupt: str, frames: str, held_out_every: int | None, max_bytes: int | None) -> None:
     check_max_bytes(max_bytes)
     if frames not in ("all", "first"):
-        raise InvalidInputError(f"frames={frames!r}: expected 'all' or 'first'")
+        raise InvalidInputError(f"got frames={frames!r}, expected 'all' or 'first'")
     if corrupt not in ("refuse", "skip"):
-        raise InvalidInputError(f"corrupt={corrupt!r}: expected 'refuse' or 'skip'")
+        raise InvalidInputError(f"got corrupt={corrupt!r}, expected 'refuse' or 'skip'")
     if held_out_every is not None and (
         isinstance(held_out_every, bool) or not isinstance(held_out_every, int) or held_out_every < 2
     ):
-        raise InvalidInputError(f"held_out_every={held_out_every!r}: expected a whole number, at least 2")
+        raise InvalidInputError(f"got held_out_every={held_out_every!r}, expected a whole number, at least 2")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..core.arguments import one_of
 from ..core.errors import InvalidInputError
 from ..core.kinds import checked
 from ..distributions.mixture import GaussianMixture
@@ -178,9 +179,8 @@ def mixture(name: str, **options) -> GaussianMixture:
         InvalidInputError: no mixture of that name.
     """
     if name not in MIXTURES:
-        known = ", ".join(map(repr, MIXTURES))
-        why = "is only sampled, its density has no closed form" if name in SAMPLERS else "is not known"
-        raise InvalidInputError(f"{name!r} {why}: the mixtures are {known}")
+        why = " (it is only sampled: its density has no closed form)" if name in SAMPLERS else ""
+        raise InvalidInputError(f"got name={name!r}{why}, expected {', '.join(map(repr, MIXTURES))}")
     return MIXTURES[name](**options)
 
 
@@ -200,8 +200,7 @@ def sample(name: str, n: int, *, seed: int | None = None, **options) -> Tensor:
     Raises:
         InvalidInputError: no toy of that name.
     """
-    if name not in names():
-        raise InvalidInputError(f"toy {name!r} is not known: choose from {', '.join(map(repr, names()))}")
+    one_of(name, "name", names())
     if name in SAMPLERS:
         return SAMPLERS[name](n, seed=seed, **options)
     return mixture(name, **options).sample(n, seed=seed)
@@ -221,4 +220,4 @@ def _points(x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
 
 def _check_count(name: str, value: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InvalidInputError(f"{name}={value!r}: expected a whole number, at least 1")
+        raise InvalidInputError(f"got {name}={value!r}, expected a whole number, at least 1")

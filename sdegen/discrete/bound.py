@@ -312,20 +312,18 @@ def _believed(
 
 
 def _check(model: ScoreModel, x0: Tensor, variance: str, first: str, levels: int | None, cond: dict[str, Any]) -> None:
-    if not isinstance(model, ScoreModel):
-        raise InvalidInputError(f"model is a {type(model).__name__}: wrap a network as Denoiser(net, sde)")
     nodes(model)
     check_state(x0, name="x0", event_shape=model.event_shape)
     model.check_conditions(cond, len(x0))
     if variance not in _VARIANCES or first not in _FIRST:
         raise InvalidInputError(
-            f"variance={variance!r}, first={first!r}: expected variance {', '.join(map(repr, _VARIANCES))}; "
+            f"got variance={variance!r}, first={first!r}, expected variance {', '.join(map(repr, _VARIANCES))}; "
             f"first {', '.join(map(repr, _FIRST))}"
         )
     if levels is None:
         return
     if isinstance(levels, bool) or not isinstance(levels, int) or levels < 2:
-        raise InvalidInputError(f"levels={levels!r}: expected at least 2, or None for continuous data")
+        raise InvalidInputError(f"got levels={levels!r}, expected at least 2, or None for continuous data")
     u = (x0.double() + 1) * ((levels - 1) / 2)
     if not bool((((u - u.round()).abs() < 1e-2) & (u > -0.5) & (u < levels - 0.5)).all()):
         raise InvalidInputError(

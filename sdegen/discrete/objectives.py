@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import InvalidInputError
-from ..core.kinds import checked
+from ..core.kinds import checked, told
 from ..core.shapes import as_time, check_state
 from ..models.base import ScoreModel
 from ..noise.purposes import Purpose
@@ -113,12 +113,12 @@ def node_times(model: Any, x0: Tensor, t: float | Tensor | None, seed: Seed) -> 
             u = noise_of(seed).uniform((len(x0),), Purpose.NODE, dtype=torch.float64, device=x0.device)
         return (1 + torch.floor(n * u).clamp_max(n - 1)) / n
     if isinstance(t, bool | str) or not isinstance(t, Tensor | Real) or getattr(t, "dtype", None) == torch.bool:
-        raise InvalidInputError(f"t={t!r}: expected (B,) node numbers 1 to {n} as integers, or their times i/{n}")
+        raise InvalidInputError(f"got t={t!r}, expected (B,) node numbers 1 to {n} as integers, or their times i/{n}")
     given = torch.as_tensor(t)
     if given.is_floating_point():
         given = torch.round(given.double() * n)
         if not bool(((given - as_time(t) * n).abs() < 1e-3).all()):
-            raise InvalidInputError(f"t: these times are not nodes of the table; wanted i/{n}, or integers i")
+            raise InvalidInputError(f"got t={told(t)}, expected times i/{n} of nodes of the table, or integers i")
     if given.shape not in ((), (1,), (len(x0),)):
         raise InvalidInputError(f"t has shape {tuple(given.shape)}: expected one node for each sample, ({len(x0)},)")
     if not bool(((given >= 1) & (given <= n)).all()):

@@ -76,7 +76,7 @@ def ddpm(
         True
     """
     if variance not in _VARIANCES:
-        raise InvalidInputError(f"variance={variance!r}: expected {', '.join(map(repr, _VARIANCES))}")
+        raise InvalidInputError(f"got variance={variance!r}, expected {', '.join(map(repr, _VARIANCES))}")
     _check_words("ddpm", how, "solver", "eta")
     solver = make_solver("ancestral", noise=_VARIANCES[variance])
     return _from_noise(model, shape, _times(model, steps, spacing), how, solver=solver)
@@ -243,9 +243,9 @@ def langevin(
     _check_words("langevin", how, "solver", "eta", "steps")
     check_model(model)
     if isinstance(step, bool) or not isinstance(step, Real) or not 0 < step < math.inf:
-        raise InvalidInputError(f"step={step!r}: expected a positive number")
+        raise InvalidInputError(f"got step={step!r}, expected a positive number")
     if isinstance(t, bool) or not isinstance(t, Real | Tensor) or not model.sde.t_min <= float(t) <= model.sde.t_max:
-        raise InvalidInputError(f"t={t!r}: expected one time in [{model.sde.t_min:g}, {model.sde.t_max:g}]")
+        raise InvalidInputError(f"got t={t!r}, expected one time in [{model.sde.t_min:g}, {model.sde.t_max:g}]")
     least = model.sde.at(model.sde.t_min)
     at = model.sde.at(t)
     epsilon = step * (least.sigma / least.alpha / at.sigma) ** 2

@@ -61,10 +61,10 @@ def betas(
     n = _count(n, "n")
     for word, value in (("first", first), ("last", last), ("offset", offset), ("most", most)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
-            raise InvalidInputError(f"{word}={value!r}: expected a number")
+            raise InvalidInputError(f"got {word}={value!r}, expected a number")
     if name == "cosine":
         if not (0 <= offset < math.inf and 0 < most <= 1):
-            raise InvalidInputError(f"offset={offset}, most={most}: expected offset >= 0 and most in (0, 1]")
+            raise InvalidInputError(f"got offset={offset}, most={most}, expected offset >= 0 and most in (0, 1]")
         phase = (torch.arange(n + 1, dtype=torch.float64, device="cpu") / n + offset) * (math.pi / 2 / (1 + offset))
         c = torch.cos(phase) ** 2
         table = (1 - c[1:] / c[:-1]).clamp_max(most)
@@ -148,7 +148,7 @@ def sigmas(n: int, *, sigma_min: float = 0.01, sigma_max: float = 50.0) -> Tenso
     """
     n = _count(n, "n")
     if not 0 < sigma_min < sigma_max < math.inf:
-        raise InvalidInputError(f"sigma_min={sigma_min}, sigma_max={sigma_max}: expected 0 < sigma_min < sigma_max")
+        raise InvalidInputError(f"got sigma_min={sigma_min}, sigma_max={sigma_max}, expected 0 < sigma_min < sigma_max")
     table = torch.exp(_equal(math.log(sigma_min), math.log(sigma_max), n))
     table[0], table[-1] = sigma_min, sigma_max
     return table
@@ -199,9 +199,9 @@ def spaced(model: ScoreModel | SDE, steps: int | None = None, *, spacing: str = 
     elif spacing == "linspace":
         at = 1 + torch.round(torch.linspace(0, n - 1, s, dtype=torch.float64, device="cpu")).flip(0)
     else:
-        raise InvalidInputError(f"spacing={spacing!r}: expected 'leading', 'trailing' or 'linspace'")
+        raise InvalidInputError(f"got spacing={spacing!r}, expected 'leading', 'trailing' or 'linspace'")
     if offset and (spacing != "leading" or not 1 <= at[-1] <= at[0] <= n):
-        raise InvalidInputError(f"offset={offset}: expected spacing='leading' and nodes from 1 to {n}")
+        raise InvalidInputError(f"got offset={offset}, expected spacing='leading' and nodes from 1 to {n}")
     return torch.cat([at / n, torch.zeros(1, dtype=torch.float64, device="cpu")])
 
 
@@ -218,5 +218,5 @@ def nodes(model: Any) -> Tensor:
 
 def _count(n: Any, name: str) -> int:
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise InvalidInputError(f"{name}={n!r}: expected a positive integer")
+        raise InvalidInputError(f"got {name}={n!r}, expected a positive integer")
     return n

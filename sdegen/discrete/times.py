@@ -49,8 +49,8 @@ class LossAware(Shown):
             raise InvalidInputError(f"loss is {type(loss).__name__}: expected a function such as discrete.vlb_term")
         if not (_counts(n) and _counts(history) and 0 <= uniform <= 1):
             raise InvalidInputError(
-                f"n={n!r}, history={history!r}, uniform={uniform!r}: expected whole numbers of at least 1, and a share "
-                "from 0 to 1"
+                f"got n={n!r}, history={history!r}, uniform={uniform!r}, expected whole numbers of at least 1, and a "
+                "share from 0 to 1"
             )
         self.loss, self.n, self.history, self.uniform = loss, int(n), int(history), float(uniform)
         self._last = torch.zeros(self.n, self.history, dtype=torch.float64, device="cpu")

@@ -56,9 +56,9 @@ def sliced_wasserstein(x: Samples, y: Samples, *, p: float = 2, projections: int
     """
     x, y = samples(x, y)
     if not p >= 1 or math.isinf(p):
-        raise InvalidInputError(f"p={p!r}: expected a finite number, at least 1")
+        raise InvalidInputError(f"got p={p!r}, expected a finite number, at least 1")
     if isinstance(projections, bool) or not isinstance(projections, int) or projections < 1:
-        raise InvalidInputError(f"projections={projections!r}: expected a whole number, at least 1")
+        raise InvalidInputError(f"got projections={projections!r}, expected a whole number, at least 1")
     (n, d), m = x.shape, len(y)
     projections = 1 if d == 1 else projections
     i, j, du = _quantile_steps(n, m, x.device)
@@ -134,8 +134,8 @@ def mmd(x: Samples, y: Samples, *, bandwidth: float | None = None) -> float:
     x, y = samples(x, y)
     h = median_distance(x, y) if bandwidth is None else bandwidth
     if not 1e-100 < h < 1e100:
-        cure = "most points coincide, pass bandwidth=" if bandwidth is None else "expected a positive number"
-        raise InvalidInputError(f"bandwidth={h!r}: {cure}")
+        cure = "for most points coincide: pass bandwidth=" if bandwidth is None else "expected a positive number"
+        raise InvalidInputError(f"got bandwidth={h!r}, {cure}")
 
     def kernel(distance: Tensor) -> Tensor:
         return distance.square_().mul_(-1 / (2 * h**2)).exp_()

@@ -73,7 +73,9 @@ class GaussianMixture(Shown):
         if w.shape != (k,):
             raise InvalidInputError(f"weights has shape {tuple(w.shape)}: expected ({k},), one per component")
         if bool((w <= 0).any()):
-            raise InvalidInputError(f"weights = {w.tolist()}: expected all positive (leave out components of weight 0)")
+            raise InvalidInputError(
+                f"got weights = {w.tolist()}, expected all positive (leave out components of weight 0)"
+            )
         self.weights = w / w.sum()
         self.log_weights = self.weights.log()
 

@@ -162,9 +162,9 @@ def _errors(found: list[LogProb], scale: float) -> dict[str, Tensor]:
 def _check(x: Tensor, levels: int, draws: int, dequantisation: str, how: dict[str, Any]) -> None:
     if dequantisation not in DEQUANTISATIONS:
         wanted = " or ".join(map(repr, DEQUANTISATIONS))
-        raise InvalidInputError(f"dequantisation={dequantisation!r}: expected {wanted}")
+        raise InvalidInputError(f"got dequantisation={dequantisation!r}, expected {wanted}")
     if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
-        raise InvalidInputError(f"draws={draws!r}: expected a number of draws, at least 1")
+        raise InvalidInputError(f"got draws={draws!r}, expected a number of draws, at least 1")
     kind = choose_divergence(how.get("divergence", "auto"), flat(x).shape[1], how.get("probes", 1))
     if draws > 1 and kind != "exact":
         raise InvalidInputError(

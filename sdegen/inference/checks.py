@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..core.arguments import check_eta
 from ..core.errors import InvalidInputError, shortened
+from ..core.kinds import kind_of, take
 from ..core.shapes import check_size, check_state
 from ..models.base import ScoreModel
 from ..models.networks import path_to
@@ -23,10 +24,7 @@ def check_model(model: ScoreModel) -> None:
         if path := path_to(ScoreModel, model):
             what = type(model).__name__
             raise InvalidInputError(f"model: got one in {what}, expected the model inside, model.{path}")
-        raise InvalidInputError(
-            f"model is {type(model).__name__}: wrap a network as Denoiser(net, sde, parametrization=...), or use "
-            "MixtureModel(mixture, sde)"
-        )
+        take(model, "model", kind_of(ScoreModel))
 
 
 def check_density_of(model: ScoreModel, x: Tensor) -> None:
@@ -61,9 +59,11 @@ def full_shape(model: ScoreModel, shape: int | Sequence[int], x_init: Tensor | N
     try:
         full = tuple(operator.index(n) for n in ((shape,) if not isinstance(shape, Sequence) else shape))
     except TypeError as error:
-        raise InvalidInputError(f"shape={shortened(shape)}: expected (B, *event), or B alone, as integers") from error
+        raise InvalidInputError(
+            f"got shape={shortened(shape)}, expected (B, *event), or B alone, as integers"
+        ) from error
     if not full or any(n < 0 for n in full) or isinstance(shape, bool | str | bytes):
-        raise InvalidInputError(f"shape={shortened(shape)}: expected (B, *event) with B at least 0")
+        raise InvalidInputError(f"got shape={shortened(shape)}, expected (B, *event) with B at least 0")
     check_size(full)
     if not isinstance(shape, Sequence):
         if event is None:
@@ -87,7 +87,7 @@ def full_shape(model: ScoreModel, shape: int | Sequence[int], x_init: Tensor | N
 def placed(model: ScoreModel, dtype: torch.dtype | None, x_init: Tensor | None) -> tuple[torch.dtype, torch.device]:
     """The dtype and device of the state: the network's, at least float32."""
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise InvalidInputError(f"dtype={dtype!r}: expected torch.float32 or torch.float64")
+        raise InvalidInputError(f"got dtype={dtype!r}, expected torch.float32 or torch.float64")
     if x_init is not None:
         return dtype or x_init.dtype, x_init.device
     tensor = next((p for p in model.parameters() if p.is_floating_point()), None)

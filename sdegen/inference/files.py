@@ -129,7 +129,7 @@ def _batches(model: ScoreModel, starts: range, seed: int, labels: Any, how: Mapp
 
 def _check_kind(model: ScoreModel, kind: str) -> None:
     if kind not in KINDS:
-        raise InvalidInputError(f"kind={kind!r}: expected 'npz' or 'png'")
+        raise InvalidInputError(f"got kind={kind!r}, expected 'npz' or 'png'")
     event = shown_shape(model)
     if event is None:
         raise InvalidInputError("model: got one that does not know its event shape, expected one that was trained")

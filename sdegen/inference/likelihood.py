@@ -104,7 +104,7 @@ class LogProb(Shown):
 def check_levels(levels: Any) -> int:
     """A number of grey levels."""
     if isinstance(levels, bool) or not isinstance(levels, int) or levels < 2:
-        raise InvalidInputError(f"levels={levels!r}: expected the number of grey levels, such as 256")
+        raise InvalidInputError(f"got levels={levels!r}, expected the number of grey levels, such as 256")
     return levels
 
 

@@ -151,14 +151,14 @@ def check_save(save: Any, times: Tensor, denoise: bool, *, nodes_only: bool) -> 
     """`save=` as "last", "all" or (S,) times inside the span; with `nodes_only` among `times` (or 0, denoised)."""
     if isinstance(save, str):
         if save not in ("last", "all"):
-            raise InvalidInputError(f"save={shortened(save)}: expected 'last', 'all' or a list of times")
+            raise InvalidInputError(f"got save={shortened(save)}, expected 'last', 'all' or a list of times")
         return save
     if isinstance(save, range):
-        raise InvalidInputError(f"save={shortened(save)}: expected 'last', 'all' or a list of times")
+        raise InvalidInputError(f"got save={shortened(save)}, expected 'last', 'all' or a list of times")
     try:
         wanted = torch.as_tensor(save, dtype=torch.float64, device="cpu").detach().flatten()
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise InvalidInputError(f"save={shortened(save)}: expected 'last', 'all' or a list of times") from error
+        raise InvalidInputError(f"got save={shortened(save)}, expected 'last', 'all' or a list of times") from error
     first, last = float(times[0]), 0.0 if denoise else float(times[-1])
     low, high = min(first, last), max(first, last)
     near = NEAR * high

@@ -75,10 +75,7 @@ def solve(
         >>> abs(float(found.x) - math.e) < 1e-5
         True
     """
-    if not isinstance(term, Term):
-        raise InvalidInputError(
-            f"term is {type(term).__name__}: pass ForwardSDE(sde), ReverseSDE(model) or ProbabilityFlow(model)"
-        )
+    take(term, "term", kind_of(Term))
     check_state(x, event_shape=term.event_shape)
     report = take(report, "report", _REPORT)
     plan = How(solver, steps, rtol, atol, t_span, max_steps, on_failure, save).plan(term, x.dtype)

@@ -56,7 +56,7 @@ def kernel_distance(x: Samples, y: Samples, *, groups: int = 20) -> KernelDistan
     """
     x, y = samples(x, y)
     if isinstance(groups, bool) or not isinstance(groups, int) or groups < 2:
-        raise InvalidInputError(f"groups={groups!r}: expected a whole number, at least 2")
+        raise InvalidInputError(f"got groups={groups!r}, expected a whole number, at least 2")
     if min(len(x), len(y)) < 2 * groups:
         raise InvalidInputError(f"{groups} groups need {2 * groups} samples or more: got {len(x)} and {len(y)}")
     xx, yy, xy = _sums(x, x, groups), _sums(y, y, groups), _sums(x, y, groups)

@@ -58,7 +58,7 @@ def precision_recall(x: Samples, real: Samples, *, k: int = 3) -> PrecisionRecal
     """
     x, real = samples(x, real)
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k < min(len(x), len(real)):
-        raise InvalidInputError(f"k={k!r}: expected a whole number from 1 to {min(len(x), len(real)) - 1}")
+        raise InvalidInputError(f"got k={k!r}, expected a whole number from 1 to {min(len(x), len(real)) - 1}")
     centre = real.mean(0)
     x, real = x - centre, real - centre
     return PrecisionRecall(_share_inside(x, real, _radii(real, k)), _share_inside(real, x, _radii(x, k)))

@@ -98,7 +98,7 @@ def _pair(x: Samples, reference: Samples, data_range: float | None) -> tuple[Ten
     low, high = (float(f(reference.double())) for f in (torch.min, torch.max))  # which not all types have
     found = _range_of(reference.dtype, low, high) if data_range is None else data_range
     if not 0 < found < 1e100:
-        raise InvalidInputError(f"data_range={data_range!r}: expected white less black, 2.0 for images in [-1, 1]")
+        raise InvalidInputError(f"got data_range={data_range!r}, expected white less black, 2.0 for images in [-1, 1]")
     if high - low > found * (1 + _ROUNDING):
         raise InvalidInputError(f"data_range={found:g}, but the reference has values from {low:g} to {high:g}")
     return x.double(), reference.to(x.device).double(), float(found)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..core.cache import Recent, versions_of
 from ..core.conditions import check_rows, words_of
 from ..core.errors import InvalidInputError, shortened
-from ..core.kinds import checked, told
+from ..core.kinds import checked, kind_of, take
 from ..core.shapes import as_time, expand, scaled, time_of
 from ..core.show import Shown
 from ..processes import SDE, Crossing
@@ -161,8 +161,7 @@ class ScoreModel(Shown, nn.Module):
         Raises:
             InvalidInputError: the two processes share no noise levels.
         """
-        if not isinstance(sde, SDE):
-            raise InvalidInputError(f"on() takes a process such as EDMSDE(), not {sde!r}")
+        _check_process(sde)
         return self if sde is self.sde else OnPath(self, sde)
 
     def decode(self, x: Tensor) -> Tensor:
@@ -373,8 +372,8 @@ class Wrapped(ScoreModel):
         elif name == "space":
             self.model.space = value
         else:
-            if name == "model" and not isinstance(value, ScoreModel):
-                raise InvalidInputError(f"got model={told(value)}, expected {ScoreModel._expected}")
+            if name == "model":
+                take(value, "model", kind_of(ScoreModel))
             nn.Module.__setattr__(self, name, value)
 
     def warm(self, ts: Tensor) -> None:
@@ -482,8 +481,7 @@ class OnPath(Wrapped):
 
 
 def _check_process(sde: Any) -> None:
-    if not isinstance(sde, SDE):
-        raise InvalidInputError(f"sde is {sde!r}: pass a process such as VPSDE()")
+    take(sde, "sde", kind_of(SDE))
 
 
 def _beside(old: Tensor | None, new: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..core.cache import CachedFunction
 from ..core.conditions import mapped, words_of
 from ..core.errors import InvalidInputError
-from ..core.kinds import checked
+from ..core.kinds import checked, told
 from ..core.modes import in_precision
 from ..core.shapes import expand, time_of
 from ..core.unwritten import Unwritten
@@ -91,7 +91,7 @@ class Denoiser(ScoreModel):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "net":
             if not callable(value):
-                raise InvalidInputError(f"net is {value!r}: pass a torch.nn.Module called as net(x, t, **cond)")
+                raise InvalidInputError(f"got net={told(value)}, expected a torch.nn.Module: net(x, t, **cond)")
             self._check_event(value)
         elif name == "parametrization":
             parametrization(value)

@@ -54,8 +54,6 @@ class MixtureModel(ScoreModel):
         labels: Sequence[int] | Tensor | None = None,
         memory: int = MEMORY,
     ) -> None:
-        if not isinstance(mixture, GaussianMixture):
-            raise InvalidInputError(f"mixture is {mixture!r}: pass a GaussianMixture, then the process")
         std = mixture.covariance.diagonal().mean().sqrt()
         known = {"data_mean": mixture.mean, "data_std": std if std > 0 else None}  # a single point has no scale
         super().__init__(sde, **known, event_shape=(mixture.dim,))

@@ -104,7 +104,7 @@ class LatentSpace(Shown, nn.Module):
             InvalidInputError: data that are none of these or empty, n below 2.
         """
         if n < 2:
-            raise InvalidInputError(f"n={n}: expected at least 2 samples")
+            raise InvalidInputError(f"got n={n}, expected at least 2 samples")
         unscaled = cls(autoencoder, mean=0.0, std=1.0)
         data = _checked(data)
         numbers = torch.linspace(0, len(data) - 1, min(n, len(data)), dtype=torch.float64).round().long()

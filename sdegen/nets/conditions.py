@@ -270,14 +270,14 @@ _MOST = 2**24  # of channels, layers ...
 def check_count(name: str, value: int, least: int = 1) -> int:
     """A whole number of at least `least`, or an InvalidInputError."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _MOST:
-        raise InvalidInputError(f"{name}={value!r}: expected a whole number, at least {least} and at most {_MOST}")
+        raise InvalidInputError(f"got {name}={value!r}, expected a whole number, at least {least} and at most {_MOST}")
     return value
 
 
 def check_share(name: str, value: float) -> float:
     """A probability in [0, 1), or an InvalidInputError."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-        raise InvalidInputError(f"{name}={value!r}: expected a probability in [0, 1)")
+        raise InvalidInputError(f"got {name}={value!r}, expected a probability in [0, 1)")
     return value
 
 

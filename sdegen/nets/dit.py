@@ -107,7 +107,7 @@ class DiT(Conditional):
         self.config |= conditions.in_config()
         if hidden % 4:
             raise InvalidInputError(
-                f"hidden={hidden}: expected a multiple of 4, for sines and cosines of two coordinates"
+                f"got hidden={hidden}, expected a multiple of 4, for sines and cosines of two coordinates"
             )
         self.recompute = False
         self.embedding = Embedding(hidden, conditions, time_features=time_features)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.arguments import one_of
 from ..core.errors import InvalidInputError
 from .conditions import ConditionOptions, LabelEmbedding, VectorEmbedding
 
@@ -86,10 +87,7 @@ class Embedding(nn.Module):
 
     def __init__(self, width: int, conditions: ConditionOptions, *, time_features: str = "smooth") -> None:
         super().__init__()
-        if time_features not in TIME_FEATURES:
-            raise InvalidInputError(
-                f"time_features={time_features!r} is not known: choose from {', '.join(map(repr, TIME_FEATURES))}"
-            )
+        one_of(time_features, "time_features", TIME_FEATURES)
         self.features = TIME_FEATURES[time_features]()
         self.inner = nn.Linear(self.features.size, width)
         self.outer = nn.Linear(width, width)

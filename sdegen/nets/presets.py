@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from ..core.arguments import one_of
 from ..core.errors import InvalidInputError
 from ..core.kinds import checked
 from .dit import DiT
@@ -94,8 +95,7 @@ def make_net(name: str, in_channels: int | None = None, **changes: Any) -> nn.Mo
         >>> sum(p.numel() for p in net.parameters()) > 300_000
         True
     """
-    if name not in PRESETS:
-        raise InvalidInputError(f"network {name!r} is not known: choose from {', '.join(map(repr, PRESETS))}")
+    one_of(name, "name", PRESETS)
     kind, options, channels, _ = PRESETS[name]
     try:
         return kind(channels if in_channels is None else in_channels, **{**options, **changes})

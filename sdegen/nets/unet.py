@@ -291,6 +291,6 @@ def _levels(attention: Sequence[int], n: int) -> set[int]:
         raise InvalidInputError("multipliers is empty: expected one per level, for example (1, 2)")
     if any(isinstance(i, bool) or not isinstance(i, int) or not -n <= i < n for i in attention):
         raise InvalidInputError(
-            f"attention={list(attention)!r}: expected levels from 0 (finest) to {n - 1}, or -1 for the coarsest"
+            f"got attention={list(attention)!r}, expected levels from 0 (finest) to {n - 1}, or -1 for the coarsest"
         )
     return {i % n for i in attention}

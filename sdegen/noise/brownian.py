@@ -135,7 +135,7 @@ class BrownianTree(Noise):
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
             raise InvalidInputError(f"a Brownian path from {t0} to {t1}: expected two different finite times")
         if isinstance(depth, bool) or not isinstance(depth, int) or not 1 <= depth <= 40:
-            raise InvalidInputError(f"depth={depth!r}: expected a number of halvings between 1 and 40")
+            raise InvalidInputError(f"got depth={depth!r}, expected a number of halvings between 1 and 40")
         self.depth = depth
         self._forget(None)
 

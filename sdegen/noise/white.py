@@ -74,7 +74,7 @@ def check_seed(seed: int | None) -> int:
         return operator.index(seed)
     except TypeError:
         raise InvalidInputError(
-            f"seed is {seed!r}: pass an integer, or None for one from torch's global generator"
+            f"got seed={seed!r}, expected an integer, or None for one from torch's global generator"
         ) from None
 
 

@@ -96,7 +96,7 @@ def animate(
     """
     for name, value in (("fps", fps), ("frames", frames)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 1:
-            raise InvalidInputError(f"{name}={value!r}: expected a number, at least 1")
+            raise InvalidInputError(f"got {name}={value!r}, expected a number, at least 1")
     file = None if path is None else check_file(path)
     if file is not None and file.suffix.lower() != ".gif":
         raise InvalidInputError(

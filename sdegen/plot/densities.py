@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
+from ..core.kinds import told
 from ..distributions.mixture import GaussianMixture
 from ..inference.likelihood import log_prob
 from ..models.base import ScoreModel
@@ -59,8 +60,7 @@ def as_density(what: Any, *, t: float | None = None, sde: SDE | None = None, nam
     exact: Any = getattr(what, "log_prob", None)
     if not isinstance(what, ScoreModel) or not callable(exact):
         raise InvalidInputError(
-            f"{name} is {type(what).__name__}: expected a GaussianMixture or a MixtureModel, whose densities "
-            "are known exactly"
+            f"got {name}={told(what)}, expected a GaussianMixture or a MixtureModel, whose densities are known exactly"
         )
     at = check_time_of(what, what.sde.t_min if t is None else t)
     return Density(lambda x: exact(x, at), box_of(what, at))  # type: ignore[arg-type, return-value]
@@ -85,7 +85,7 @@ def check_time_of(model: ScoreModel, t: Any) -> float:
     try:
         at = float(t)
     except (TypeError, ValueError) as error:
-        raise InvalidInputError(f"t={t!r}: expected one time") from error
+        raise InvalidInputError(f"got t={t!r}, expected one time") from error
     low, high = model.sde.t_min, model.sde.t_max
     if not low * (1 - 1e-6) <= at <= high * (1 + 1e-6):
         raise InvalidInputError(f"time {at:g} is outside [t_min, t_max] = [{low:g}, {high:g}]")

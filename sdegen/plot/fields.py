@@ -17,7 +17,7 @@ from torch import Tensor
 from ..core.arguments import whole
 from ..core.conditions import mapped, merged
 from ..core.errors import InvalidInputError
-from ..core.kinds import checked
+from ..core.kinds import checked, told
 from ..core.shapes import check_state, flat
 from ..distributions.mixture import GaussianMixture
 from ..loop.modes import quiet
@@ -86,14 +86,10 @@ def score_field(
         >>> model = sg.MixtureModel(sg.GaussianMixture([[-1.0, 0.0], [1.0, 0.0]], std=0.3), sg.VPSDE())
         >>> axes = sg.plot.score_field(model, 0.3)
     """
-    if not isinstance(model, ScoreModel):
-        raise InvalidInputError(
-            f"model is {type(model).__name__}: score_field takes a ScoreModel, such as MixtureModel(mixture, sde)"
-        )
     if kind not in ("quiver", "stream"):
-        raise InvalidInputError(f"kind={kind!r}: expected 'quiver' or 'stream'")
+        raise InvalidInputError(f"got kind={kind!r}, expected 'quiver' or 'stream'")
     if isinstance(arrows, bool) or not isinstance(arrows, int) or arrows < 2:
-        raise InvalidInputError(f"arrows={arrows!r}: expected a whole number, at least 2")
+        raise InvalidInputError(f"got arrows={arrows!r}, expected a whole number, at least 2")
     if event_dim(model) != 2:
         raise InvalidInputError(
             f"the model works on points in {event_dim(model)} dimensions: score_field draws the plane"
@@ -353,7 +349,7 @@ def _mixture_at(exact: Any, t: float | None) -> GaussianMixture:
         return noised(exact.mixture, float(exact.sde.alpha(at)), float(exact.sde.sigma(at)))
     as_density(exact, t=t, name="exact")
     raise InvalidInputError(
-        f"exact is {type(exact).__name__}: marginals are known of a GaussianMixture or a MixtureModel"
+        f"got exact={told(exact)}, expected a GaussianMixture or a MixtureModel, whose marginals are known"
     )
 
 

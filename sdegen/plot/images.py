@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..core.conditions import merged, rows_of
 from ..core.errors import InvalidInputError
-from ..core.kinds import checked, kind_of, take
+from ..core.kinds import checked, kind_of, take, told
 from ..loop.modes import quiet
 from ..loop.solution import Solution
 from ..models.base import ScoreModel
@@ -71,7 +71,7 @@ def image_grid(
     images = as_images(separated)
     n = len(images) // parts
     if nrow is not None and (isinstance(nrow, bool) or not isinstance(nrow, int) or nrow < 1):
-        raise InvalidInputError(f"nrow={nrow!r}: expected a whole number of images in a row, at least 1")
+        raise InvalidInputError(f"got nrow={nrow!r}, expected a whole number of images in a row, at least 1")
     shape = images.shape[1] / (parts * images.shape[2])
     across = min(n, nrow or int(np.ceil(np.sqrt(n * shape))))
     words = _words(titles, n, "titles", "images")
@@ -169,8 +169,6 @@ def denoising_strip(
             f"the solution holds events of shape {tuple(path.xs.shape[2:])}: expected images (H, W), (1, H, W), "
             "(3, H, W) or (4, H, W); draw points with trajectories"
         )
-    if model is not None and not isinstance(model, ScoreModel):
-        raise InvalidInputError(f"model is {type(model).__name__}: pass the ScoreModel that made the solution")
     rows = _chosen(samples, path.xs.shape[1], "samples")
     if isinstance(steps, int):
         ts, xs = path.resampled(_count(steps, "steps"))
@@ -303,7 +301,7 @@ def _separated(x: Any) -> tuple[Any, int]:
 def as_images(x: Tensor) -> Tensor:
     """Images as (B, H, W, C) on the CPU, C = 1, 3 or 4."""
     if not isinstance(x, Tensor):
-        raise InvalidInputError(f"images are {type(x).__name__}: pass a tensor (B, C, H, W) or (B, H, W)")
+        raise InvalidInputError(f"got images={told(x)}, expected a tensor (B, C, H, W) or (B, H, W)")
     shape = tuple(x.shape)
     if x.ndim not in (3, 4) or (x.ndim == 4 and shape[1] not in CHANNELS):
         hint = (
@@ -327,9 +325,9 @@ def shades(images: Tensor, value_range: tuple[float, float]) -> np.ndarray:
     try:
         low, high = (float(v) for v in value_range)
     except (TypeError, ValueError) as error:
-        raise InvalidInputError(f"value_range={value_range!r}: expected (low, high)") from error
+        raise InvalidInputError(f"got value_range={value_range!r}, expected (low, high)") from error
     if not low < high:
-        raise InvalidInputError(f"value_range={value_range!r}: expected low < high")
+        raise InvalidInputError(f"got value_range={value_range!r}, expected low < high")
     colours = ((images - low) / (high - low)).clamp(0, 1)
     if images.shape[3] == 4:
         opacity = colours[..., 3:]
@@ -358,7 +356,7 @@ def time_label(t: float, first: bool) -> str:
 
 def _count(n: int, name: str) -> int:
     if isinstance(n, bool) or n < 1:
-        raise InvalidInputError(f"{name}={n!r}: expected a whole number, at least 1, or a list of numbers")
+        raise InvalidInputError(f"got {name}={n!r}, expected a whole number, at least 1, or a list of numbers")
     return n
 
 
@@ -367,7 +365,7 @@ def _chosen(which: int | Sequence[int], n: int, name: str) -> list[int]:
         return list(range(min(n, _count(which, name))))
     chosen = [int(i) for i in which]
     if not chosen or any(not -n <= i < n for i in chosen):
-        raise InvalidInputError(f"{name}={list(which)}: expected numbers below {n}, at least one")
+        raise InvalidInputError(f"got {name}={list(which)}, expected numbers below {n}, at least one")
     return [i % n for i in chosen]
 
 

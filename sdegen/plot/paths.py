@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
+from ..core.kinds import told
 from ..loop.solution import Solution
 from ..processes import SDE
 
@@ -29,7 +30,7 @@ class Path:
         """The saved path of a solution; raises where there is none."""
         if not isinstance(solution, Solution):
             raise InvalidInputError(
-                f"solution is {type(solution).__name__}: pass what sample, encode or solve returned, with save='all'"
+                f"got solution={told(solution)}, expected what sample, encode or solve returned, with save='all'"
             )
         ts, xs = (v.detach().to("cpu", torch.float64) for v in (solution.ts, solution.xs))
         if len(ts) < 2:
@@ -79,7 +80,7 @@ class Scale:
     def chosen(cls, frame: str, sde: SDE | None, s: float | None, path: Path | None = None) -> Scale:
         """The frame asked for; "auto" is the data's where the process stretches data a lot."""
         if frame not in FRAMES:
-            raise InvalidInputError(f"frame={frame!r}: expected one of {', '.join(map(repr, FRAMES))}")
+            raise InvalidInputError(f"got frame={frame!r}, expected one of {', '.join(map(repr, FRAMES))}")
         if sde is None:
             if frame == "data":
                 raise InvalidInputError("frame='data' needs the process: pass sde= (or the model as density=)")

@@ -103,8 +103,8 @@ def given(extent: Sequence[float], dim: int = 2) -> Box:
     try:
         ends = [float(v) for v in extent]
     except (TypeError, ValueError) as error:
-        raise InvalidInputError(f"extent={extent!r}: expected {words}") from error
+        raise InvalidInputError(f"got extent={extent!r}, expected {words}") from error
     box = list(zip(ends[::2], ends[1::2]))
     if len(ends) != 2 * dim or any(not low < high for low, high in box):
-        raise InvalidInputError(f"extent={extent!r}: expected {words}, rising")
+        raise InvalidInputError(f"got extent={extent!r}, expected {words}, rising")
     return box

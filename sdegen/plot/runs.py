@@ -40,14 +40,14 @@ def runs(
     """The paths asked for, by their titles: downward ones start at the same noise, upward ones at the same data."""
     kinds = [kinds] if isinstance(kinds, str) else list(kinds)
     if not kinds or any(kind not in KINDS for kind in kinds):
-        raise InvalidInputError(f"kinds={kinds!r}: expected some of {', '.join(map(repr, KINDS))}")
+        raise InvalidInputError(f"got kinds={kinds!r}, expected some of {', '.join(map(repr, KINDS))}")
     dim = event_dim(model)
     if dim > 2:
         raise InvalidInputError(f"the model works on points in {dim} dimensions: trajectories draws one or two")
     n = (300 if dim == 2 else 18) if samples is None else samples
     for name, value in (("samples", n), ("steps", steps)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InvalidInputError(f"{name}={value!r}: expected a whole number, at least 1")
+            raise InvalidInputError(f"got {name}={value!r}, expected a whole number, at least 1")
     start = None if data is None else _checked(data, n, dim)
     seed = check_seed(seed)
     down = _times(model, steps)

@@ -59,7 +59,7 @@ def schedule(
     names = [quantities] if isinstance(quantities, str) else list(quantities)
     unknown = [name for name in names if name not in QUANTITIES]
     if unknown or not names:
-        raise InvalidInputError(f"quantities={quantities!r}: expected some of {', '.join(map(repr, QUANTITIES))}")
+        raise InvalidInputError(f"got quantities={quantities!r}, expected some of {', '.join(map(repr, QUANTITIES))}")
     processes = _named(sde)
     ends = [p.t_max for p in processes.values()]
     together = max(ends) <= 1.02 * min(ends)

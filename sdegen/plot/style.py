@@ -16,7 +16,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from ..core.errors import InvalidInputError, shortened
-from ..core.kinds import checked, kind_of, take
+from ..core.kinds import checked, kind_of, take, told
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -131,7 +131,7 @@ def save(drawing: Axes | Figure, path: str | os.PathLike[str], *, dpi: float | N
     figure = drawing.get_figure(root=True) if isinstance(drawing, Axes) else drawing
     if not isinstance(figure, Figure):
         raise InvalidInputError(
-            f"drawing is {type(drawing).__name__}: pass the Axes or Figure that a function of sdegen.plot returned"
+            f"got drawing={told(drawing)}, expected the Axes or Figure that a function of sdegen.plot returned"
         )
     if dpi is not None and not 10 <= dpi <= _MOST_DPI:
         raise InvalidInputError(f"got dpi={dpi}, expected dots per inch from 10 to {_MOST_DPI}")
@@ -192,7 +192,7 @@ def check_axes(ax: Any, n: int) -> list[Axes]:
     for a in given:
         if not isinstance(a, Axes):
             raise InvalidInputError(
-                f"ax is {type(a).__name__}: pass a matplotlib Axes, such as the second value of plt.subplots()"
+                f"got ax={told(a)}, expected a matplotlib Axes, such as the second value of plt.subplots()"
             )
     if len(given) != n:
         wanted = "one Axes" if n == 1 else f"a list of {n} Axes, one per panel"

@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
-from ..core.kinds import checked
+from ..core.kinds import checked, told
 from .style import FAINT, MARKERS, PALETTE, colour, figure_of, panels, styled
 
 LABELS = {
@@ -91,7 +91,7 @@ def _lines(table: Any, cost: str, error: str, group: str) -> Lines:
     rows = getattr(table, "rows", table)
     if not isinstance(rows, Iterable) or isinstance(rows, str | Mapping | Tensor | np.ndarray):
         raise InvalidInputError(
-            f"table is {type(table).__name__}: expected a list of rows with {group!r}, {cost!r} and {error!r}, "
+            f"got table={told(table)}, expected a list of rows with {group!r}, {cost!r} and {error!r}, "
             "as compare returns"
         )
     by_setting: dict[tuple[str, bool], list[tuple[float, float]]] = {}

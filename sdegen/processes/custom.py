@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,7 +39,7 @@ class PathSDE(SDE):
         t_max: float = 1.0,
     ) -> None:
         super().__init__(t_min=t_min, t_max=t_max)
-        self._alpha, self._sigma = _function(alpha, "alpha"), _function(sigma, "sigma")
+        self._alpha, self._sigma = alpha, sigma
 
     def _facts(self):
         return {"alpha": self._alpha, "sigma": self._sigma, **super()._facts()}
@@ -79,9 +78,9 @@ class CoefficientSDE(SDE, checked=False):
         super().__init__(t_min=t_min, t_max=t_max)
         sigma_0 = as_number(sigma_0, "sigma_0")
         if not 0 <= sigma_0 < 1e100:
-            raise InvalidInputError(f"sigma_0={sigma_0}: expected the noise at t = 0, finite and at least 0")
+            raise InvalidInputError(f"got sigma_0={sigma_0}, expected the noise at t = 0, finite and at least 0")
         self._sigma_0 = sigma_0
-        self._f, self._g = _function(drift, "drift"), _function(diffusion, "diffusion")
+        self._f, self._g = drift, diffusion
         check_elementwise(self._f, "drift", t_min, t_max)
         check_elementwise(self._g, "diffusion", t_min, t_max)
         t = self._bracket_times()
@@ -117,9 +116,3 @@ class CoefficientSDE(SDE, checked=False):
 
     def diffusion(self, t: Time) -> Tensor:
         return self._g(t)
-
-
-def _function(f: Callable[[Tensor], Any], name: str) -> Callable[[Tensor], Any]:
-    if not callable(f):
-        raise InvalidInputError(f"{name} is {f!r}: pass a function of a tensor t, such as lambda t: torch.cos(t)")
-    return f

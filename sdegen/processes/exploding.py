@@ -94,6 +94,6 @@ def check_sigmas(sigma_min: float, sigma_max: float, *, endless: bool = False) -
     sigma_min, sigma_max = as_number(sigma_min, "sigma_min"), as_number(sigma_max, "sigma_max")
     if not 0 < sigma_min < sigma_max or (sigma_max == math.inf and not endless):
         raise InvalidInputError(
-            f"sigma_min={sigma_min}, sigma_max={sigma_max}: expected 0 < sigma_min < sigma_max, both finite"
+            f"got sigma_min={sigma_min}, sigma_max={sigma_max}, expected 0 < sigma_min < sigma_max, both finite"
         )
     return sigma_min, sigma_max

@@ -68,7 +68,7 @@ def process_time(t: float | Tensor, *, least: float = 0.0, most: float = math.in
         worst = float(t.flatten()[~good.flatten()][0])
         limits = f" and at most {most:g}" if most < worst < math.inf else ""
         raise InvalidInputError(
-            f"t = {worst:g}: expected finite times of at least {least if worst > 0 else 0:g}{limits}"
+            f"got t = {worst:g}, expected finite times of at least {least if worst > 0 else 0:g}{limits}"
         )
     return t
 

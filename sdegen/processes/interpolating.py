@@ -76,7 +76,7 @@ class TrigSDE(SDE, checked=False):
         sigma_data = as_number(sigma_data, "sigma_data")
         if not 0 < sigma_data < math.inf:
             raise InvalidInputError(
-                f"sigma_data={sigma_data}: expected the data's standard deviation, positive and finite"
+                f"got sigma_data={sigma_data}, expected the data's standard deviation, positive and finite"
             )
         self.sigma_data = self.data_scale = sigma_data
         low, high = check_sigmas(sigma_min, sigma_max, endless=True)

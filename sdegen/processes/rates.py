@@ -29,7 +29,7 @@ class LinearRate:
         beta_min, beta_max = as_number(beta_min, "beta_min"), as_number(beta_max, "beta_max")
         if not 0 <= beta_min < beta_max < math.inf:
             raise InvalidInputError(
-                f"beta_min={beta_min}, beta_max={beta_max}: expected 0 <= beta_min < beta_max, both finite"
+                f"got beta_min={beta_min}, beta_max={beta_max}, expected 0 <= beta_min < beta_max, both finite"
             )
         self.beta_min, self.beta_max = beta_min, beta_max
 
@@ -53,7 +53,7 @@ class CosineRate:
     def __init__(self, s: float) -> None:
         s = as_number(s, "s")
         if not 0 < s < math.inf:
-            raise InvalidInputError(f"s={s}: expected a positive offset")
+            raise InvalidInputError(f"got s={s}, expected a positive offset")
         self.s = s
         self.phase = math.pi / 2 * self.s / (1 + self.s)  # phi_0
 

@@ -190,15 +190,15 @@ def make_solver(name: str, **options: Any) -> Solver:
     """
     if not isinstance(name, str) or name not in _TABLE:
         close = meant(str(name), _TABLE)
-        hint = f"; did you mean {close!r}?" if close else "."
-        raise InvalidInputError(f"solver {shortened(name)} is unknown{hint} Known: {', '.join(_TABLE)}")
+        hint = f" (did you mean {close!r}?)" if close else ""
+        raise InvalidInputError(f"got solver={shortened(name)}{hint}, expected one of {', '.join(_TABLE)}")
     build = _TABLE[name]
     parameters = inspect.signature(getattr(build, "builds", build)).parameters
     taken = [name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD]
     unknown = [option for option in options if option not in taken or option == "name"]
     if unknown and len(taken) == len(parameters):
-        known = ", ".join(option for option in taken if option not in ("name", "source")) or "none"
-        raise InvalidInputError(f"solver {name!r} does not take {', '.join(unknown)}; its options: {known}")
+        known = ", ".join(option for option in taken if option not in ("name", "source")) or "no options"
+        raise InvalidInputError(f"solver {name!r}: got {', '.join(unknown)}, expected {known}")
     try:
         return build(**options)
     except TypeError as error:

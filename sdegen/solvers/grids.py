@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..core.arguments import whole
 from ..core.errors import InvalidInputError, shortened
+from ..core.kinds import told
 from ..core.roots import find_root
 from ..models.base import ScoreModel
 from ..models.facts import DataFacts
@@ -148,7 +149,7 @@ def grid_along(model: ScoreModel | SDE, n: int, *, kind: str, t_span: tuple[floa
     """
     sde = model.sde if isinstance(model, ScoreModel) else model
     if not isinstance(sde, SDE):
-        raise InvalidInputError(f"grid takes a ScoreModel or an SDE, not {type(model).__name__}")
+        raise InvalidInputError(f"got model={told(model)}, expected a ScoreModel or an SDE")
     n = whole(n, "n", least=1, most=_MOST_STEPS)
     data = model.data if isinstance(model, ScoreModel) else DataFacts()
     how: dict[str, Any] = {"kind": kind, "sigma_data": data.scale, "turn": data.turning}

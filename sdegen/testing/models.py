@@ -78,8 +78,6 @@ def model_laws(
         >>> len(names) > 5
         True
     """
-    if not isinstance(model, ScoreModel):
-        raise InvalidInputError(f"check_model takes an instance of a ScoreModel, not {model!r}")
     shape = model.event_shape if event_shape is None else tuple(event_shape)
     if shape is None:
         raise InvalidInputError("this model does not say its event shape: pass event_shape=")

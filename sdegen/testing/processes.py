@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.errors import InvalidInputError
 from ..core.kinds import checked
 from ..core.shapes import expand, flat
 from ..processes import SDE, derivative
@@ -67,8 +66,6 @@ def sde_laws(sde: SDE) -> list[tuple[str, Callable[[], None]]]:
         >>> len(names) > 5
         True
     """
-    if not isinstance(sde, SDE):
-        raise InvalidInputError(f"check_sde takes an instance of an SDE, not {sde!r}")
     return [(name, partial(law, sde)) for name, law in LAWS.items()]
 
 

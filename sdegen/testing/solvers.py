@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.errors import InvalidInputError, NonFiniteError
+from ..core.errors import NonFiniteError
 from ..core.kinds import checked
 from ..loop.run import solve
 from ..noise.white import Noise
@@ -78,8 +78,6 @@ def solver_laws(solver: Solver) -> list[tuple[str, Callable[[], None]]]:
         >>> len(names) > 5
         True
     """
-    if not isinstance(solver, Solver):
-        raise InvalidInputError(f"check_solver takes an instance of a Solver, not {solver!r}")
     laws = dict(LAWS)
     if solver.kind != "SDE":
         laws |= LAWS_OF_FLOWS

@@ -66,7 +66,7 @@ def autoencoder_loss(
         torch.Size([2, 4, 4, 4])
     """
     if not beta >= 0:
-        raise InvalidInputError(f"beta={beta}: expected a number, at least 0")
+        raise InvalidInputError(f"got beta={beta}, expected a number, at least 0")
     net = _autoencoder(model)
     m, s = net.encode(x0)
     decoded, regular = _quantised(net, m) if s is None else _variational(net, m, s, seed)

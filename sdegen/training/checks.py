@@ -76,7 +76,7 @@ def device_of(device: torch.device | str | None) -> torch.device:
     try:
         found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except (RuntimeError, TypeError) as error:
-        raise InvalidInputError(f"device={device!r}: expected 'cpu', 'cuda', 'cuda:1', ...") from error
+        raise InvalidInputError(f"got device={device!r}, expected 'cpu', 'cuda', 'cuda:1', ...") from error
     if found.type == "cuda" and not torch.cuda.is_available():
         raise InvalidInputError(f"device={device!r}, but there is no CUDA device here: use device='cpu' or None")
     return found

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..core.conditions import merged
 from ..core.errors import InvalidInputError
-from ..core.kinds import checked
+from ..core.kinds import checked, kind_of, take
 from ..core.shapes import as_time, check_state, check_time, event_mean, expand, flat, plus
 from ..models.base import ScoreModel
 from ..models.networks import unwrapped
@@ -253,8 +253,7 @@ def _draw(
     cond: dict[str, Any],
 ) -> _Draw:
     model = unwrapped(model)  # it is called as it is, wrapper and all; what is known of it, the model inside says
-    if not isinstance(model, ScoreModel):
-        raise InvalidInputError(f"model is a {type(model).__name__}: wrap a network as Denoiser(net, sde)")
+    take(model, "model", kind_of(ScoreModel))
     check_state(x0, name="x0", event_shape=model.event_shape, finite=False)
     if noise is not None and noise.shape != x0.shape:
         raise InvalidInputError(f"noise has shape {tuple(noise.shape)}, expected x0's {tuple(x0.shape)}")
@@ -277,10 +276,10 @@ def _draw(
 def _chosen(model: ScoreModel, t: Times | None, weight: Weight | None) -> tuple[Times, Weight]:
     """The law (or the times) and the weight: those given, else those that suit."""
     if isinstance(t, str) and t not in _LAWS:
-        raise InvalidInputError(f"t={t!r} is no law of times: expected {_listed(_LAWS)}, or times as a tensor")
+        raise InvalidInputError(f"got t={t!r}, expected {_listed(_LAWS)}, or times as a tensor")
     known = weight is None or (weight in _WEIGHTS if isinstance(weight, str) else callable(weight))
     if not known:
-        raise InvalidInputError(f"weight={weight!r}: expected {_listed(_WEIGHTS)}, or a function of (sde, t)")
+        raise InvalidInputError(f"got weight={weight!r}, expected {_listed(_WEIGHTS)}, or a function of (sde, t)")
     kind = model.parametrization
     law, suited = _SUITS.get(without_told(kind)[0], _SUITS_ANY) if isinstance(kind, str) else _SUITS_ANY
     if weight is not None:

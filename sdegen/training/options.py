@@ -124,7 +124,7 @@ class Options:
             except (TypeError, ValueError, RuntimeError, AttributeError):
                 good = False
             if not good:
-                raise InvalidInputError(f"{name}={value!r}: expected {expected}{', or None' * none}")
+                raise InvalidInputError(f"got {name}={value!r}, expected {expected}{', or None' * none}")
 
     def _check_unused(self, by: str, cure: str, **unused: Any) -> None:
         """Raise on an option that another one takes the place of."""

@@ -49,7 +49,7 @@ def averaged(
     Source: Karras et al. 2024 (arXiv 2312.02696) section 3.2.
     """
     if not 0 < width < LARGEST_WIDTH:
-        raise InvalidInputError(f"width={width!r}: expected a number in (0, {LARGEST_WIDTH:.3f}) such as 0.1")
+        raise InvalidInputError(f"got width={width!r}, expected a number in (0, {LARGEST_WIDTH:.3f}) such as 0.1")
     model = storage.load(run, net=net, sde=sde, device=device)
     kept = _readable(snapshots(run))
     if not kept:

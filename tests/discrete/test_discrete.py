@@ -135,7 +135,7 @@ def test_leading_takes_an_offset():
         (lambda: discrete.ddpm_loss(PAIR, torch.zeros(3, 1), t="uniform"), "t='uniform'"),
         (lambda: discrete.ddpm_loss(PAIR, torch.zeros(3, 1), t=torch.ones(3, dtype=torch.bool)), "node numbers 1 to 2"),
         (lambda: discrete.ddpm_loss(PAIR, torch.zeros(3, 1), t=torch.ones(2, dtype=torch.long)), r"expected one node for each sample, \(3,\)"),
-        (lambda: discrete.ddpm_loss(PAIR, torch.zeros(3, 1), t=0.7), "not nodes"),
+        (lambda: discrete.ddpm_loss(PAIR, torch.zeros(3, 1), t=0.7), "of nodes of the table"),
         (lambda: discrete.vlb(PAIR, torch.zeros(3, 1), variance="learned", levels=3), "LearnedVariance"),
         (lambda: discrete.hybrid_loss(PAIR, torch.zeros(3, 1), levels=3), "LearnedVariance"),
         (lambda: discrete.LossAware(discrete.ddpm_loss, 5)(PAIR, torch.zeros(3, 1)), "5 nodes, the model's table has 2"),
@@ -577,7 +577,7 @@ def test_data_off_the_levels_are_refused():
     for words in ({"variance": "medium"}, {"first": "beta_0"}, {"levels": 1}, {"t": torch.tensor([0])}):
         with pytest.raises(sg.InvalidInputError):
             discrete.vlb_term(model, images(), **words)
-    with pytest.raises(sg.InvalidInputError, match="not nodes"):
+    with pytest.raises(sg.InvalidInputError, match="of nodes of the table"):
         discrete.vlb_term(model, images(), t=torch.tensor(0.512))
 
 

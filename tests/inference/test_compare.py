@@ -60,5 +60,5 @@ def test_the_recommendation_is_the_cheapest_that_is_good_enough():
 def test_wrong_calls():
     with pytest.raises(sg.InvalidInputError, match="nothing to compare"):
         compare(MODEL, 4, steps=(), tolerances=())
-    with pytest.raises(sg.InvalidInputError, match="unknown"):
+    with pytest.raises(sg.InvalidInputError, match="got solver="):
         compare(MODEL, 4, solvers=("dopri6",))

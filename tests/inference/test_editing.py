@@ -138,7 +138,7 @@ def test_wrong_calls_are_refused():
         (lambda: sg.edit(model, torch.zeros(2, 3), 0.5), "event shape"),
         (lambda: sg.edit(model, x, 0.5, t_spam=1), "t_spam"),
         (lambda: sg.edit(model, x, 0.5, x_init=x), "x_init"),
-        (lambda: sg.translate(model, "b", x), "model is str"),
+        (lambda: sg.translate(model, "b", x), "got model=.b., expected a ScoreModel"),
         (lambda: sg.translate(model, wide, x), "expected the same"),
         (lambda: sg.translate(plain, plain, x, cond_b={"label": torch.zeros(2)}), "'label' is unknown"),
         (lambda: sg.translate(plain, plain, x, steps=[0.1, 0.5]), "expected a number"),

@@ -538,7 +538,7 @@ def test_float32_keeps_what_it_can():
 
 
 WRONG = {
-    "not a model": (lambda m, x: log_prob(nn.Linear(2, 2), x), "model is Linear"),
+    "not a model": (lambda m, x: log_prob(nn.Linear(2, 2), x), "got model=Linear.*, expected a ScoreModel"),
     "not floating": (lambda m, x: log_prob(m, x.long()), "expected a floating one"),
     "another event": (lambda m, x: log_prob(m, x[:, :1]), r"event shape \(1,\)"),
     "infinite": (lambda m, x: log_prob(m, x / 0), "NaN or infinity in 3 samples"),
@@ -550,7 +550,7 @@ WRONG = {
     "downward": (lambda m, x: log_prob(m, x, t_span=(1.0, 0.5)), "fall"),
     "beyond": (lambda m, x: log_prob(m, x, t_span=(1e-3, 2.0)), "outside"),
     "index": (lambda m, x: log_prob(m, x, index=[1]), "index names 1 samples"),
-    "seed": (lambda m, x: log_prob(m, x, seed=0.5), "seed is 0.5"),
+    "seed": (lambda m, x: log_prob(m, x, seed=0.5), "seed=0.5, expected an integer"),
     "batch size": (lambda m, x: log_prob(m, x, batch_size=0), "batch_size=0"),
     "on_failure": (lambda m, x: log_prob(m, x, on_failure="skip"), "on_failure='skip'"),
     "condition": (lambda m, x: log_prob(m, x, label=x), "condition 'label' is unknown"),

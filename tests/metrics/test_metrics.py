@@ -272,9 +272,9 @@ def test_median_distance() -> None:
 
 
 def test_mmd_refuses() -> None:
-    with pytest.raises(InvalidInputError, match="most points coincide, pass bandwidth="):
+    with pytest.raises(InvalidInputError, match="most points coincide: pass bandwidth="):
         mmd(torch.zeros(5, 2), torch.zeros(5, 2))
-    with pytest.raises(InvalidInputError, match="bandwidth=-1.0: expected a positive number"):
+    with pytest.raises(InvalidInputError, match="bandwidth=-1.0, expected a positive number"):
         mmd(normals(5, 2), normals(5, 2), bandwidth=-1.0)
 
 

@@ -290,9 +290,9 @@ def test_another_path_can_be_assigned():
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("sde", "vp", "pass a process"),
+        ("sde", "vp", "expected a process"),
         ("parametrization", "w", "expected one of 'x0'"),
-        ("net", None, "pass a torch.nn.Module"),
+        ("net", None, "expected a torch.nn.Module"),
         ("net", sg.nets.MLP(3), r"samples of shape \(3,\), but the model's have \(2,\)"),
         ("data_std", -1.0, "not negative"),
         ("data_mean", torch.zeros(3), "event shape"),

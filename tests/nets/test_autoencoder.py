@@ -189,7 +189,7 @@ WRONG = [
     ("side", lambda: NET(torch.zeros(2, 1, 8, 7)), "multiples of 2"),
     ("latents", lambda: NET.decode(torch.zeros(2, 4, 4, 4)), r"latents \(B, 3, h, w\)"),
     ("no codes", lambda: NET.quantise(torch.zeros(2, 3, 4, 4)), "build it with codes="),
-    ("beta", lambda: sg.autoencoder_loss(NET, images(2), beta=-1.0), "beta=-1.0: expected a number, at least 0"),
+    ("beta", lambda: sg.autoencoder_loss(NET, images(2), beta=-1.0), "beta=-1.0, expected a number, at least 0"),
     ("features", lambda: sg.autoencoder_loss(NET, images(2), features=lambda x: x.sum()), "features gave"),
     ("another model", lambda: sg.autoencoder_loss(torch.nn.Linear(1, 1), images(2)), "expected a nets.Autoencoder"),
 ]

@@ -295,11 +295,11 @@ def test_conditions_that_a_network_was_not_built_for(name, cond):
         ({"token_dropout": 0.1}, "token_dropout=0.1 without tokens: pass token_channels="),
         ({"vector_dropout": 0.1}, "vector_dropout=0.1 without vectors: pass vector_channels="),
         ({"image_dropout": 0.1}, "image_dropout=0.1 without images: pass image_channels="),
-        ({"image_channels": 1, "image_dropout": -0.1}, "image_dropout=-0.1: expected a probability"),
+        ({"image_channels": 1, "image_dropout": -0.1}, "image_dropout=-0.1, expected a probability"),
         ({"token_channels": 0}, "token_channels=0"),
         ({"vector_channels": 1.5}, "vector_channels=1.5"),
         ({"image_channels": -1}, "image_channels=-1"),
-        ({"vector_channels": 2, "vector_dropout": 1.0}, r"vector_dropout=1.0: expected a probability"),
+        ({"vector_channels": 2, "vector_dropout": 1.0}, r"vector_dropout=1.0, expected a probability"),
     ],
 )
 @nets

@@ -668,7 +668,7 @@ WRONG = {
     ),
     "unknown features": (
         lambda: MLP(2, time_features="random"),
-        "'random' is not known.*'smooth', 'fourier', 'sinusoidal'",
+        "time_features='random', expected 'smooth', 'fourier' or 'sinusoidal'",
     ),
     "no layers": (lambda: MLP(2, layers=0), "layers=0"),
     "an empty event": (lambda: MLP((2, 0)), "event_shape=0"),
@@ -706,9 +706,9 @@ WRONG = {
         "5x8 cannot be cut into patches of 2x2",
     ),
     "other channels (dit)": (lambda: DiT(1, hidden=8, heads=2)(torch.zeros(2, 3, 4, 4), torch.zeros(2)), "B, 1, H, W"),
-    "a width without four parts": (lambda: DiT(1, hidden=6, heads=2), "hidden=6: expected a multiple of 4"),
+    "a width without four parts": (lambda: DiT(1, hidden=6, heads=2), "hidden=6, expected a multiple of 4"),
     "heads that do not divide (dit)": (lambda: DiT(1, hidden=8, heads=3), "8 channels do not divide into 3 heads"),
-    "an unknown name": (lambda: make_net("cifar"), "'cifar' is not known: choose from 'digits', 'mnist-small'"),
+    "an unknown name": (lambda: make_net("cifar"), "name='cifar', expected 'digits', 'mnist-small'"),
     "an argument of the other kind": (lambda: make_net("dit-s/2", blocks=3), "'dit-s/2' is a DiT: .*'blocks'"),
     "dropout of everything": (lambda: UNet(1, dropout=1.0), "dropout=1.0"),
 }

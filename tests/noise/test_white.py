@@ -259,9 +259,9 @@ def test_no_seed_takes_one_from_torch():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: Noise(0.5), "seed is 0.5: pass an integer"),
-        (lambda: Noise("a"), "seed is 'a'"),
-        (lambda: Noise(True), "seed is True"),
+        (lambda: Noise(0.5), "seed=0.5, expected an integer"),
+        (lambda: Noise("a"), "seed='a'"),
+        (lambda: Noise(True), "seed=True"),
         (lambda: Noise(0, index=[0.5, 1.0]), "index has dtype torch.float32: expected integers"),
         (lambda: Noise(0, index=[True, False]), "index has dtype torch.bool"),
         (lambda: Noise(0, index=[[1, 2]]), r"index has shape \(1, 2\)"),

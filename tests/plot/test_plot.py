@@ -736,7 +736,7 @@ WRONG = {
     ),
     "a frame": (
         lambda: plot.trajectories(flow_paths(), frame="unit"),
-        "frame='unit': expected one of 'auto', 'x', 'data'",
+        "frame='unit', expected one of 'auto', 'x', 'data'",
     ),
     "a frame without a process": (
         lambda: plot.trajectories(flow_paths(), frame="data"),
@@ -753,7 +753,7 @@ WRONG = {
     ),
     "an unknown word": (lambda: plot.trajectories(flow_paths(), colour="red"), "colour: no option of trajectories"),
     "kinds": (lambda: plot.trajectories(ring(), kinds="backward"), "expected some of 'forward'"),
-    "steps": (lambda: plot.trajectories(ring(), steps=0), "steps=0: expected a whole number"),
+    "steps": (lambda: plot.trajectories(ring(), steps=0), "steps=0, expected a whole number"),
     "data": (
         lambda: plot.trajectories(ring(), data=torch.zeros(3, 4)),
         r"shape \(3, 4\): expected a tensor of shape \(B, 2",
@@ -806,7 +806,7 @@ WRONG = {
         lambda: plot.animate(solution([1.0, 0.0], torch.zeros(2, 3, 1))),
         "expected points \\(2,\\)",
     ),
-    "no table": (lambda: plot.work_precision(3), "table is int: expected a list of rows"),
+    "no table": (lambda: plot.work_precision(3), "table=3, expected a list of rows"),
     "an empty table": (lambda: plot.work_precision([]), "it has no rows"),
     "a row without a field": (
         lambda: plot.work_precision([{"solver": "a", "nfe": 3}]),

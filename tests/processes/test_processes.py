@@ -413,7 +413,7 @@ def ones(t: Tensor) -> Tensor:
 
 X = torch.zeros(3, 2)
 WRONG = {
-    "beta order": (lambda: VPSDE(20.0, 0.1), "beta_min=20.0, beta_max=0.1: expected 0 <= beta_min < beta_max"),
+    "beta order": (lambda: VPSDE(20.0, 0.1), "beta_min=20.0, beta_max=0.1, expected 0 <= beta_min < beta_max"),
     "beta infinite": (lambda: VPSDE(0.1, math.inf), "both finite"),
     "t_min 0": (lambda: VPSDE(t_min=0.0), "expected 0 < t_min < t_max"),
     "t range": (lambda: SubVPSDE(t_min=0.5, t_max=0.2), r"time range \[0.5, 0.2\]"),
@@ -423,7 +423,7 @@ WRONG = {
     "linear to 1": (lambda: LinearPathSDE(t_max=1.5), "use t_max <= 1"),
     "ve order": (lambda: VESDE(50.0, 0.01), "expected 0 < sigma_min < sigma_max"),
     "edm zero": (lambda: EDMSDE(0.0), "expected 0 < sigma_min < sigma_max"),
-    "trig scale": (lambda: TrigSDE(-1.0), "sigma_data=-1.0: expected the data's standard deviation"),
+    "trig scale": (lambda: TrigSDE(-1.0), "sigma_data=-1.0, expected the data's standard deviation"),
     "beta table 0": (lambda: TabulatedVPSDE([0.0, 0.1]), "expected 0 < beta < 1 at every node"),
     "beta table 1 inside": (lambda: TabulatedVPSDE([0.1, 1.0, 0.1]), "the last may be 1"),
     "beta table negative": (lambda: TabulatedVPSDE([0.1, -0.1]), "expected 0 < beta < 1"),

@@ -342,7 +342,7 @@ def test_implicit_losses_work_without_gradients_and_train_with_them(loss):
 
 
 WRONG = [
-    ("t", dict(t="gaussian"), "no law of times"),
+    ("t", dict(t="gaussian"), "expected .uniform., .log-normal."),
     ("weight", dict(weight="snr"), "min-snr"),
     ("weight type", dict(weight=3), "function of"),
     ("weight shape", dict(weight=lambda sde, t: torch.ones(3)), "expected t's"),

@@ -910,7 +910,7 @@ WRONG = [
     ("schedule", dict(schedule="linear"), "'cosine' or 'constant'"),
     ("loss", dict(loss="dsm"), "got loss='dsm', expected a function"),
     ("weight name", dict(loss=functools.partial(dsm_loss, weight="snr")), "'min-snr'"),
-    ("time law", dict(loss=functools.partial(dsm_loss, t="beta")), "no law of times"),
+    ("time law", dict(loss=functools.partial(dsm_loss, t="beta")), "expected .uniform., .log-normal."),
     ("callback", dict(callback=3), "callback=3"),
     ("callback_every", dict(callback_every=0), "callback_every=0"),
     ("save_every", dict(save_every=0), "save_every=0"),

@@ -272,8 +272,6 @@ class _PlusPlus:
 
 def _along(against: ScoreModel, model: ScoreModel) -> ScoreModel:
     """The other model along the first one's process, all of it."""
-    if not isinstance(against, ScoreModel):
-        raise InvalidInputError(f"against is {type(against).__name__}: pass a ScoreModel, such as Denoiser(net, sde)")
     if None not in (against.event_shape, model.event_shape) and against.event_shape != model.event_shape:
         raise InvalidInputError(
             f"got against= for events of shape {against.event_shape}, expected the model's {model.event_shape}"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...core.arguments import number, whole
 from ...core.errors import InvalidInputError
-from ...core.kinds import kind_of, take
+from ...core.kinds import kind_of, take, told
 from ...core.shapes import flat
 from ...core.show import Shown
 from .gradients import pulled_back
@@ -158,7 +158,7 @@ class _Mask(Observation):
         except InvalidInputError:
             raise
         except (TypeError, ValueError, RuntimeError) as error:
-            raise InvalidInputError(f"mask is {type(mask).__name__}: pass a tensor of bools, event-shaped") from error
+            raise InvalidInputError(f"got mask={told(mask)}, expected a tensor of bools, event-shaped") from error
         seen = tensor != 0
         if not bool((tensor == seen.to(tensor.dtype)).all()) or not tensor.ndim or not bool(seen.any()):
             raise InvalidInputError(
@@ -202,7 +202,7 @@ class _Matrix(Observation):
         except InvalidInputError:
             raise
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise InvalidInputError(f"A is {type(A).__name__}: pass (m, d) numbers, or (f, adjoint)") from error
+            raise InvalidInputError(f"got A={told(A)}, expected (m, d) numbers, or (f, adjoint)") from error
         if self.a.ndim != 2 or not self.a.numel() or not bool(torch.isfinite(self.a).all()):
             raise InvalidInputError(f"got A of shape {tuple(self.a.shape)}, expected (m, d), finite numbers")
 

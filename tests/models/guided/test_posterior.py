@@ -352,7 +352,7 @@ def test_wrong_input_is_refused_before_the_first_call():
     for make, said in [
         (lambda: sg.Observation.mask(torch.full((2, 2), 0.5)), "got a mask of shape"),
         (lambda: sg.Observation.mask(torch.zeros(2, 2)), "not all 0"),
-        (lambda: sg.Observation.mask("left"), "mask is str"),
+        (lambda: sg.Observation.mask("left"), "mask=.left., expected a tensor"),
         (lambda: sg.Observation.mask(torch.ones(2, 2), std=-0.1), "got std=-0.1"),
         (lambda: sg.Observation.linear([1.0, 2.0], std=0.1), "got A of shape"),
         (lambda: sg.Observation.linear((torch.tanh, 2), std=0.1), "expected two functions"),
