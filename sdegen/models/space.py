@@ -158,7 +158,16 @@ class LatentSpace(Shown, nn.Module):
         rows = len(z) if graph else _AT_ONCE.get(z.device.type, _AT_ONCE_ELSEWHERE) // max(1, z[:1].numel())
         with evaluating(self), torch.set_grad_enabled(graph):
             parts = self._as_computed(z * std + mean).split(max(1, rows))
-            return torch.cat([self.autoencoder.decode(part).to(z.dtype) for part in parts])  # type: ignore[operator]
+            return torch.cat([self._decoded(part).to(z.dtype) for part in parts])
+
+    def _decoded(self, z: Tensor) -> Tensor:
+        x = self.autoencoder.decode(z)  # type: ignore[operator]
+        if not isinstance(x, Tensor) or x.shape[:1] != z.shape[:1]:
+            raise InvalidInputError(
+                f"decode of {type(self.autoencoder).__name__}: got {_kind(x)} for {len(z)} latents, expected a tensor "
+                f"({len(z)}, *event)"
+            )
+        return x
 
     @checked
     def latents(self, images: Any, *, seed: int | None = None, cache: str | os.PathLike | None = None) -> Latents:
@@ -197,13 +206,28 @@ class LatentSpace(Shown, nn.Module):
     def _moments(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Standardised mean and std of the encoder, like x."""
         with evaluating(self), torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
-            m, s = self.autoencoder.encode(self._as_computed(x))  # type: ignore[operator]
+            m, s = self._encoded(self._as_computed(x))
         if self.channels is not None and (m.ndim < 2 or m.shape[1] != self.channels):
             raise InvalidInputError(
                 f"the autoencoder gave latents {tuple(m.shape)}: this space is of {self.channels} channels"
             )
         mean, std = self._scale(m)
         return ((m - mean) / std).to(x.dtype), None if s is None else (s / std).to(x.dtype)
+
+    def _encoded(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        found = self.autoencoder.encode(x)  # type: ignore[operator]
+        m, s = found if isinstance(found, tuple | list) and len(found) == 2 else (None, None)
+        if (
+            not isinstance(m, Tensor)
+            or m.shape[:1] != x.shape[:1]
+            or (s is not None and not (isinstance(s, Tensor) and s.shape == m.shape))
+        ):
+            got = f"({', '.join(map(_kind, found))})" if isinstance(found, tuple | list) else _kind(found)
+            raise InvalidInputError(
+                f"encode of {type(self.autoencoder).__name__}: got {got} for {len(x)} samples, expected (mean, std), "
+                f"both ({len(x)}, C, ...), or (mean, None) where it draws nothing"
+            )
+        return m, s
 
     def _scale(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """mean and std, to be broadcast over z."""
@@ -245,6 +269,10 @@ def _per_channel(name: str, value: Any, channels: int | None) -> Tensor:
     if len(tensor) != channels:
         raise InvalidInputError(f"{name} is for {len(tensor)} channels, the autoencoder's latents have {channels}")
     return tensor
+
+
+def _kind(value: Any) -> str:
+    return f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 def _checked(data: Any) -> Batched:

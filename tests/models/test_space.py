@@ -417,6 +417,46 @@ WRONG = [
 ]
 
 
+class Answering(nn.Module):
+    """An autoencoder of one's own that answers as it is told to."""
+
+    def __init__(self, encode=lambda x: (x, None), decode=lambda z: z):
+        super().__init__()
+        self.encode, self.decode = encode, decode
+
+
+@pytest.mark.parametrize(
+    ("answers", "says"),
+    [
+        (lambda x: x, r"got a tensor \(2, 1, 8, 8\) for 2 samples, expected \(mean, std\), both \(2, C, ...\)"),
+        (lambda x: None, "got a NoneType"),
+        (lambda x: {"mean": x, "std": None}, "got a dict"),
+        (lambda x: (x, x, x), r"got \(a tensor .*, a tensor .*, a tensor"),
+        (lambda x: (x[:1], None), r"got \(a tensor \(1, 1, 8, 8\), a NoneType\)"),
+        (lambda x: (x, x[:, :, :2]), r"got \(a tensor \(2, 1, 8, 8\), a tensor \(2, 1, 2, 8\)\)"),
+    ],
+)
+def test_an_encoder_that_gives_no_pair_is_refused_whoever_asks(answers, says):
+    """Two rows of a tensor would pass for a mean and a standard deviation."""
+    net = Answering(answers)
+    space, x = sg.LatentSpace(net, mean=0.0, std=1.0), images(2)
+    for asked in (space.encode, space.latents, lambda x: sg.LatentSpace.measured(net, x)):
+        with pytest.raises(sg.InvalidInputError, match="encode of Answering: " + says):
+            asked(x)
+
+
+@pytest.mark.parametrize(
+    ("answers", "says"),
+    [(lambda z: (z,), "got a tuple"), (lambda z: z[:1], r"got a tensor \(1, 1, 8, 8\) for 2 latents")],
+)
+def test_a_decoder_that_gives_no_row_for_each_latent_is_refused(answers, says):
+    model = sg.Denoiser(
+        sg.nets.UNet(1, channels=8), sg.VPSDE(), space=sg.LatentSpace(Answering(decode=answers), mean=0.0, std=1.0)
+    )
+    with pytest.raises(sg.InvalidInputError, match="decode of Answering: " + says):
+        model.decode(images(2))
+
+
 @pytest.mark.parametrize(("call", "says"), [w[1:] for w in WRONG], ids=[w[0] for w in WRONG])
 def test_wrong_input(call, says):
     with pytest.raises(sg.InvalidInputError, match=says):
