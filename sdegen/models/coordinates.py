@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..core.cache import Recent
 from ..core.shapes import expand
 from ..processes import SDE, VESDE, Crossing, Level, TrigSDE, once, rescaling
 from .base import OnPath, ScoreModel
@@ -35,14 +38,24 @@ class Coordinates:
     @classmethod
     def best_of(cls, model: ScoreModel) -> Coordinates:
         """The circular path of the data's scale around the data's mean."""
-        sde, known = model.sde, model.data
-        return cls._along(model, once(sde, ("circle", known.scale), lambda: _circle(sde, known.scale)), known.mean)
+        return cls._once(model, _circle)
 
     @classmethod
     def even_of(cls, model: ScoreModel) -> Coordinates:
         """alpha = 1 and a time in proportion to log(sigma), up to 10,000 standard deviations of the data; centred."""
+        return cls._once(model, _even)
+
+    @classmethod
+    def _once(cls, model: ScoreModel, path: Callable[[SDE, float], SDE]) -> Coordinates:
+        """A path of the data's scale around their mean, made once for what the model knows now."""
         sde, known = model.sde, model.data
-        return cls._along(model, once(sde, ("even", known.scale), lambda: _even(sde, known.scale)), known.mean)
+
+        def made() -> Coordinates:
+            with torch.inference_mode(False), torch.no_grad():
+                return cls._along(model, once(sde, (path, known.scale), lambda: path(sde, known.scale)), known.mean)
+
+        seen: Recent = vars(model).setdefault("_seen_along", Recent(2, _are))
+        return seen.of((path, sde, known), made)
 
     @classmethod
     def _along(cls, model: ScoreModel, sde: SDE, centre: Tensor | None) -> Coordinates:
@@ -85,6 +98,11 @@ class Coordinates:
         shift = torch.where(clean, 1.0, self.own.alpha(back))
         x = x * expand(ratio, x)
         return x if self.centre is None else x + expand(shift, x) * self.centre.to(x)
+
+
+def _are(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    """Whether two sequences hold the same objects."""
+    return all(map(operator.is_, a, b))
 
 
 def _circle(sde: SDE, scale: float) -> TrigSDE:

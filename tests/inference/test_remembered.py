@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import gc
+import pickle
+import weakref
 
 import pytest
 import torch
 from cases import Asked
 
 import sdegen as sg
+from sdegen.models.coordinates import Coordinates
 
 REQUESTS = {
     "few steps": {"steps": 6},
@@ -104,3 +108,19 @@ def test_processes_forget_when_they_are_copied():
     assert other.sde is not model.sde
     ends(other, REQUESTS["few steps"])
     assert len(other.sde.asked) > len(model.sde.asked)
+
+
+@pytest.mark.parametrize("kind", ["best_of", "even_of"])
+def test_coordinates_are_made_once_for_what_a_model_knows(kind):
+    """They go with the model; a copy and a file of it make their own."""
+    model, made = network(sg.VPSDE()), getattr(Coordinates, kind)
+    view = made(model)
+    assert made(model) is view
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert made(other) is not view and made(other).model.model is other
+    model.data_mean = torch.tensor([2.0, -1.0])
+    assert made(model) is not view and torch.equal(made(model).centre, model.data_mean)
+    gone = weakref.ref(model)
+    del model, view
+    gc.collect()
+    assert gone() is None
