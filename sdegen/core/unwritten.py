@@ -43,13 +43,16 @@ class Unwritten:
 
     def __call__(self) -> bool:
         """Whether none of them was changed since."""
-        return self.same_tensors() and self._same_entries()
+        if versions_of(self._tensors) != self._versions:
+            return False
+        return not (self._entries or self._arrays) or (self._same_entries() and self._same_arrays())
 
     def same_tensors(self) -> bool:
         """Whether no tensor and no array was written into since."""
-        return versions_of(self._tensors) == self._versions and all(
-            np.array_equal(array, before, equal_nan=before.dtype.kind in "fc") for array, before in self._arrays
-        )
+        return versions_of(self._tensors) == self._versions and self._same_arrays()
+
+    def _same_arrays(self) -> bool:
+        return all(np.array_equal(array, before, equal_nan=before.dtype.kind in "fc") for array, before in self._arrays)
 
     def __reduce__(self):  # what a copy's owner holds are others
         return _copied, ()
@@ -95,7 +98,8 @@ def _parts(value: Any) -> Iterator[tuple[Any, Any, Any]]:
     elif isinstance(value, Mapping):
         yield from ((value, key, part) for key, part in value.items())
     elif not isinstance(value, type | ModuleType | CellType) and hasattr(value, "__dict__"):
-        yield from ((vars(value), name, part) for name, part in vars(value).items())
+        refuses = isinstance(type(value).__setattr__, FunctionType)  # it says itself what may be assigned
+        yield from ((None if refuses else vars(value), name, part) for name, part in vars(value).items())
 
 
 def _used_by(function: FunctionType) -> Iterator[tuple[Any, Any, Any]]:

@@ -481,7 +481,8 @@ class OnPath(Wrapped):
 
 
 def _check_process(sde: Any) -> None:
-    take(sde, "sde", kind_of(SDE))
+    if not isinstance(sde, SDE):  # every view of a model asks
+        take(sde, "sde", kind_of(SDE))
 
 
 def _beside(old: Tensor | None, new: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,7 +22,17 @@ class Rate(Protocol):
     def time(self, integral: Tensor) -> Tensor: ...
 
 
-class LinearRate:
+class _Fixed:
+    """A rate whose numbers are given once: a process remembers what follows from them."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in vars(self):
+            kind = type(self).__name__
+            raise InvalidInputError(f"{name} of a {kind} cannot be assigned: make another process")
+        super().__setattr__(name, value)
+
+
+class LinearRate(_Fixed):
     """beta(t) = beta_min + t (beta_max - beta_min)."""
 
     def __init__(self, beta_min: float, beta_max: float) -> None:
@@ -47,7 +57,7 @@ class LinearRate:
         return integral / root
 
 
-class CosineRate:
+class CosineRate(_Fixed):
     """beta(t) = pi/(1 + s) tan(phi), phi = (pi/2)(t + s)/(1 + s): then exp(-I/2) = cos(phi)/cos(phi_0)."""
 
     def __init__(self, s: float) -> None:
@@ -75,7 +85,7 @@ class CosineRate:
         return step * (2 * (1 + self.s) / math.pi)
 
 
-class TableRate:
+class TableRate(_Fixed):
     """Constant on each ((i - 1)/N, i/N]: N steps_i, so that I rises by steps_i = -log(1 - beta_i) up to node i.
 
     Where steps_i is infinite (beta_i = 1, the last) exp(-I/2) falls to 0 linearly in t instead.

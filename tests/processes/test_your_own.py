@@ -164,6 +164,21 @@ def test_a_number_of_a_process_cannot_be_assigned_after_it_is_made(name):
     assert sde.at(0.5 * sde.t_max).sigma == before
 
 
+@pytest.mark.parametrize("name", SDES)
+def test_what_a_built_in_process_is_made_of_cannot_be_assigned(name):
+    sde = SDES[name]
+    for part in vars(sde).values():
+        for key in vars(part) if type(part).__module__.startswith("sdegen.processes") else ():
+            with pytest.raises(InvalidInputError, match=f"{key} of a .* cannot be assigned|{key} cannot be assigned"):
+                setattr(part, key, 0.123)
+
+
+def test_what_cannot_change_is_not_watched():
+    """To watch it would take time at every step."""
+    for name in ("vp", "sub-vp", "cosine", "linear-path", "ve", "edm", "trig"):
+        assert SDES[name]._unwritten is None, name
+
+
 class Held(sg.SDE):
     def __init__(self, power):
         super().__init__()
