@@ -109,16 +109,16 @@ class Gaussian(Shown):
         return replace(self, mean=self.mean.to(x), variances=self.variances.to(x), axes=axes)
 
     def shifted(self, centre: Tensor | None) -> Gaussian:
-        """The law of x0 - centre."""
+        """The law of x0 - centre: the same covariance, another mean; None: no centre."""
         return self if centre is None else replace(self, mean=self.mean - centre.flatten().to(self.mean))
 
     def offset(self, x: Tensor, alpha: Any) -> Tensor:
-        """x - alpha mean along the axes, (B, d)."""
+        """x - alpha mean in the basis of the axes, (B, d)."""
         y = x - alpha * self.mean
         return y if self.axes is None else y @ self.axes
 
     def total(self, alpha: Any, sigma: Any) -> Any:
-        """P = alpha^2 C + sigma^2 along the axes."""
+        """The eigenvalues of P = alpha^2 C + sigma^2 I, the covariance of alpha x0 + sigma z, one for each axis."""
         return alpha**2 * self.variances + sigma**2
 
     def apply(self, f: Callable[[Any], Any], y: Tensor) -> Tensor:

@@ -122,8 +122,8 @@ class LatentSpace(Shown, nn.Module):
 
         Args:
             x: (B, *event).
-            seed: None: the mean of what the encoder believes. Else a draw: sample i's depends on (seed, i) alone; a
-                `Noise` numbers the samples its own way.
+            seed: None: the mean of the encoder's distribution. Else a draw from it: sample i's depends on (seed, i)
+                alone; a `Noise` numbers the samples its own way.
 
         Returns:
             z (B, C, ...), in the dtype of x.

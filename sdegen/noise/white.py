@@ -131,12 +131,18 @@ class Noise(Shown):
     def normal(
         self, shape: Sequence[int], *address: int | float | Tensor, dtype: torch.dtype, device: torch.device | str
     ) -> Tensor:
-        """Standard normals of `shape` (B, *event) at an address of integers, times (floats) or (B,) tensors of them."""
+        """Standard normals of `shape` (B, *event), the same ones for the same seed, sample numbers and address.
+
+        Args:
+            shape: (B, *event).
+            *address: integers, times (floats), or (B,) tensors of them: what tells one draw from the others.
+            dtype, device: of the result.
+        """
         shape, dtype, device = _shape(shape), _dtype(dtype), _device(device)
         return self._spread(shape, address, device).erfinv_().mul_(math.sqrt(2)).to(dtype).reshape(shape)
 
     def initial(self, shape: Sequence[int], *, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-        """The standard normals from which samples start, of `shape` (B, *event): those of the prior, at no time."""
+        """The standard normals that a run starts from, of `shape` (B, *event); its first state is made of them."""
         return self.normal(shape, Purpose.PRIOR, dtype=dtype, device=device)
 
     def uniform(

@@ -55,7 +55,7 @@ class Step:
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """Where error control begins.
+    """The beginning of a run under error control.
 
     Attributes:
         x, t: state and time of each sample, (B, *event) and (B,).
@@ -152,7 +152,8 @@ class Solver(ABC):
         return None
 
     def enter(self, term: Term, x: Tensor, t: Tensor, tolerance: Tolerance, noise: Noise) -> Entry:
-        """Where error control begins, asked to begin at x and t (B,)."""
+        """The first state and time of each sample under error control: x and t (B,) themselves, or those after a first
+        step that needs no estimate."""
         return Entry(x, t, self.start(term, x, t))
 
     def restart(self, term: Term, x: Tensor, t: Tensor, state: State, rows: Tensor) -> tuple[State, Tensor | None]:
@@ -169,7 +170,7 @@ class Solver(ABC):
         """One step from (x, t) to t_next; times are float64 scalars, or (B,) under error control."""
 
     def finish(self, term: Term, x: Tensor, t: Tensor, noise: Noise) -> Tensor:
-        """What is left to do at the last time of a fixed grid."""
+        """The state that is returned for x, the one after the last step of a fixed grid, at the same time."""
         return x
 
     def judge(self, step: Step, x: Tensor, state: State, tolerance: Tolerance) -> tuple[Tensor, Tensor, State]:
@@ -190,7 +191,8 @@ class Solver(ABC):
         return selected(state, keep)
 
     def replace(self, state: State, at: Tensor, other: State, x: Tensor) -> State:
-        """The state of a batch x in which the samples at positions `at` make room for others, under error control."""
+        """The solver's state once the samples at positions `at` of the batch x gave their places to those whose state
+        is `other`, under error control."""
         return replaced(state, other, at, len(x))
 
     def __repr__(self) -> str:
