@@ -15,6 +15,7 @@ from ..core.kinds import checked
 from ..core.shapes import check_state, event_mean, expand
 from ..loop.modes import quiet
 from ..models.base import ScoreModel
+from ..models.learned_variance import fraction_of
 from ..models.prediction import Prediction
 from ..noise.purposes import Purpose
 from ..noise.white import Noise, check_seed, noise_of
@@ -247,7 +248,7 @@ def _term(
     between, at_first = _between(sde, t, first), _is_first(t, len(nodes(sde)))
     small, large = torch.log(between.posterior), torch.log(between.kernel)
     if variance == "learned":
-        v = _fraction(prediction)
+        v = fraction_of(prediction)
         log_var = v * expand(large, x0) + (1 - v) * expand(small, x0)
     else:
         # as in the papers' code, the decoder of "large" is that of "small"
@@ -261,17 +262,6 @@ def _term(
         std = torch.exp(log_var / 2).expand(x0.shape)[rows]
         nats = nats.index_copy(0, rows, event_mean(-_log_mass(x0[rows], d[rows], std, levels)).to(nats.dtype))
     return nats / math.log(2)
-
-
-def _fraction(prediction: Prediction) -> Tensor:
-    """v of a learned variance."""
-    fraction = getattr(prediction, "fraction", None)
-    if fraction is None:
-        raise InvalidInputError(
-            "variance='learned' needs a model that predicts its variance: discrete.LearnedVariance(net, sde), with a "
-            "network of twice the channels"
-        )
-    return fraction
 
 
 def _log_mass(x: Tensor, mean: Tensor, std: Tensor, levels: int | None) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..core.errors import InvalidInputError
 from ..core.kinds import checked
 from ..models.base import ScoreModel
-from ..processes import SDE
+from ..processes import SDE, nodes_of
 
 
 @checked
@@ -207,13 +207,7 @@ def spaced(model: ScoreModel | SDE, steps: int | None = None, *, spacing: str = 
 
 def nodes(model: Any) -> Tensor:
     """The times of a table's nodes, (N,), of a model or a process that has one."""
-    sde = model.sde if isinstance(model, ScoreModel) else model
-    table = getattr(sde, "nodes", None)
-    if table is None:
-        raise InvalidInputError(
-            f"{sde!r} has no table of nodes: expected a model along TabulatedVPSDE(betas) or TabulatedVESDE(sigmas)"
-        )
-    return table
+    return nodes_of(model.sde if isinstance(model, ScoreModel) else model)
 
 
 def _count(n: Any, name: str) -> int:

@@ -18,6 +18,20 @@ class VariancePrediction(Prediction):
     fraction: Tensor
 
 
+def fraction_of(prediction: Prediction) -> Tensor:
+    """Where log Sigma lies, of a prediction that says it.
+
+    Raises:
+        InvalidInputError: a prediction without a variance.
+    """
+    if not isinstance(prediction, VariancePrediction):
+        raise InvalidInputError(
+            "got a prediction without a variance, expected a model that learned it: discrete.LearnedVariance(net, "
+            "sde), with a network of twice the channels"
+        )
+    return prediction.fraction
+
+
 class LearnedVariance(Denoiser):
     """A Denoiser whose network has twice the channels: the second half tells the variance of DDPM's reverse step.
 

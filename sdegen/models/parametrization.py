@@ -13,7 +13,7 @@ from torch import Tensor
 from ..core.errors import InvalidInputError, shortened
 from ..core.kinds import checked
 from ..core.show import Shown
-from ..processes import SDE
+from ..processes import SDE, nodes_of
 from ..processes import in_tensors as _at
 
 Function = Callable[[SDE, Tensor], Tensor]
@@ -70,10 +70,7 @@ def counting(of: str | Parametrization) -> Parametrization:
 
 
 def _node(sde: SDE, t: Tensor) -> Tensor:
-    nodes = getattr(sde, "nodes", None)
-    if nodes is None:
-        raise InvalidInputError(f"{sde} has no nodes to count: use TabulatedVPSDE(betas) or TabulatedVESDE(sigmas)")
-    count = len(nodes) * t - 1
+    count = len(nodes_of(sde)) * t - 1
     return count + (count.round() - count).detach() * ((count.round() - count).abs() < 1e-6)  # t = i/N is rounded
 
 

@@ -1,6 +1,6 @@
 """What noise does to data: linear SDEs, from the published ones to a user's own."""
 
-from .base import SDE, once
+from .base import SDE, nodes_of, once
 from .crossing import Crossing, rescaling
 from .custom import CoefficientSDE, PathSDE
 from .exploding import EDMSDE, VESDE
@@ -27,6 +27,7 @@ __all__ = [
     "TrigSDE",
     "derivative",
     "in_tensors",
+    "nodes_of",
     "once",
     "rescaling",
     "without_signal",

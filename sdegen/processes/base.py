@@ -67,6 +67,7 @@ class SDE(Shown, metaclass=_Immutable):
         t_max: the time of the prior.
         data_scale: the standard deviation of the data whose scale the state keeps at all times, as on the circular path
             (`TrigSDE`); None for processes that keep none.
+        nodes: (N,), the times at which a process is the discrete one of a table; None for those without one.
         config: the constructor's arguments, from which a checkpoint rebuilds the process, a copy of them; None for
             functions.
 
@@ -78,6 +79,7 @@ class SDE(Shown, metaclass=_Immutable):
     t_min: float = 1e-3
     t_max: float = 1.0
     data_scale: float | None = None
+    nodes: Tensor | None = None
     _checked: bool = False
     _finished: bool = False
     _config: dict[str, Any] | None = None
@@ -392,6 +394,15 @@ class SDE(Shown, metaclass=_Immutable):
         level = self.at(torch.linspace(self.t_min, self.t_max, 100, dtype=torch.float64, device="cpu"))
         size = torch.hypot(level.alpha, level.sigma)
         return curves(level.alpha / size, level.sigma / size)
+
+
+def nodes_of(sde: SDE) -> Tensor:
+    """The times of the nodes of a process that has a table, (N,)."""
+    if not isinstance(sde, SDE) or sde.nodes is None:
+        raise InvalidInputError(
+            f"got {sde!r}, which has no table of nodes, expected TabulatedVPSDE(betas) or TabulatedVESDE(sigmas)"
+        )
+    return sde.nodes
 
 
 def _of_classes(kind: type) -> list[Any]:

@@ -246,7 +246,7 @@ def named(solver: str | Solver) -> Solver:
 
 def fitted_to(term: Term, steps: Any, span: tuple[float, float] | None) -> Solver | None:
     """The solver that was fitted to the model and such a run of so many steps, None where there is none."""
-    known = getattr(term.model, "solvers", ())
+    known = () if term.model is None else term.model.solvers
     return next((fitted for fitted in known if fitted.agrees(term, steps, span)), None)
 
 

@@ -117,7 +117,7 @@ def test_leading_takes_an_offset():
         (lambda: discrete.ddpm(sg.MixtureModel(LINE, sg.VPSDE()), 3), "no table"),
         (lambda: discrete.ddim(sg.MixtureModel(LINE, sg.TabulatedVPSDE([0.1, 0.2])), 3, eta=1.5), "eta"),
         (lambda: discrete.annealed_langevin(sg.MixtureModel(LINE, sg.VESDE()), 3), "no table"),
-        (lambda: discrete.counting("noise").c_noise(sg.VPSDE(), torch.tensor(0.5)), "no nodes"),
+        (lambda: discrete.counting("noise").c_noise(sg.VPSDE(), torch.tensor(0.5)), "no table of nodes"),
         (lambda: discrete.betas("linear", 10, first="a"), "first='a'"),
         (lambda: discrete.betas("cosine", 10, most=1.5), "most in"),
         (lambda: discrete.betas("cosine", 10, offset=-2.0), "offset >= 0"),

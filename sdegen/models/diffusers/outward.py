@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...core.errors import InvalidInputError
 from ...core.kinds import checked
+from ...processes import nodes_of
 from ..base import ScoreModel
 from ..denoiser import Denoiser
 from ..learned_variance import LearnedVariance
@@ -83,7 +84,7 @@ class _Seen:
         self.sde, self.std = sde, model.sigma_data
         self.is_table = hasattr(sde, "betas")
         if self.is_table:
-            nodes = sde.nodes  # type: ignore[attr-defined]
+            nodes = nodes_of(sde)
             self.t = nodes[:-1][:: max(1, len(nodes) // 16)]
         else:
             self.t = torch.linspace(sde.t_min, sde.t_max, 19, dtype=torch.float64, device="cpu")[1:-1]

@@ -97,7 +97,8 @@ class Guided(Wrapped):
             )
         if callable(scale):
             sde = self.sde
-            for t in getattr(scale, "times", torch.linspace(sde.t_min, sde.t_max, 5, dtype=torch.float64)[:-1]):
+            inside = torch.linspace(sde.t_min, sde.t_max, 5, dtype=torch.float64)[:-1]
+            for t in scale.times if isinstance(scale, _PlusPlus) else inside:
                 self._strength(t)
 
     @staticmethod
@@ -136,7 +137,8 @@ class Guided(Wrapped):
 
     @property
     def needs_grid(self) -> str:  # type: ignore[override]
-        return getattr(self.scale, "needs_grid", "") or self.model.needs_grid or self._other.needs_grid
+        own = self.scale.needs_grid if isinstance(self.scale, _PlusPlus) else ""
+        return own or self.model.needs_grid or self._other.needs_grid
 
     def breaks(self) -> tuple[float, ...]:
         ends = () if self.interval is None or self.self_alone else self.interval

@@ -20,6 +20,7 @@ from ...core.arguments import number, whole
 from ...core.errors import InvalidInputError
 from ...core.kinds import checked
 from ...core.shapes import event_mean, expand, scaled
+from ...models.learned_variance import fraction_of
 from ...noise.white import Noise
 from ...terms import Term
 from ..base import Solver, Step
@@ -203,7 +204,7 @@ class Multistep(Solver):
             left = 1 - event_mean(prediction.noise.square())
             z = z * expand((1 + (plan.extra / plan.std) ** 2 * left).clamp_min(0.0).sqrt(), z)
         if self.settings.noise == "ddpm-learned":
-            z = z * torch.exp(plan.log_widening * _fraction(prediction))
+            z = z * torch.exp(plan.log_widening * fraction_of(prediction))
         return z
 
 
@@ -233,12 +234,3 @@ def _check_settings(gauge: str, variable: str, rule: str, noise: str) -> None:
     ):
         if value not in known:
             raise InvalidInputError(f"got {what}={value!r}, expected one of {', '.join(map(repr, known))}")
-
-
-def _fraction(prediction: Any) -> Tensor:
-    fraction = getattr(prediction, "fraction", None)
-    if fraction is None:
-        raise InvalidInputError(
-            "noise='ddpm-learned' needs a model that predicts its variance: discrete.LearnedVariance(net, sde)"
-        )
-    return fraction
