@@ -1,7 +1,8 @@
 """Loop overhead: microseconds that a solver adds to each network call, with a network that does nothing.
 
 Two runs that differ in their number of steps are timed in turns, and the difference of the least CPU times is divided by
-the difference in calls, so what a call of `sample` costs once is not counted. One thread. The first line is a single
+the difference in calls, so what a call of `sample` costs once is not counted. That is "a call of one step", the start
+drawn or given. One thread. The first line is a single
 operation, what all others are made of. "steps=" and "rtol=" are `sample` with a Denoiser whose network is the identity;
 under error control every sample has its own time, so that the coefficients of process and parametrisation are vectors,
 computed at every call. There whole calls of `sample` count, one batch each; in "refilled" a batch takes in the samples
@@ -37,6 +38,7 @@ import sdegen as sg
 SHAPES = ((4096, 2), (16, 3, 32, 32))
 FIXED = ("euler", "ddim", "heun", "dpm++2m", "dpm++3m", "unipc3", "deis3", "adams", "ancestral", "dpm++2m-sde", "sra1")
 TOLERANT = ("adams", "dopri5", "bosh3")
+CALLS = ("ddim", "auto")
 
 
 class Growth(sg.Term):
@@ -97,6 +99,20 @@ def fixed(name: str, shape: tuple[int, ...], repeats: int) -> Bursts:
     return Bursts.of(lambda n: sg.sample(model, shape, solver=name, steps=n, seed=0).calls, 20, 120, repeats)
 
 
+def whole(name: str, shape: tuple[int, ...], repeats: int, *, given: bool = False) -> Bursts:
+    """Calls of one evaluation each: all that a call costs beside its steps."""
+    model = sg.Denoiser(Nothing(), sg.VPSDE(), parametrization="noise")
+    start = {"x_init": torch.zeros(shape)} if given else {}
+
+    def run(n: int) -> int:
+        return sum(sg.sample(model, shape, solver=name, steps=1, seed=seed, **start).calls for seed in range(n))
+
+    return Bursts.of(run, 2, 22, repeats)
+
+
+given = functools.partial(whole, given=True)
+
+
 def tolerant(name: str, shape: tuple[int, ...], repeats: int, *, refilled: bool = False) -> Bursts:
     """Whole solves of n batches: each alone, or all through the places of one."""
     model = sg.Denoiser(Nothing(), sg.VPSDE(), parametrization="x0")
@@ -147,8 +163,14 @@ def alone(name: str, shape: tuple[int, ...], repeats: int) -> Bursts:
     return Bursts.of(run, 5, 25, repeats)
 
 
-TITLES = {"steps": "steps=", "rtol": "rtol=", "refilled": "rtol=, refilled"}
-MEASURES = {"steps": fixed, "rtol": tolerant, "refilled": refilled}
+TITLES = {
+    "call": "a call of one step",
+    "given": "a call of one step, from a given start",
+    "steps": "steps=",
+    "rtol": "rtol=",
+    "refilled": "rtol=, refilled",
+}
+MEASURES = {"call": whole, "given": given, "steps": fixed, "rtol": tolerant, "refilled": refilled}
 
 
 # ---- two packages
@@ -203,7 +225,7 @@ def ratio(ours: Served, theirs: Served, solver: tuple[str, str], place: int, rou
 def ratios(other: Path, solvers: Sequence[str], rounds: int) -> str:
     """Our cost of a call over that of another checkout, for the solvers of these names."""
     ours, theirs = Served(Path(sg.__file__).parents[1]), Served(other)
-    names = {"steps": FIXED, "rtol": TOLERANT, "refilled": TOLERANT}
+    names = {"call": CALLS, "given": CALLS, "steps": FIXED, "rtol": TOLERANT, "refilled": TOLERANT}
     asked = [(kind, n) for kind in MEASURES for n in names[kind] if n in solvers]
     rows = []
     for kind, name in asked:
@@ -246,9 +268,11 @@ def main() -> None:
         serve()
         return
     if asked.against:
-        print(ratios(asked.against.resolve(), asked.solvers or FIXED + TOLERANT, repeats))
+        print(ratios(asked.against.resolve(), asked.solvers or FIXED + TOLERANT + CALLS, repeats))
         return
     rows = {"one torch.add": [single(s, repeats) for s in SHAPES]}
+    for kind in ("call", "given"):
+        rows |= {f"{n}, {TITLES[kind]}": [MEASURES[kind](n, s, repeats) for s in SHAPES] for n in CALLS}
     rows |= {f"{n}, steps=": [fixed(n, s, repeats) for s in SHAPES] for n in FIXED}
     rows |= {f"{n}, rtol=": [tolerant(n, s, repeats) for s in SHAPES] for n in TOLERANT}
     rows |= {f"{n}, rtol=, refilled": [refilled(n, s, repeats) for s in SHAPES] for n in TOLERANT}
