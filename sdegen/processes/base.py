@@ -122,9 +122,12 @@ class SDE(Shown, metaclass=_Immutable):
 
     def _finish(self) -> None:
         """From here on it does not change."""
-        vars(self)["_unwritten"] = numbers = Unwritten([*self._held(), *_of_classes(type(self))]) or None
-        vars(self)["_curves"] = None if numbers is None else self._curve()
+        vars(self)["_curves"] = self._curve() if self._numbers() else None
+        vars(self)["_unwritten"] = self._numbers() or None  # as the curve has left them: it may be counted
         vars(self)["_finished"] = True
+
+    def _numbers(self) -> Unwritten:
+        return Unwritten([*self._held(), *_of_classes(type(self))])
 
     def _curve(self) -> list[list[float]]:
         """alpha and sigma at 129 times from t_min to t_max."""
