@@ -7,17 +7,19 @@ from ..processes import SDE
 from .facts import DataFacts
 
 _FINE, _WIDE, _OFF = 3.0, 0.3, 1.0  # std over the least noise; std, and |mean|, over the noise at t_max
+_FAR = 10.0  # |mean| over std, which a network's outputs are as large as where there is much noise
 _BYTES = 30.0  # a mean and a standard deviation above it are those of pictures in grey levels 0 .. 255
 
 
-def out_of_scale(facts: DataFacts, sde: SDE) -> list[str]:
+def out_of_scale(facts: DataFacts, sde: SDE, *, trained: bool = False) -> list[str]:
     """What is wrong with the scale of the data, in words; empty where nothing is, or where the scale is not known.
 
     With s the data's standard deviation and m the largest of their mean:
 
     - s < 3 sigma/alpha at t_min: the noise left at the end of sampling hides the data;
     - alpha s > 0.3 sigma at t_max: sampling starts from noise that still holds the data;
-    - alpha m > sigma at t_max: the start is shifted by more than the noise.
+    - alpha m > sigma at t_max: the start is shifted by more than the noise;
+    - m > 10 s, where a network is to be `trained` on them: it has to learn the mean more than the data.
     """
     told: list[str] = []
     if facts.std is None:
@@ -46,10 +48,15 @@ def out_of_scale(facts: DataFacts, sde: SDE) -> list[str]:
             f"the data's mean reaches {mean:.3g}, {alpha * mean / sigma:.2g} of the noise at t_max = {sde.t_max:g}: "
             "subtract the mean, which networks learn badly at high noise"
         )
+    elif trained and mean > _FAR * s:
+        told.append(
+            f"the data's mean reaches {mean:.3g}, {mean / s:.3g} of their standard deviations: subtract the mean, which "
+            "networks learn badly at high noise"
+        )
     return told
 
 
-def warn_out_of_scale(facts: DataFacts, sde: SDE) -> None:
+def warn_out_of_scale(facts: DataFacts, sde: SDE, *, trained: bool = False) -> None:
     """Warn of each of these, once for a place in the user's code."""
-    for words in out_of_scale(facts, sde):
+    for words in out_of_scale(facts, sde, trained=trained):
         warn(words)

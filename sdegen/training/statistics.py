@@ -89,7 +89,7 @@ def learn_statistics(
     if tell:
         if wish is None:
             _warn_of_far(model, mean, std)
-        warn_out_of_scale(DataFacts(mean, here["data_std"], None, model.event_shape), model.sde)
+        warn_out_of_scale(DataFacts(mean, here["data_std"], None, model.event_shape), model.sde, trained=True)
     return ", ".join(f"{name} {how}" for name, how in done.items())
 
 

@@ -41,6 +41,15 @@ def test_the_least_noise_is_told_in_the_data_s_units():
     assert "sigma/alpha = 0.0105 at t_min = 0.001, is 10.5 of that" in told
 
 
+@pytest.mark.parametrize("name", USUAL)
+def test_a_mean_far_from_0_is_told_to_those_who_train(name):
+    sde, off = BUILT_IN[name], facts(0.5, 20.0)
+    assert any("subtract the mean" in told for told in out_of_scale(off, sde, trained=True))
+    assert len(out_of_scale(off, sde, trained=True)) == 1 and out_of_scale(facts(0.5, 0.9), sde, trained=True) == []
+    shifted = float(sde.alpha(sde.t_max)) * 20 > float(sde.sigma(sde.t_max))
+    assert bool(out_of_scale(off, sde)) == shifted  # exact scores know their mean
+
+
 def test_bytes_are_told_to_be_pictures():
     (told, *_) = out_of_scale(facts(70.0, 127.0, (1, 8, 8)), sg.VPSDE())
     assert "127.5" in told and "load_images" in told

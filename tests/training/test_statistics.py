@@ -10,7 +10,7 @@ import pytest
 import torch
 from cases import points, small
 
-from sdegen import EDMSDE, VPSDE, Denoiser, InvalidInputError
+from sdegen import EDMSDE, VPSDE, Denoiser, InvalidInputError, LinearPathSDE
 from sdegen.nets import MLP
 from sdegen.storage.models import load, save
 from sdegen.training import fit
@@ -117,6 +117,7 @@ def test_a_run_that_goes_on_keeps_its_statistics(tmp_path):
         (points(100) * 1e-3, VPSDE(), "least noise"),
         (points(100) * 1e3, VPSDE(), "not forgotten"),
         (points(100) + 1e3, EDMSDE(), "mean reaches"),
+        (points(100) + 1e2, LinearPathSDE(), "standard deviations: subtract the mean"),
         (points(100), VPSDE(), None),
     ],
 )
