@@ -336,6 +336,9 @@ class Wrapped(ScoreModel):
             return inner
         return self._known_facts.of(inner, lambda: self._facts_from(inner))
 
+    def _change_facts(self, changed: dict[str, Any]) -> None:
+        self._changed_facts, self._known_facts = changed, Recent(1, operator.is_)
+
     def _facts_from(self, inner: DataFacts) -> DataFacts:
         """What is known, given what the model inside knows."""
         return inner.but(**self._changed_facts)
@@ -364,8 +367,7 @@ class Wrapped(ScoreModel):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _FACTS:
-            self._changed_facts = {**self._changed_facts, name: value}
-            self._known_facts = Recent(1, operator.is_)
+            self._change_facts({**self._changed_facts, name: value})
         elif name == "sde":
             _check_process(value)
             self._own_sde = value

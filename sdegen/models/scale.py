@@ -50,8 +50,8 @@ def out_of_scale(facts: DataFacts, sde: SDE, *, trained: bool = False) -> list[s
         )
     elif trained and mean > _FAR * s:
         told.append(
-            f"the data's mean reaches {mean:.3g}, {mean / s:.3g} of their standard deviations: subtract the mean, which "
-            "networks learn badly at high noise"
+            f"the data's mean reaches {mean:.3g}, {mean / s:.3g} of their standard deviations: subtract the mean, "
+            "which networks learn badly at high noise"
         )
     return told
 

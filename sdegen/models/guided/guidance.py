@@ -73,33 +73,35 @@ class Guided(Wrapped):
         interval: tuple[float, float] | None = None,
         rescale: float = 0.0,
     ) -> None:
-        self_alone = not callable(scale) and scale == 1
-        null_alone = not callable(scale) and scale == 0 and interval is None and rescale == 0
-        rough = callable(scale) or rescale != 0 or (isinstance(against, ScoreModel) and not against.smooth)
-        changed = {} if self_alone or null_alone else {"covariance": None, **({"smooth": False} if rough else {})}
-        super().__init__(model, **changed)
+        super().__init__(model)
         if null is None and against is None:
             raise InvalidInputError(
                 'got neither null= nor against=, expected what to guide away from: null={"label": -1} for the same '
                 "model without its label, or against=another_model"
             )
-        self.self_alone, self.null_alone = self_alone, null_alone
-        self.against = None if against is None else _along(against, model)
-        self.null = _checked_null(null or {}, self._other)
-        self.scale = scale if callable(scale) else number(scale, "scale", "a number, or a function of log(alpha/sigma)")
-        self.interval = None if interval is None else _checked_interval(interval)
-        self.rescale = number(rescale, "rescale", "a number from 0 to 1", least=0.0)
-        if self.rescale > 1:
-            raise InvalidInputError(f"got rescale={rescale}, expected a number from 0 to 1")
-        if self.rescale and self.event_shape is not None and math.prod(self.event_shape) == 1:
-            raise InvalidInputError(
-                "got rescale= for samples of one number, which have no standard deviation: leave it"
-            )
-        if callable(scale):
-            sde = self.sde
-            inside = torch.linspace(sde.t_min, sde.t_max, 5, dtype=torch.float64)[:-1]
-            for t in scale.times if isinstance(scale, _PlusPlus) else inside:
-                self._strength(t)
+        self._by_guidance: dict[str, Any] = {}  # which facts it changes
+        self.against = against
+        self.null = null or {}
+        self.scale, self.interval, self.rescale = scale, interval, rescale
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Checked like the arguments, whenever they are assigned."""
+        check = _CHECKS.get(name)
+        super().__setattr__(name, value if check is None else check(self, value))
+        if check is not None and "rescale" in vars(self):
+            self._settle()
+
+    def _settle(self) -> None:
+        """What follows from the strength: whether both beliefs are asked, and what is known of the data."""
+        number_alone = None if callable(self.scale) else self.scale
+        self.self_alone = number_alone == 1
+        self.null_alone = number_alone == 0 and self.interval is None and self.rescale == 0
+        rough = callable(self.scale) or self.rescale != 0 or (self.against is not None and not self.against.smooth)
+        changed = {"covariance": None, **({"smooth": False} if rough else {})}
+        before = self._by_guidance
+        told = {name: v for name, v in self._changed_facts.items() if name not in before or v is not before[name]}
+        self._by_guidance = {} if self.self_alone or self.null_alone else changed
+        self._change_facts({**self._by_guidance, **told})
 
     @staticmethod
     @checked
@@ -175,7 +177,11 @@ class Guided(Wrapped):
 
     def _guide(self, given: Prediction, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Prediction:
         free = self._other(x, t, **self._unguided(cond, len(x)))
-        g, (x0, noise), (own_x0, own_noise) = self._strength(t), (free.x0, free.noise), (given.x0, given.noise)
+        g, (x0, noise), (own_x0, own_noise) = (
+            self._strength(t, self.scale),
+            (free.x0, free.noise),
+            (given.x0, given.noise),
+        )
         g = expand(g, x)
         x0, noise = x0 + g * (own_x0 - x0), noise + g * (own_noise - noise)
         if self.rescale:
@@ -185,13 +191,32 @@ class Guided(Wrapped):
             x0, noise = x0 + change, noise - expand(level.alpha / level.sigma, x) * change
         return Prediction(x0, noise, self.sde, t)
 
-    def _strength(self, t: Tensor) -> Any:
+    def _check_scale(self, scale: Any) -> Any:
+        if not callable(scale):
+            return number(scale, "scale", "a number, or a function of log(alpha/sigma)")
+        sde = self.sde
+        inside = torch.linspace(sde.t_min, sde.t_max, 5, dtype=torch.float64)[:-1]
+        for t in scale.times if isinstance(scale, _PlusPlus) else inside:
+            self._strength(t, scale)
+        return scale
+
+    def _check_rescale(self, rescale: Any) -> float:
+        share = number(rescale, "rescale", "a number from 0 to 1", least=0.0)
+        if share > 1:
+            raise InvalidInputError(f"got rescale={rescale}, expected a number from 0 to 1")
+        if share and self.event_shape is not None and math.prod(self.event_shape) == 1:
+            raise InvalidInputError(
+                "got rescale= for samples of one number, which have no standard deviation: leave it"
+            )
+        return share
+
+    def _strength(self, t: Tensor, scale: Any) -> Any:
         """The scale at t, a number or of t's shape."""
-        if not callable(self.scale):
-            return self.scale
+        if not callable(scale):
+            return scale
         lam = self.sde.half_log_snr(t.to(torch.float64))
         try:
-            g = torch.as_tensor(self.scale(lam), dtype=torch.float64)
+            g = torch.as_tensor(scale(lam), dtype=torch.float64)
         except (TypeError, ValueError, RuntimeError) as error:
             raise InvalidInputError(f"scale gave no numbers at log(alpha/sigma) = {lam}: {error}") from error
         if g.shape not in ((), lam.shape) or not bool(torch.isfinite(g).all()):
@@ -244,6 +269,15 @@ class Guided(Wrapped):
         super().warm(ts)
         if self.against is not None:
             self.against.warm(ts)
+
+
+_CHECKS: dict[str, Callable[[Guided, Any], Any]] = {
+    "against": lambda guided, against: None if against is None else _along(against, guided.model),
+    "null": lambda guided, null: _checked_null(null, guided._other),
+    "scale": Guided._check_scale,
+    "interval": lambda guided, interval: None if interval is None else _checked_interval(interval),
+    "rescale": Guided._check_rescale,
+}
 
 
 class _PlusPlus:

@@ -323,6 +323,55 @@ def test_wrong_input_is_refused_before_the_first_call():
     assert net.calls == 0
 
 
+GUIDES = {
+    "the model": dict(scale=1.0, null=NULL),
+    "no guidance": dict(scale=0.0, null=NULL),
+    "a number": dict(scale=3.0, null=NULL),
+    "a function": dict(scale=lambda lam: 1 + torch.sigmoid(lam), null=NULL),
+    "an interval": dict(scale=3.0, null=NULL, interval=(0.3, 5.0)),
+    "rescaled": dict(scale=3.0, null=NULL, rescale=0.7),
+    "another class": dict(scale=3.0, null={"label": 1}),
+}
+
+
+@pytest.mark.parametrize("after", GUIDES)
+@pytest.mark.parametrize("before", GUIDES)
+def test_guidance_that_is_assigned_is_guidance_that_is_made(before, after):
+    model = labelled(sg.VPSDE())
+    guided, expected = (sg.Guided(model, **GUIDES[name]) for name in (before, after))
+    sg.sample(guided, 5, steps=4, seed=0, label=LABEL)
+    for name, value in {"interval": None, "rescale": 0.0, **GUIDES[after]}.items():
+        setattr(guided, name, value)
+    for how in (dict(steps=6), dict(rtol=3e-2), dict(steps=6, eta=1.0)):
+        ours, theirs = (sg.sample(m, 5, seed=0, label=LABEL, **how) for m in (guided, expected))
+        assert torch.equal(ours.x, theirs.x) and torch.equal(ours.nfe, theirs.nfe) and ours.solver == theirs.solver
+    assert guided.conditioned == expected.conditioned and guided.data.smooth == expected.data.smooth
+
+
+def test_facts_that_were_said_outlast_another_scale():
+    model = sg.Denoiser(Counting(), sg.VPSDE(), data_std=1.0)
+    model.data_covariance, model.smooth = torch.eye(2), True
+    guided = sg.Guided(model, GUIDES["a function"]["scale"], null=NULL)
+    assert not guided.smooth
+    guided.smooth = True
+    guided.scale = 2.0
+    assert guided.smooth and guided.data.covariance is None
+    guided.scale = 1.0
+    assert guided.smooth and guided.data.covariance is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("scale", "two"), ("scale", math.nan), ("interval", (5.0, 0.3)), ("rescale", 1.5), ("null", {"lable": -1})],
+)
+def test_guidance_that_cannot_be_is_refused_when_assigned(name, value):
+    guided = sg.Guided(labelled(sg.VPSDE()), 2.0, null=NULL)
+    before = sg.sample(guided, 5, steps=4, seed=0, label=LABEL).x
+    with pytest.raises(sg.InvalidInputError, match=f"got {name}="):
+        setattr(guided, name, value)
+    assert torch.equal(sg.sample(guided, 5, steps=4, seed=0, label=LABEL).x, before)
+
+
 def test_cfg_plus_plus_is_a_scale_of_its_grid():
     """On "ddim": x' = alpha' (x0_u + lambda (x0_c - x0_u)) + sigma' noise_u, noised again by the unguided belief."""
     sde, weight = sg.VPSDE(), 0.6
