@@ -37,6 +37,8 @@ FAMILIES: dict[str, Any] = {
     "latent diffusion": models.Latents,
     "pixel diffusion": models.Pixels,
     "pixel diffusion, told the class": models.ConditionalPixels,
+    "clean pixels": models.Clean,
+    "clean pixels, told the class": models.ConditionalClean,
 }
 BATCH = 128
 CHECKPOINTS = 10  # at which loss and distance are compared
@@ -85,9 +87,7 @@ def average_into(average: Any, family: Any, k: int) -> None:
         a.copy_(torch.lerp(b, a, keep) if a.is_floating_point() else b)
 
 
-def train(
-    name: str, lr: float, seconds: float, seed: int, judge: Judge, *, checks: bool = True
-) -> tuple[Any, list[float], list[float]]:
+def train(name: str, lr: float, seconds: float, seed: int, judge: Judge, *, checks: bool = True) -> tuple[Any, ...]:
     """The family with averaged weights, and its loss and distance at checkpoints, which cost it no time."""
     torch.manual_seed(seed)
     family, x, y = FAMILIES[name](), judge.train.images, judge.train.labels

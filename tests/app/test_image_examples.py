@@ -172,7 +172,7 @@ def test_a_prior_sees_only_the_codes_before(example):
     assert float((one - two)[:, 9:].detach().abs().max()) > 1e-3
 
 
-@pytest.mark.parametrize("kind", ["Pixels", "ConditionalPixels", "Latents"])
+@pytest.mark.parametrize("kind", ["Pixels", "ConditionalPixels", "Clean", "Latents"])
 def test_a_family_whose_samples_run_away_is_infinitely_far(example, kind):
     families, family = example("families"), getattr(example("families_models"), kind)()
     judge = families.Judge(20, smoke=True)
