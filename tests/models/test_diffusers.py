@@ -83,6 +83,24 @@ def test_any_scheduler_with_betas_tells_the_process(diffusers, name, kind):
                 close(belief.x0, x0, 1e-5)
 
 
+def test_every_scheduler_of_diffusers_tells_its_own_noise_or_is_refused(diffusers):
+    """What is left of the data at its nodes, also where a scheduler changes that after its betas were made."""
+    net, compared = unet(diffusers), set()
+    for name in sorted(n for n in dir(diffusers) if n.endswith("Scheduler")):
+        try:
+            scheduler = getattr(diffusers, name)()
+        except (TypeError, ImportError):  # needs arguments, or another package
+            continue
+        try:
+            model = sg.from_diffusers(net, scheduler)
+        except sg.InvalidInputError:
+            continue
+        if isinstance(model.sde, sg.TabulatedVPSDE):
+            close(model.sde.alpha(model.sde.nodes) ** 2, scheduler.alphas_cumprod.double(), 1e-6)
+            compared.add(name)
+    assert len(compared) >= len(TABLED) and "CogVideoXDDIMScheduler" in compared
+
+
 def test_sample_prediction_and_times_per_sample(diffusers):
     net, x = unet(diffusers), images(4)
     model = sg.from_diffusers(net, diffusers.DDPMScheduler(prediction_type="sample"))

@@ -221,6 +221,7 @@ def test_every_model_class_of_diffusers_is_sampled_or_refused_by_name(diffusers)
     [
         ("stable diffusion", {"time_cond_proj_dim": 8}, "distilled"),
         ("stable diffusion", {"attention_type": "gated"}, "boxes"),
+        ("unet", {"time_embedding_type": "learned", "num_train_timesteps": 100}, "knows the times of a table alone"),
         ("flux", {"in_channels": 24, "out_channels": 16}, "another picture"),
         ("sana", {"guidance_embeds": True}, "distilled"),
         ("prior", {"added_emb_type": None}, "no embedding"),

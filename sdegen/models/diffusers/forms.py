@@ -107,6 +107,11 @@ def _unet_2d_condition(config: Config) -> Conditions:
     return {**found, "added_cond_kwargs": added} if added else found
 
 
+def _counted_refusal(config: Config) -> str:
+    by_table = config.get("time_embedding_type") == "learned"
+    return 'time_embedding_type="learned" knows the times of a table alone, and none between' if by_table else ""
+
+
 def _unet_2d_refusal(config: Config) -> str:
     if config.get("time_cond_proj_dim") is not None:
         return "it is a distilled network (time_cond_proj_dim), which has no score at every noise level"
@@ -187,7 +192,7 @@ def _embedding(config: Config, channels: int) -> tuple[int, ...]:
 
 FORMS = {
     "UNet1DModel": Form(lambda config: {}, _sequence),
-    "UNet2DModel": Form(_labels, _image),
+    "UNet2DModel": Form(_labels, _image, _counted_refusal),
     "UNet2DConditionModel": Form(_unet_2d_condition, _image, _unet_2d_refusal),
     "UNet3DConditionModel": Form(_unet_3d, _any_size, _unet_2d_refusal),
     "DiTTransformer2DModel": Form(_dit, _image),

@@ -7,13 +7,22 @@ import math
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ...core.errors import InvalidInputError
 from ...processes import EDMSDE, SDE, VESDE, LinearPathSDE, TabulatedVPSDE
 from ..parametrization import Parametrization, parametrization
 
 PREDICTIONS = {"epsilon": "noise", "sample": "x0", "v_prediction": "v", "flow_prediction": "velocity"}
-_DISTILLED = ("LCM", "TCD", "CMStochastic", "ConsistencyDecoder", "SCM", "FlowMatchLCM")  # their networks are no scores
+_DISTILLED = (
+    "LCM",
+    "TCD",
+    "CMStochastic",
+    "ConsistencyDecoder",
+    "SCM",
+    "FlowMatchLCM",
+    "HeliosDMD",
+)  # their networks are no scores
 
 
 def process_of(scheduler: Any) -> tuple[SDE, str | Parametrization, float | None]:
@@ -38,14 +47,22 @@ def process_of(scheduler: Any) -> tuple[SDE, str | Parametrization, float | None
 
 
 def _tabulated(scheduler: Any, config: Any) -> tuple[SDE, str, None]:
-    betas = scheduler.betas.detach().cpu().double()
-    left = scheduler.alphas_cumprod.detach().cpu().double()
-    if betas[-1] >= 1 and 0 < left[-1] < left[-2]:  # some keep a little signal at the last node, by hand
-        betas[-1] = 1 - left[-1] / left[-2]
+    betas = _betas_in_force(scheduler)
     name = _prediction(config, ("epsilon", "sample", "v_prediction"))
     if config.get("timestep_type") == "continuous" and config["prediction_type"] == "v_prediction":
         return TabulatedVPSDE(betas), f"log-sigma-{name}", None
     return TabulatedVPSDE(betas), f"counting-{name}", None
+
+
+def _betas_in_force(scheduler: Any) -> Tensor:
+    """Those whose products are `alphas_cumprod`, float64: some schedulers change these by hand afterwards."""
+    betas = scheduler.betas.detach().cpu().double()
+    left = scheduler.alphas_cumprod.detach().cpu().double()
+    if betas[-1] >= 1 and 0 < left[-1] < left[-2]:  # a little signal kept at the last node
+        betas[-1] = 1 - left[-1] / left[-2]
+    if torch.allclose(torch.cumprod(1 - betas, 0), left, rtol=1e-3, atol=1e-6):
+        return betas
+    return 1 - left / torch.cat([torch.ones_like(left[:1]), left[:-1]])
 
 
 def _flow(scheduler: Any, config: Any) -> tuple[SDE, str, None]:
