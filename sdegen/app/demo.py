@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import metrics, nets, plot
+from ..core.files import write_whole
 from ..data import images, toys
 from ..distributions.mixture import GaussianMixture
 from ..inference.sampling import sample
@@ -51,7 +52,7 @@ def demo(
     summary: dict[str, Any] = {"toy": toy(folder, seed, scale, progress)}
     summary["digits"] = digits(folder, seed, scale, progress)
     summary["seconds"] = round(time.perf_counter() - begun, 1)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_whole(folder / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
     tell(folder, summary)
     return summary
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,14 +18,15 @@ from ..core.arguments import whole
 from ..core.conditions import mapped
 from ..core.errors import InvalidInputError
 from ..core.files import as_path, replacing, write_synced
+from ..core.settings import claim
 from ..core.team import place_here
 from ..data.pixels import MODES
+from ..data.png import decoded, encoded
 from ..models.base import ScoreModel
 from ..models.identity import weights_of
 from ..models.space import shown_shape
 from .sampling import sample
 
-_SETTINGS = "settings.json"
 KINDS = ("npz", "png")
 
 
@@ -84,7 +84,7 @@ def sample_files(
     place = as_path(folder, "folder")
     settings = {"n": n, "kind": kind, "batch_size": batch_size, "batches_per_file": batches_per_file, "seed": seed}
     settings |= {name: v if isinstance(v, int | float | str | None) else repr(v) for name, v in how.items()}
-    _claim(place, {**settings, "weights": weights_of(model)})
+    claim(place, {**settings, "weights": weights_of(model)})
     rank, processes = place_here()
     made, kept = [], []
     for start in range(rank * size, n, processes * size):
@@ -115,7 +115,7 @@ def read_samples(folder: str | os.PathLike) -> Iterator[Tensor]:
                 yield torch.from_numpy(arrays["x"])
         elif file.suffix == ".zip":
             with zipfile.ZipFile(file) as archive:
-                yield torch.stack([_decoded(archive.read(name)) for name in sorted(archive.namelist())])
+                yield torch.stack([decoded(archive.read(name)) for name in sorted(archive.namelist())])
 
 
 def _batches(model: ScoreModel, starts: range, seed: int, labels: Any, how: Mapping[str, Any]) -> Iterable[Tensor]:
@@ -139,25 +139,6 @@ def _check_kind(model: ScoreModel, kind: str) -> None:
         )
 
 
-def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Raise if the folder has samples of other settings; else say whose it is."""
-    file, text = folder / _SETTINGS, json.dumps(settings, indent=1, sort_keys=True).encode()
-    if file.exists():
-        try:
-            theirs = dict(json.loads(file.read_bytes()))
-        except (ValueError, TypeError):
-            theirs = {}
-        other = [name for name in settings if settings[name] != theirs.get(name)]
-        if other:
-            raise InvalidInputError(
-                f"folder: got {folder} with samples of other settings ({', '.join(sorted(other))}), expected a new one"
-            )
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as fresh:
-        write_synced(fresh, [text])
-
-
 def _is_whole(file: Path) -> bool:
     """Whether a file is there, and every part of it has the checksum that it says."""
     try:
@@ -179,26 +160,9 @@ def _archive(x: Tensor, start: int, kind: str) -> bytes:
 def _members(x: Tensor, start: int, kind: str) -> Iterator[tuple[str, bytes]]:
     if kind == "png":
         for i, image in enumerate(x, start):
-            yield f"{i:08d}.png", _encoded(image)
+            yield f"{i:08d}.png", encoded(image)
         return
     for name, array in (("x", x.numpy()), ("index", np.arange(start, start + len(x)))):
         stream = io.BytesIO()
         np.lib.format.write_array(stream, np.ascontiguousarray(array), allow_pickle=False)
         yield f"{name}.npy", stream.getvalue()
-
-
-def _encoded(x: Tensor) -> bytes:
-    from PIL import Image  # where it is needed: it is an extra
-
-    u = ((x.double().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-    stream = io.BytesIO()
-    Image.fromarray(u[..., 0] if u.shape[2] == 1 else u, MODES[u.shape[2]]).save(stream, "png")
-    return stream.getvalue()
-
-
-def _decoded(data: bytes) -> Tensor:
-    from PIL import Image
-
-    with Image.open(io.BytesIO(data)) as image:
-        u = torch.tensor(np.asarray(image), dtype=torch.float32) / 127.5 - 1
-    return u[None] if u.ndim == 2 else u.permute(2, 0, 1)

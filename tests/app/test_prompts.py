@@ -10,7 +10,8 @@ from tiny_pipelines import pipeline
 
 import sdegen as sg
 from sdegen.app.cli import main
-from sdegen.app.sample_folder import decoded, encoded
+from sdegen.app.sample_folder import image_of
+from sdegen.data.png import encoded
 
 pytest.importorskip("transformers")
 diffusers = pytest.importorskip("diffusers")
@@ -44,7 +45,7 @@ def test_a_prompt_becomes_pictures_of_its_seed(folders, tmp_path, capsys):
     for i in range(3):
         found = (tmp_path / "cats" / f"{i:06d}.png").read_bytes()
         (tmp_path / "wanted.png").write_bytes(encoded(wanted[i]))
-        assert (decoded(tmp_path / "cats" / f"{i:06d}.png") - decoded(tmp_path / "wanted.png")).abs().max() < 0.02, (
+        assert (image_of(tmp_path / "cats" / f"{i:06d}.png") - image_of(tmp_path / "wanted.png")).abs().max() < 0.02, (
             found[:4]
         )
     capsys.readouterr()
@@ -64,11 +65,11 @@ def test_several_prompts_come_in_turn(folders, name, tmp_path):
     assert main([*words, "--n", "4", "--to", str(tmp_path / "all")]) == 0
     assert main([*words, "--index", "1,2", "--to", str(tmp_path / "some")]) == 0
     for i in (1, 2):
-        a, b = (decoded(tmp_path / folder / f"{i:06d}.png") for folder in ("all", "some"))
+        a, b = (image_of(tmp_path / folder / f"{i:06d}.png") for folder in ("all", "some"))
         assert torch.equal(a, b)
     one = ["sample", folders(name), "--prompt", "blue boot", "--steps", "2", *words[8:]]
     assert main([*one, "--index", "1", "--to", str(tmp_path / "one")]) == 0
-    assert (decoded(tmp_path / "one" / "000001.png") - decoded(tmp_path / "all" / "000001.png")).abs().max() < 0.02
+    assert (image_of(tmp_path / "one" / "000001.png") - image_of(tmp_path / "all" / "000001.png")).abs().max() < 0.02
 
 
 def test_a_grid_of_classes_and_of_what_takes_no_text(folders, tmp_path):

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ... import data, metrics
 from ...core.errors import InvalidInputError
+from ...core.files import write_whole
 from ...core.team import team
 from ...inference.bits import bits_per_dim
 from ...inference.sampling import encode, sample
@@ -234,7 +235,7 @@ def run(args: argparse.Namespace) -> Told:
     if not team(CPU).leads:
         return Told("")
     if args.out:
-        args.out.write_text(json.dumps(found, indent=1))
+        write_whole(args.out, json.dumps(found, indent=1).encode())
     return Told("\n".join(line for part in found.items() for line in lines(*part)), found)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from ...models.space import shown_shape
 from ...storage.models import load
 from ..options import add_model, count, label_of, labels
 from ..pictures import is_picture
+from ..sample_folder import write_array
 from ..told import Told
 
 _METHODS = ("repaint", "twisted", "guided")
@@ -88,7 +90,7 @@ def run(args: argparse.Namespace) -> Told:
     if model.space is not None:
         x = torch.where(seen, image, x)
     if args.out.endswith(".npy"):
-        np.save(args.out, x.numpy())
+        write_array(Path(args.out), x.numpy())
     else:
         strip = torch.cat([image[None], torch.where(seen, image, 0.0)[None], x])
         names = ["image", "seen", *(f"{i + 1}" for i in range(args.n))]

@@ -22,15 +22,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ... import plot
 from ...core.errors import InvalidInputError
+from ...core.files import write_whole
 from ...core.progress import progress_bar
+from ...core.settings import check_settings, claim
 from ...core.team import team
 from ...data.pixels import MODES
+from ...data.png import encoded
 from ...inference.files import KINDS, sample_files
 from ...inference.sampling import sample
 from ...inference.shard import shard
@@ -38,7 +40,7 @@ from ...models.space import shown_shape
 from ..asked import Asked, asked, sides
 from ..options import add_how, add_model, count, how
 from ..pictures import grid_of, is_picture
-from ..sample_folder import check, claim, decoded, encoded, settings_of, write_whole
+from ..sample_folder import image_of, settings_of, write_array
 from ..shared import device_here
 from ..told import Told
 
@@ -129,7 +131,7 @@ def _into_file(args: argparse.Namespace, what: Asked, out: str) -> Told:
     x, nfe = torch.cat([part[0] for part in parts]), float(torch.cat([part[1] for part in parts]).mean())
     calls = sum(part[2] for part in parts)
     if out.endswith(".npy"):
-        np.save(out, x.numpy())
+        write_array(Path(out), x.numpy())
     else:
         plot.save(grid_of(model, x) if x.ndim >= 3 else plot.density(x), out)
     values = {"out": out, "shape": list(x.shape), "solver": parts[0][3], "evaluations": nfe, "seed": args.seed}
@@ -201,7 +203,7 @@ def _into_folder(args: argparse.Namespace, what: Asked, out: Path) -> Told:
         args.steps = 20
     size = args.batch_size or 64
     settings = settings_of(model, how(args), **what.settings, batch_size=size)
-    check(out, settings)
+    check_settings(out, settings)
 
     def made(batch: Tensor, **options: Any) -> Any:
         return sample(model, len(batch), index=batch, **how(args), **options, **what.conditions(batch))
@@ -212,7 +214,7 @@ def _into_folder(args: argparse.Namespace, what: Asked, out: Path) -> Told:
     # A batch is i // size, whichever of its samples are wanted: rounding then cannot depend on what is there.
     index, processes = torch.tensor(chosen(args, 64)), team(torch.device("cpu"))
     mine = [i for i in index.tolist() if i // size % processes.size == processes.rank]
-    todo = {i for i in mine if decoded(path_of(i)) is None}
+    todo = {i for i in mine if image_of(path_of(i)) is None}
     evaluations: list[Tensor] = []
     for k in progress_bar(None if processes.leads else False, sorted({i // size for i in todo}), desc="batches"):
         batch = torch.arange(k * size, (k + 1) * size)
@@ -225,7 +227,7 @@ def _into_folder(args: argparse.Namespace, what: Asked, out: Path) -> Told:
     parts = processes.of_all((len(todo), torch.cat(evaluations).tolist() if evaluations else []))
     if not processes.leads:
         return Told("")
-    some = [decoded(path_of(i)) for i in index[:100].tolist()]
+    some = [image_of(path_of(i)) for i in index[:100].tolist()]
     plot.save(plot.image_grid(torch.stack([x for x in some if x is not None]), nrow=10), out / "grid.png")
     if args.strips:
         few = index[: args.strips]
