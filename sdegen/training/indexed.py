@@ -159,7 +159,9 @@ def _collated(rows: Rows, items: list) -> tuple[Any, Any]:
     try:
         x0, theirs = default_collate([rows.parted(item) for item in items])
     except (RuntimeError, TypeError, KeyError, ValueError) as error:
-        raise InvalidInputError(f"samples do not make a batch: {error}") from error
+        ragged = isinstance(error, RuntimeError) and "equal size" in str(error)
+        cure = "; give all one shape: shorter tokens are padded, with a token_mask beside them" if ragged else ""
+        raise InvalidInputError(f"samples do not make a batch: {error}{cure}") from error
     return x0, theirs
 
 

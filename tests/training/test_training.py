@@ -889,7 +889,7 @@ WRONG = [
     ("a dict", dict(data={"x": X}), "dict"),
     ("a pair", dict(data=(X, {"label": 1})), "by name"),
     ("labels without a name", dict(data=TensorDataset(X, X)), "label"),
-    ("ragged", dict(data=[torch.zeros(2), torch.zeros(3)]), "do not make a batch"),
+    ("ragged", dict(data=[torch.zeros(2), torch.zeros(3)]), "do not make a batch.*padded, with a token_mask"),
     ("NaN in a dataset", dict(data=[torch.full((2,), math.nan)]), "NaN"),
     ("integers in a dataset", dict(data=[torch.zeros(2, dtype=torch.int64)]), "float"),
     ("unknown condition", dict(colour=1), "it takes label"),
