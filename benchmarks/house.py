@@ -73,7 +73,7 @@ TWICE = [
     ("a training loop", r"\.zero_grad\(", 1),
     ("writing a file whole or not at all", r"os\.replace\(|os\.rename\(fresh", 1),
     ("a picture as a PNG file", r'\.save\(stream, "png"\)', 1),
-    ("whose a folder of samples is", r"samples of other settings", 1),
+    ("whose a folder of samples is", r"with samples of other settings \(", 1),
     ("a learned variance, or a refusal", r'getattr\(prediction, "fraction"|def fraction_of\(', 1),
     ("the nodes of a table, or a refusal", r'getattr\(sde, "nodes"|def nodes_of\(', 1),
     ("printing a table", r"\.ljust\(", 1),

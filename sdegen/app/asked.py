@@ -13,11 +13,12 @@ from torch import Tensor
 from ..core.conditions import rows_of
 from ..core.errors import InvalidInputError
 from ..core.files import as_path
+from ..models.base import ScoreModel
 from ..models.diffusers import from_pipeline
 from ..models.diffusers.folders import door_of
 from ..models.guided.guidance import Guided
-from ..storage.models import load
 from .options import label_of, labels
+from .saved import saved_model
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,12 @@ class Asked:
         settings: what decides them, besides the model.
     """
 
-    model: Any
+    model: ScoreModel
     conditions: Callable[[Tensor], dict[str, Any]]
     settings: dict[str, Any]
 
 
-def device_of(model: Any) -> torch.device:
+def device_of(model: ScoreModel) -> torch.device:
     return next(model.parameters()).device
 
 
@@ -51,7 +52,7 @@ def asked(args: argparse.Namespace, device: str | None) -> Asked:
 def _own(args: argparse.Namespace, device: str | None) -> Asked:
     if args.prompt or args.negative_prompt is not None or args.size:
         raise InvalidInputError(f"got --prompt or --size, expected --label: {args.model} is no pipeline of diffusers")
-    model = load(args.model, device=device)
+    model = saved_model(args.model, device)
     label = label_of(args.label, model)
     conditions = lambda index: labels(index, label, model, device_of(model))  # noqa: E731
     if args.scale is None:

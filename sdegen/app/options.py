@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..core.errors import InvalidInputError
 from ..core.modes import PRECISIONS
+from ..models.denoiser import Denoiser
 
 
 def count(word: str) -> int:
@@ -41,14 +42,13 @@ def how(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in ("solver", "steps", "rtol", "atol", "eta", "seed", "precision")}
 
 
-def classes_of(model: Any) -> tuple[list[str], int | None]:
+def classes_of(model: Denoiser) -> tuple[list[str], int | None]:
     """The names of a model's classes, where it knows them, and how many there are."""
-    about = getattr(model, "about", {})
-    config = getattr(getattr(model, "net", None), "config", None) or {}
+    about, config = model.about, getattr(model.net, "config", None) or {}
     return [str(name) for name in about.get("classes") or []], about.get("n_classes") or config.get("n_classes")
 
 
-def label_of(word: str | None, model: Any) -> int | None:
+def label_of(word: str | None, model: Denoiser) -> int | None:
     """The number of the class asked for, by name or number.
 
     Raises:
@@ -69,7 +69,7 @@ def label_of(word: str | None, model: Any) -> int | None:
     return label
 
 
-def labels(index: Tensor, label: int | None, model: Any, device: Any) -> dict[str, Any]:
+def labels(index: Tensor, label: int | None, model: Denoiser, device: torch.device) -> dict[str, Any]:
     """The conditions of these samples: one class for all, or the classes in turn."""
     n = classes_of(model)[1]
     if label is not None:

@@ -75,6 +75,27 @@ def test_wrong_calls_say_why_and_exit_with_1(saved, words, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("info", "MODEL"),
+        ("sample", "MODEL", "--out", "x.npy"),
+        ("evaluate", "MODEL", "--data", "digits"),
+        ("compare", "MODEL"),
+        ("fit-solver", "MODEL"),
+        ("explore", "MODEL"),
+        ("inpaint", "MODEL", "x.png", "half", "--out", "y.npy"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_module_that_is_no_model_of_scores_is_refused(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    sg.save(sg.nets.Autoencoder(1), "autoencoder")
+    assert cli.main(["autoencoder" if w == "MODEL" else w for w in words]) == 1
+    assert "got the module Autoencoder, expected a model of scores" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["autoencoder"]
+
+
 class Shrinks(torch.nn.Module):
     """A network of any event that counts its calls."""
 

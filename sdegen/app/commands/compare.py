@@ -8,8 +8,8 @@ from dataclasses import asdict
 import torch
 
 from ...inference.compare import SOLVERS, compare
-from ...storage.models import load
 from ..options import add_model, count, label_of, labels
+from ..saved import saved_model
 from ..told import Told
 
 
@@ -26,7 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Told:
     """The table, with a recommendation."""
-    model = load(args.model, device=args.device)
+    model = saved_model(args.model, args.device)
     device = next(model.parameters()).device
     cond = labels(torch.arange(args.n), label_of(args.label, model), model, device)
     names = args.solvers or SOLVERS

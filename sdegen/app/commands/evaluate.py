@@ -31,8 +31,8 @@ from ...inference.bits import bits_per_dim
 from ...inference.sampling import encode, sample
 from ...models.denoiser import Denoiser
 from ...models.space import shown_shape
-from ...storage.models import load
 from ..options import add_how, add_model, count, how
+from ..saved import saved_model
 from ..shared import device_here, of_all
 from ..told import Told
 
@@ -216,8 +216,8 @@ def run(args: argparse.Namespace) -> Told:
     elif args.steps is None and args.rtol is None:
         args.steps = 20
     args.classifier = args.classifier or Path(args.model) / "classifier.safetensors"
-    model = load(args.model, device=device_here(args.device))
-    if not isinstance(model, Denoiser) or "data" not in model.about:
+    model = saved_model(args.model, device_here(args.device))
+    if "data" not in model.about:
         raise InvalidInputError(f"{args.model} does not tell its data: it was not made by sdegen train")
     args.device = next(model.parameters()).device
     args.only = [part for part in args.only or PARTS if part != "bits" or args.only or model.space is None]

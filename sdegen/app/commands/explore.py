@@ -10,7 +10,7 @@ import webbrowser
 from pathlib import Path
 
 from ...data import toys
-from ...storage.models import load
+from ..saved import saved_model
 from ..told import Told
 
 
@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> Told:
     """Write the page."""
     from ... import plot
 
-    what = toys.ring(8) if args.model is None else load(args.model, device="cpu")
+    what = toys.ring(8) if args.model is None else saved_model(args.model, "cpu")
     page = plot.explore(what, args.out)
     if args.open:
         webbrowser.open(Path(page.path).absolute().as_uri())

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,6 +14,7 @@ from ... import storage
 from ...core.table import table
 from ...inference.fit_solver import fit_solver
 from ..options import add_model, label_of, labels
+from ..saved import saved_model
 from ..told import Told
 
 FOLDER = "fitted"  # in a run's folder, where the model goes with its solver
@@ -34,13 +34,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Told:
     """Fit, tell how it compares, and write."""
-    model: Any = storage.load(args.model, device=args.device)
+    model = saved_model(args.model, args.device)
     device = next(model.parameters()).device
     place = Path(args.model)
     out = Path(args.out) if args.out else (place if (place / storage.MANIFEST).exists() else place / FOLDER)
     cond = labels(torch.arange(args.samples), label_of(args.label, model), model, device)
     fitted = fit_solver(model, steps=args.steps, samples=args.samples, bands=args.bands, seed=args.seed, **cond)
-    storage.save(model, out)  # type: ignore[arg-type]
+    storage.save(model, out)
     rows = [
         (str(n), f"{fit.error:.2e}", f"{fit.unfitted:.2e}", f"{fit.evaluations}", "yes" if fit.better else "no")
         for n, fit in fitted.fits.items()

@@ -6,13 +6,14 @@ import argparse
 from typing import Any
 
 from ...core.show import brief, parameters
+from ...models.denoiser import Denoiser
 from ...models.space import shown_shape
 from ...nets.conditions import CONDITIONS, Conditional
 from ...solvers import make_solver
 from ...solvers.advice import advise
 from ...storage import newest
-from ...storage.models import load
 from ..options import add_model, classes_of
+from ..saved import saved_model
 from ..told import Told
 
 
@@ -22,23 +23,22 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Told:
     """Process, network, data, training and what solver suits."""
-    model: Any = load(args.model, device=args.device or "cpu")
+    model = saved_model(args.model, args.device or "cpu")
     names, n = classes_of(model)
-    net, about = getattr(model, "net", None), getattr(model, "about", {})
     told: dict[str, Any] = {
         "model": type(model).__name__,
         "process": repr(model.sde),
-        "network": None if net is None else f"{type(net).__name__} of {parameters(net)} parameters",
-        "parametrization": brief(getattr(model, "parametrization", None)),
+        "network": f"{type(model.net).__name__} of {parameters(model.net)} parameters",
+        "parametrization": brief(model.parametrization),
         "events": None if model.event_shape is None else list(model.event_shape),
         "space": _space(model),
         "conditions": _conditions(model) or None,
         "classes": ", ".join(names) if names else n,
-        "data": about.get("data"),
+        "data": model.about.get("data"),
         "mean": None if model.data_mean is None else brief(model.data_mean.double().mean()),
         "std": None if model.data_std is None else brief(model.data_std.double().square().mean().sqrt()),
         "trained": _steps(args.model),
-        "fitted solvers": ", ".join(map(repr, getattr(model, "solvers", ()))) or None,
+        "fitted solvers": ", ".join(map(repr, model.solvers)) or None,
         **_advice(model),
     }
     told = {name: value for name, value in told.items() if value is not None}
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> Told:
     return Told("\n".join(f"{name:{width}s}  {_shown(value)}" for name, value in told.items()), told)
 
 
-def _space(model: Any) -> str | None:
+def _space(model: Denoiser) -> str | None:
     """What the events are latents of."""
     if model.space is None:
         return None
@@ -55,9 +55,9 @@ def _space(model: Any) -> str | None:
     return f"latents of {type(net).__name__} of {parameters(net)} parameters{shown}"
 
 
-def _conditions(model: Any) -> list[str]:
+def _conditions(model: Denoiser) -> list[str]:
     """Those that the network was built for."""
-    names, net = model.condition_names() or set(), getattr(model, "net", None)
+    names, net = model.condition_names() or set(), model.net
     return sorted(names - CONDITIONS | net.conditions.names & names if isinstance(net, Conditional) else names)
 
 
@@ -75,7 +75,7 @@ def _steps(folder: str) -> str | None:
     return None if found is None else f"{found[1].get('training', {}).get('step')} steps"
 
 
-def _advice(model: Any) -> dict[str, str]:
+def _advice(model: Denoiser) -> dict[str, str]:
     few, many = (advise(make_solver("adams").stepper(controlled=False), model, steps=n) for n in (8, 20))
     smooth = "smooth" if model.smooth else "rough"
     return {

@@ -27,13 +27,14 @@ from ...data.masks import mask as named_mask
 from ...data.pixels import MODES
 from ...inference.posteriors.verb import sample_posterior
 from ...inference.sampling import sample
+from ...models.denoiser import Denoiser
 from ...models.guided.observation import Observation
 from ...models.guided.posterior import Posterior
 from ...models.space import shown_shape
-from ...storage.models import load
 from ..options import add_model, count, label_of, labels
 from ..pictures import is_picture
 from ..sample_folder import write_array
+from ..saved import saved_model
 from ..told import Told
 
 _METHODS = ("repaint", "twisted", "guided")
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> Told:
     """Fill in, and draw the strip."""
     if not args.out.endswith((".png", ".npy")) or not os.path.isdir(os.path.dirname(os.path.abspath(args.out))):
         raise InvalidInputError(f"--out {args.out}: expected a name ending in .png or .npy, in a folder that exists")
-    model: Any = load(args.model, device=args.device)
+    model = saved_model(args.model, args.device)
     event = shown_shape(model)
     if event is None or len(event) != 3:
         raise InvalidInputError(f"{args.model}: the model works on events {event}, expected images (C, H, W)")
@@ -103,7 +104,7 @@ def run(args: argparse.Namespace) -> Told:
     )
 
 
-def _told(model: Any, image: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+def _told(model: Denoiser, image: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
     """Which numbers of a sample are seen, and a sample that has them: of latents those places whose pixels are all."""
     if model.space is None:
         return seen.cpu(), image

@@ -36,6 +36,7 @@ from ...data.png import encoded
 from ...inference.files import KINDS, sample_files
 from ...inference.sampling import sample
 from ...inference.shard import shard
+from ...models.base import ScoreModel
 from ...models.space import shown_shape
 from ..asked import Asked, asked, sides
 from ..options import add_how, add_model, count, how
@@ -142,7 +143,7 @@ def _into_file(args: argparse.Namespace, what: Asked, out: str) -> Told:
     )
 
 
-def _decoded(model: Any, x: Tensor, rows: int) -> Tensor:
+def _decoded(model: ScoreModel, x: Tensor, rows: int) -> Tensor:
     """What samples show, some at a time."""
     with torch.no_grad():
         return torch.cat([model.decode(part).cpu() for part in x.split(rows)])
@@ -180,7 +181,7 @@ def _into_files(args: argparse.Namespace, what: Asked, out: str) -> Told:
     return Told(text + _why_numbers(args, what.model), values)
 
 
-def _why_numbers(args: argparse.Namespace, model: Any) -> str:
+def _why_numbers(args: argparse.Namespace, model: ScoreModel) -> str:
     """Why samples of as many channels as pictures have became no pictures, where nobody asked for numbers."""
     shape = shown_shape(model)
     if args.kind is not None or not _can_be_picture(shape):
@@ -238,7 +239,7 @@ def _into_folder(args: argparse.Namespace, what: Asked, out: Path) -> Told:
     return Told(f"{out}: {new} samples made, {len(index) - new} were there{cost}", values)
 
 
-def _strips(model: Any, path: Any, cond: dict[str, Any]) -> Any:
+def _strips(model: ScoreModel, path: Any, cond: dict[str, Any]) -> Any:
     """Samples coming out of noise, and what the model makes of them; of latents what they decode to on their way."""
     if model.space is None:
         return plot.denoising_strip(path, samples=len(path.x), model=model, **cond)
