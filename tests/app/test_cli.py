@@ -117,7 +117,7 @@ def test_samples_that_cannot_be_drawn_are_not_made(event, tmp_path, monkeypatch,
     """Of every shape a picture comes out, or the refusal is before the first call of the network; .npy takes all."""
     model = sg.Denoiser(Shrinks(), sg.VPSDE(), data_mean=0.0, data_std=0.5)
     model.event_shape = event
-    monkeypatch.setattr("sdegen.app.asked.load", lambda path, device: model)
+    monkeypatch.setattr("sdegen.app.saved.load", lambda path, device: model)
     words = ["sample", "any", "--n", "50", "--steps", "3", "--device", "cpu", "--out"]
     Shrinks.calls = 0
     if cli.main([*words, str(tmp_path / "x.png")]) == 0:
