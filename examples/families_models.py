@@ -176,7 +176,7 @@ class ConditionalPixels(Pixels):
 class Clean(Pixels):
     """Its network gives the clean image, which lies near fewer dimensions than noise (Li & He 2025, 2511.13720)."""
 
-    lr, predicts = 1.2e-2, "x0"
+    lr, predicts = 6e-3, "x0"
 
 
 class ConditionalClean(Clean):
