@@ -169,11 +169,6 @@ class _OfModel(Term):
 
     def predict(self, x: Tensor, t: Tensor) -> Prediction:
         prediction = self.model(x, t, **self.cond)
-        if not isinstance(prediction, Prediction):
-            raise InvalidInputError(
-                f"{type(self.model).__name__} returned a {type(prediction).__name__}: expected a Prediction, such as "
-                "Prediction.from_x0(x, x0, self.sde, t)"
-            )
         if prediction.sde is not self.sde:
             self._check_process()
         return prediction

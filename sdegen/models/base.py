@@ -18,8 +18,8 @@ from ..core.kinds import checked, kind_of, take
 from ..core.shapes import as_time, expand, scaled, time_of
 from ..core.show import Shown
 from ..processes import SDE, Crossing
-from .facts import DataFacts, statistic
-from .prediction import FIRST, SECOND, Prediction, some_noise
+from .facts import DataFacts, beside, same_statistic, statistic
+from .prediction import FIRST, SECOND, Prediction, giving_prediction, some_noise
 from .space import LatentSpace
 
 Statistic = float | Sequence[Any] | Tensor | None  # one number, or event-shaped
@@ -89,6 +89,13 @@ class ScoreModel(Shown, nn.Module):
             self.register_buffer(_BUFFER[name], None)
         self.data_covariance = self.data_turn = None
         self.set_statistics(data_mean, data_std)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """What a user's `forward` returns is checked at every call."""
+        super().__init_subclass__(**kwargs)
+        forward = vars(cls).get("forward")
+        if callable(forward) and cls.__module__.partition(".")[0] != __name__.partition(".")[0]:
+            cls.forward = giving_prediction(forward)
 
     @property
     def data(self) -> DataFacts:
@@ -199,7 +206,7 @@ class ScoreModel(Shown, nn.Module):
             shape = () if name == "data_turn" else self.event_shape or ()
             tensor = torch.full(shape, math.nan, dtype=torch.float64, device="cpu")
         buffers = vars(self)["_buffers"]
-        buffers[_BUFFER[name]] = None if tensor is None else _beside(buffers[_BUFFER[name]], tensor)
+        buffers[_BUFFER[name]] = None if tensor is None else beside(buffers[_BUFFER[name]], tensor)
 
     def _apply(self, fn: Any, recurse: bool = True) -> ScoreModel:
         """Move like any module, but keep what is known of the data, and in float64: half() changes no coefficient, and
@@ -209,7 +216,7 @@ class ScoreModel(Shown, nn.Module):
         super()._apply(fn, recurse)
         for name, value in known.items():
             if value is not None:
-                buffers[name] = value if buffers[name].is_meta else _beside(buffers[name], value)
+                buffers[name] = value if buffers[name].is_meta else beside(buffers[name], value)
         for space in self._space:
             space._apply(fn, recurse)
         return self
@@ -218,14 +225,14 @@ class ScoreModel(Shown, nn.Module):
         """Statistics come from the dict where it has them; those of dicts that have none stay as they are."""
         buffers, missing, errors = vars(self)["_buffers"], rest[2], rest[4]
         names = [name for name in _BUFFER.values() if name in buffers]
-        if self._fixed and not all(_same(buffers[n], state_dict.get(prefix + n, buffers[n])) for n in names):
+        if self._fixed and not all(same_statistic(buffers[n], state_dict.get(prefix + n, buffers[n])) for n in names):
             errors.append(
                 f"got statistics of other data, expected those of {prefix}{self._fixed[0]}: make another model"
             )
             return
         for name in names:
             if prefix + name in state_dict:  # of another shape, or None, before it was known
-                buffers[name] = _beside(buffers[name], state_dict[prefix + name])
+                buffers[name] = beside(buffers[name], state_dict[prefix + name])
         super()._load_from_state_dict(state_dict, prefix, *rest)
         missing[:] = [key for key in missing if key not in [prefix + name for name in names]]
 
@@ -485,16 +492,3 @@ class OnPath(Wrapped):
 def _check_process(sde: Any) -> None:
     if not isinstance(sde, SDE):  # every view of a model asks
         take(sde, "sde", kind_of(SDE))
-
-
-def _beside(old: Tensor | None, new: Tensor) -> Tensor:
-    """A copy of a statistic, where the one before it was; an ordinary tensor also in inference mode."""
-    with torch.inference_mode(False):
-        return new.detach().to(torch.device("cpu") if old is None else old.device, torch.float64, copy=True)
-
-
-def _same(a: Tensor | None, b: Tensor | None) -> bool:
-    """Whether two statistics are the same number, or both unknown."""
-    if a is None or b is None:
-        return a is b
-    return a.shape == b.shape and torch.allclose(a.cpu(), b.to("cpu", a.dtype), rtol=1e-6, equal_nan=True)

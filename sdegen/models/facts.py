@@ -196,3 +196,16 @@ def statistic(name: str, value: Any, event_shape: Sequence[int] | None) -> Tenso
             f"data_{name} has shape {tuple(tensor.shape)}, expected a scalar or the event shape {wanted}"
         )
     return tensor
+
+
+def beside(old: Tensor | None, new: Tensor) -> Tensor:
+    """A copy of a statistic, where the one before it was; an ordinary tensor also in inference mode."""
+    with torch.inference_mode(False):
+        return new.detach().to(torch.device("cpu") if old is None else old.device, torch.float64, copy=True)
+
+
+def same_statistic(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether two statistics are the same number, or both unknown."""
+    if a is None or b is None:
+        return a is b
+    return a.shape == b.shape and torch.allclose(a.cpu(), b.to("cpu", a.dtype), rtol=1e-6, equal_nan=True)

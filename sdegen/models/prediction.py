@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, Self
 
 import torch
@@ -189,3 +191,19 @@ def _checked_time(sde: SDE, t: float | Tensor, x: Tensor, output: Tensor) -> Ten
             f"got {told(output)} beside x of shape {tuple(x.shape)}, expected a tensor of its shape"
         )
     return t
+
+
+def giving_prediction(forward: Callable[..., Any]) -> Callable[..., Prediction]:
+    """A model's `forward` that refuses to return anything but a Prediction."""
+
+    @functools.wraps(forward)
+    def checked(self: Any, *args: Any, **cond: Any) -> Prediction:
+        belief = forward(self, *args, **cond)
+        if not isinstance(belief, Prediction):
+            raise InvalidInputError(
+                f"{type(self).__name__} returned {told(belief)}, expected a Prediction, such as "
+                "Prediction.from_x0(x, x0, self.sde, t)"
+            )
+        return belief
+
+    return checked

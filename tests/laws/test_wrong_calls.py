@@ -138,7 +138,7 @@ CALLS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "a belief in another dimension": (lambda: EXACT(torch.zeros(4, 3), 0.5), ("(4, 3)", "(B, 2)")),
     "along a word": (lambda: EXACT.on("edm"), ("'edm'", "expected a process")),
     "a model that makes no prediction": (
-        lambda: sg.sample(NoPrediction(VP), (3, 2), steps=3, solver="ddim"),
+        lambda: sg.sample(NoPrediction(VP), (3, 2), steps=3),
         ("NoPrediction", "Tensor", "Prediction"),
     ),
     "a mixture without widths": (lambda: sg.GaussianMixture([[0.0, 1.0]]), ("exactly one of std=", "covariances=")),

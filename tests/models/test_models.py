@@ -328,6 +328,45 @@ class Scribbles(Small):
         return out
 
 
+class Tensors(ScoreModel):
+    """What people write first: a forward that returns the score."""
+
+    def forward(self, x, t, **cond):
+        return -x
+
+
+class WrapsTensors(sg.Wrapped):
+    def forward(self, x, t, **cond):
+        return self.model(x, t, **cond).x0
+
+
+PLANE = torch.zeros(3, 2)
+USES = {
+    "steps": lambda m: sg.sample(m, 3, steps=5),
+    "a tolerance": lambda m: sg.sample(m, 3, rtol=1e-1),
+    "noise": lambda m: sg.sample(m, 3, steps=5, eta=1.0),
+    "ddim": lambda m: sg.sample(m, 3, solver="ddim", steps=4),
+    "a density": lambda m: sg.log_prob(m, PLANE, rtol=1e-1),
+    "encode": lambda m: sg.encode(m, PLANE, steps=4),
+    "a loss": lambda m: sg.dsm_loss(m, PLANE),
+    "a score": lambda m: m.score(PLANE, 0.5),
+    "along another process": lambda m: m.on(EDMSDE())(PLANE, 0.5),
+    "guidance": lambda m: sg.Guided(m, 2.0, against=m)(PLANE, 0.5),
+    "its laws": lambda m: check_model(m),
+    "a wrapper": lambda m: sg.testing.check_wrapper(sg.Wrapped(m), m),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_model_that_returns_a_tensor_is_told_what_to_return(use, wrapped):
+    model: ScoreModel = Tensors(VPSDE(), event_shape=(2,), data_mean=0.1, data_std=1.0)
+    if wrapped:
+        model = WrapsTensors(MixtureModel(MIXTURES["plane"], VPSDE()))
+    with pytest.raises(InvalidInputError, match=f"{type(model).__name__} returned .*, expected a Prediction"):
+        USES[use](model)
+
+
 @pytest.mark.parametrize("copied", [False, True])
 def test_numbers_that_a_parametrisation_uses_may_change(copied):
     share = torch.tensor(1.0, dtype=F64)
