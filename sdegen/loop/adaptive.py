@@ -36,6 +36,7 @@ class Begun:
         nfe: (B,) their evaluations.
         noise: theirs; None where nothing is drawn.
         x, t, state: where they begin.
+        h: their first step.
         gone: how many of them, the first, wait no more.
     """
 
@@ -45,6 +46,7 @@ class Begun:
     x: Tensor
     t: Tensor
     state: Any
+    h: Tensor
     gone: int = 0
 
     def __len__(self) -> int:
@@ -55,7 +57,7 @@ class Begun:
         some = torch.arange(self.gone, self.gone + n, device=self.rows.device)
         self.gone += n
         state, noise = solver.select(self.state, some, self.x), None if self.noise is None else self.noise.select(some)
-        return Begun(self.rows[some], self.nfe[some], noise, self.x[some], self.t[some], state)
+        return Begun(self.rows[some], self.nfe[some], noise, self.x[some], self.t[some], state, self.h[some])
 
 
 class Adaptive:
@@ -129,12 +131,17 @@ class Adaptive:
         entry = self.plan.solver.enter(term, x, t, self.tolerance, noise)
         self.next += len(rows)
         self.term.calls += term.calls
-        return Begun(rows, term.counts(rows), noise if self.plan.noisy else None, entry.x, entry.t, entry.state)
+        h = torch.full_like(entry.t, self.first)
+        if entry.h is not None:
+            h = torch.where(entry.h.abs() > abs(self.first), entry.h, h)
+        if entry.t is not t:  # some began with a step in closed form
+            self.path.add(rows, entry.t != t, t, entry.t, x, Step(entry.x))
+        return Begun(rows, term.counts(rows), noise if self.plan.noisy else None, entry.x, entry.t, entry.state, h)
 
     def _fill(self, new: Begun) -> Any:
         """Fill the places with the first samples; the state of the batch then."""
         self.rows, self.x, self.t, self.noise = new.rows, new.x, new.t, self.drawn if new.noise is None else new.noise
-        self.h, self.rejected = torch.full_like(new.t, self.first), torch.zeros_like(new.rows)
+        self.h, self.rejected = new.h, torch.zeros_like(new.rows)
         self.since = torch.zeros_like(new.rows)
         self.term.restart(new.nfe, self.rows)
         if self.breaks is not None:
@@ -150,7 +157,7 @@ class Adaptive:
             at, free = free[: len(new)], free[len(new) :]
             state = self.plan.solver.replace(state, at, new.state, self.x)
             self.rows, self.x = self.rows.index_copy(0, at, new.rows), self.x.index_copy(0, at, new.x)
-            self.t, self.h = self.t.index_copy(0, at, new.t), self.h.index_fill(0, at, self.first)
+            self.t, self.h = self.t.index_copy(0, at, new.t), self.h.index_copy(0, at, new.h)
             self.since, self.rejected = self.since.index_fill(0, at, self.steps), self.rejected.index_fill(0, at, 0)
             if isinstance(self.noise, RefinablePath):  # what a path has drawn is kept
                 self.noise = self.noise.replace(at, new.noise)  # type: ignore[arg-type]

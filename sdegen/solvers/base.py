@@ -60,11 +60,13 @@ class Entry:
     Attributes:
         x, t: state and time of each sample, (B, *event) and (B,).
         state: what the solver carries into the first step.
+        h: the first step of each sample, (B,), where that is longer than advised; None: as advised.
     """
 
     x: Tensor
     t: Tensor
     state: State
+    h: Tensor | None = None
 
 
 class Solver(ABC):

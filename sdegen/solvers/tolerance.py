@@ -16,6 +16,9 @@ from ..processes import SDE
 from ..terms import Term
 
 
+_WIDE = 2.0  # standard deviation along the data's widest directions over the level at which they turn; measured
+
+
 @dataclass(frozen=True)
 class Tolerance:
     """The scale of an allowed error: share (atol + rtol |x|), |x| the root mean square of a sample's state.
@@ -53,8 +56,9 @@ def effective_variance(term: Term, x: Tensor, *, smooth: bool | None = None) -> 
     """v = |C|_F^2/tr C, the variance along the data's widest directions.
 
     Errors made at high noise lie in these directions and shrink less on the way down, so a tolerance is tightened for
-    them (`share_of`). Without a known covariance C the upper bound d s^2 is taken; for exact scores, and along paths
-    that do not keep the data's scale, None: the data count as round. `smooth` is as the model says, unless given.
+    them (`share_of`). Without a known covariance C it is (2 r)^2, r the level at which the model turns, or the upper
+    bound d s^2 where that is less or r is not known; for exact scores, and along paths that do not keep the data's
+    scale, None: the data count as round. `smooth` is as the model says, unless given.
     """
     model = term.model
     if model is None or term.sde.data_scale is None:
@@ -64,8 +68,10 @@ def effective_variance(term: Term, x: Tensor, *, smooth: bool | None = None) -> 
         covariance = model.data_covariance.double()
         total = covariance.trace().clamp_min(torch.finfo(torch.float64).tiny)  # of a single point it is 0
         return max(float(covariance.square().sum() / total), s**2)
-    smooth = model.smooth if smooth is None else smooth
-    return None if smooth else flat(x).shape[1] * s**2
+    if model.smooth if smooth is None else smooth:
+        return None
+    bound, turning = flat(x).shape[1] * s**2, model.data.turning
+    return bound if turning is None else min(bound, max((_WIDE * turning) ** 2, s**2))
 
 
 def share_of(sde: SDE, variance: float, t: Tensor) -> Tensor:

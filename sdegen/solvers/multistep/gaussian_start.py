@@ -42,6 +42,7 @@ from ..tolerance import Tolerance
 # ---- where a leap ends, as sh/s; measured, see docs/decisions.md
 
 FAR = 10.0  # of the reverse SDE: above it noisy data are as good as Gaussian
+_QUIET, _LOUD = 0.2, 4.0  # of a network, sh over the level where it turns: this over the tolerance, and at least that
 _DROWNED = 8.0  # noise over the data's scale at t_max, from which on a model says the mean and nothing else; measured
 
 
@@ -53,6 +54,24 @@ def leap_of_steps(n: int) -> float:
 def leap_of_tolerance(tolerance: Tolerance, s: float) -> float:
     """Of the flow, under error control."""
     return max(4.0, (10 * s / (tolerance.atol + tolerance.rtol * s)) ** 0.25)
+
+
+def leap_of_network(term: Term, begin: float, tolerance: Tolerance) -> float | None:
+    """The same for models that are not smooth, whose slope at t_max is known better than they know it; None: no leap.
+
+    Above the level r at which a model turns, x0 is the mean and little more: what it says beyond that moves the end by
+    about (r/sh)^2. A network says more, and nothing of it can be relied on, but it is what a tolerance is of, so the
+    leap is as high as that tolerance is small.
+    """
+    model = term.model
+    if model is None or model.smooth or term.sde.data_scale is None or begin < term.t_max * (1 - 1e-6):
+        return None
+    turning = model.data.turning
+    if turning is None or term.stochastic or not begins_at_the_mean(model, term.cond):
+        return None
+    s = term.sde.data_scale
+    tol = (tolerance.atol + tolerance.rtol * s) / s
+    return turning / s * max(_QUIET / tol, _LOUD)
 
 
 # ---- along the flow
@@ -160,7 +179,7 @@ class Leapt:
         x: the state there, corrected.
         stop, past: the time there, and those above it that have slopes.
         slope, slopes: dx/dt there, and at `past`.
-        good: (B,) for which samples the leap is good enough for the tolerance.
+        moved: (B,) the correction of x over the tolerance.
     """
 
     x: Tensor
@@ -168,25 +187,21 @@ class Leapt:
     past: list[float]
     slope: Tensor
     slopes: list[Tensor]
-    good: Tensor
+    moved: Tensor
 
     @classmethod
     def of(
-        cls, term: Term, law: Gaussian | None, x: Tensor, begin: float, tolerance: Tolerance, aim: float
+        cls, term: Term, law: Gaussian | None, x: Tensor, begin: float, level: float, tolerance: Tolerance
     ) -> Leapt | None:
-        """The leap from x at the time `begin` that a tolerance allows, of which a step may use the share `aim`; None:
-        there is nothing to leap over."""
-        s = scale_of_circle(term)
-        stop = math.atan(leap_of_tolerance(tolerance, s))
+        """The leap from x at the time `begin` to sh/s = `level`; None: there is nothing to leap over."""
+        stop = math.atan(level)
         if begin > term.t_min and not term.t_min < stop < begin:
             return None
         leap = GaussianStart.planned(term, law, begin, stop, x)
         x_stop = leap.at(x, stop)
         slope = term.drift(x_stop, torch.full((len(x),), stop, dtype=torch.float64, device=x.device))
         x_stop, slopes, correction = leap.corrected(x, x_stop, slope)
-        # what comes after the correction is smaller by about alpha s/sigma
-        good = tolerance.ratio(correction, x, x_stop) / math.tan(stop) <= aim
-        return cls(x_stop, stop, leap.past, slope, slopes, good)
+        return cls(x_stop, stop, leap.past, slope, slopes, tolerance.ratio(correction, x, x_stop))
 
 
 def scale_of_circle(term: Term) -> float:

@@ -32,7 +32,7 @@ from ....noise.white import Noise
 from ....terms import Term
 from ...base import Entry, Step, replaced
 from ...tolerance import Tolerance
-from ..gaussian_start import Leapt, newton_table, slope_above
+from ..gaussian_start import Leapt, leap_of_network, leap_of_tolerance, newton_table, scale_of_circle, slope_above
 from .layout import Layout, Orders, packed
 from .method import AdamsMethod
 
@@ -118,9 +118,16 @@ class AdamsTolerance(AdamsMethod):
         return self.accept[0] if smooth else self.accept[1]
 
     def enter(self, term: Term, x: Tensor, t: Tensor, tolerance: Tolerance, noise: Noise) -> Entry:
-        leapt = Leapt.of(term, self.law, x, float(t[0]), tolerance, self.aim) if self.leaps else None
+        begin = float(t[0])
+        if self.leaps:  # what comes after the correction is smaller by about alpha s/sigma
+            level: float | None = leap_of_tolerance(tolerance, scale_of_circle(term))
+            left = 1 / level  # type: ignore[operator]
+        else:
+            level, left = leap_of_network(term, begin, tolerance), 1.0
+        leapt = None if level is None else Leapt.of(term, self.law, x, begin, level, tolerance)
         if leapt is None:
             return Entry(x, t, self._at_first(term, x, t, term.drift(x, t), tolerance))
+        good = leapt.moved * left <= self.aim
         stops, x_start = torch.full_like(t, leapt.stop), leapt.x
         table = self._begun(term, x, leapt.slope)
         layout, one = table.layout, table.order
@@ -128,13 +135,15 @@ class AdamsTolerance(AdamsMethod):
         differences = torch.stack([layout.rows(v) for v in parts], layout.axis)
         spacings = torch.stack([stops - u for u in leapt.past]).to(layout.dtype)
         table = replace(table, differences=differences, spacings=spacings, order=one + 1, valid=one + 2)
-        refused = (~leapt.good).nonzero().flatten()
+        refused = (~good).nonzero().flatten()
         if len(refused):  # they begin at the first time after all
             x_own, t_own = x[refused], t[refused]
             own = self._at_first(term, x_own, t_own, term.drift_of(refused, x_own, t_own), tolerance)
             table, x_start = self.replace(table, refused, own, x), x_start.index_copy(0, refused, x_own)
         table = replace(table, size=tolerance.size(x_start))
-        return Entry(x_start, torch.where(leapt.good, stops, t), table)
+        # a leap that went well, as any step, may be followed by one twice as long
+        h = None if self.leaps else good * (_GROW * (leapt.stop - begin))
+        return Entry(x_start, torch.where(good, stops, t), table, h)
 
     def _at_first(self, term: Term, x: Tensor, t: Tensor, slope: Tensor, tolerance: Tolerance) -> AdamsTable:
         """The table of the slope at (x, t), and of the one that is known above t_max where there is one."""
