@@ -65,10 +65,11 @@ class _Row:
 
 _PLAIN = _Row()
 
+_LARGEST_ROUGH = 1 / 6  # Adams' largest step for models that are not smooth: five networks
 # The fewest and the most evaluations of which Adams' method spends none on the ends. Measured, see docs/decisions.md.
 _FEW = (2, 11)
 _TABLE: dict[type[Solver], _Row] = {
-    AdamsMethod: _Row(50, 1 / 12, 1 / 8),  # 18 mixtures; a cap of 1/6 or 1/10 costs 4 %
+    AdamsMethod: _Row(50, 1 / 12, 1 / 8),  # 18 mixtures; a cap of 1/6 or 1/10 costs 4 %; of networks 1/6, see below
     StochasticAdamsMethod: _Row(50, 1 / 20, 1 / 9),
     EulerMaruyama: _Row(500),
     StochasticHeun: _Row(250),
@@ -107,17 +108,18 @@ def advise(
     model = subject.model if isinstance(subject, Term) else subject
     fine: bool = (model is None or model.smooth) if smooth is None else smooth
     n = row.steps if steps is None else steps
-    grid, orders, first = solver.grid, None, row.first
+    grid, orders, first, largest = solver.grid, None, row.first, row.largest
     if isinstance(solver, AdamsMethod):
         grid = _adams_grid(solver, fine)
         orders = _adams_orders(solver, n, fine)
         if not fine and tolerance is not None:  # no estimate sees what a network makes of time in the first step
             first = min(first / 4, math.sqrt(tolerance.rtol or tolerance.atol) / 4)
+            largest = _LARGEST_ROUGH
     leap = None
     if solver.leaps:
         leap = leap_of_steps(n) if isinstance(solver, AdamsMethod) else FAR
     few = orders is not None and leap is None and few_steps(n)
-    return Advice(solver.coordinates, grid, orders, leap, first, row.largest, row.steps, few)
+    return Advice(solver.coordinates, grid, orders, leap, first, largest, row.steps, few)
 
 
 def few_steps(n: int) -> bool:

@@ -15,7 +15,6 @@ from ..core.shapes import SMALL_EVENT, event_mean, flat
 from ..processes import SDE
 from ..terms import Term
 
-
 _WIDE = 2.0  # standard deviation along the data's widest directions over the level at which they turn; measured
 
 

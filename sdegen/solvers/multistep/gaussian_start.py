@@ -42,7 +42,7 @@ from ..tolerance import Tolerance
 # ---- where a leap ends, as sh/s; measured, see docs/decisions.md
 
 FAR = 10.0  # of the reverse SDE: above it noisy data are as good as Gaussian
-_QUIET, _LOUD = 0.2, 4.0  # of a network, sh over the level where it turns: this over the tolerance, and at least that
+_QUIET, _LOUD = 0.2, 4.0  # of a network, as sh/r: this over the tolerance, and at least that
 _DROWNED = 8.0  # noise over the data's scale at t_max, from which on a model says the mean and nothing else; measured
 
 
@@ -56,22 +56,22 @@ def leap_of_tolerance(tolerance: Tolerance, s: float) -> float:
     return max(4.0, (10 * s / (tolerance.atol + tolerance.rtol * s)) ** 0.25)
 
 
-def leap_of_network(term: Term, begin: float, tolerance: Tolerance) -> float | None:
-    """The same for models that are not smooth, whose slope at t_max is known better than they know it; None: no leap.
+def leap_of_network(term: Term, x: Tensor, begin: float, tolerance: Tolerance) -> float | None:
+    """The same of a model that is not smooth, from t_max where it says the mean and nothing else; None: no leap.
 
-    Above the level r at which a model turns, x0 is the mean and little more: what it says beyond that moves the end by
-    about (r/sh)^2. A network says more, and nothing of it can be relied on, but it is what a tolerance is of, so the
-    leap is as high as that tolerance is small.
+    Far above the noise level r at which a model turns, x0 is the mean and the correction is all that is missing. What
+    a network says there is of no use, but a tolerance is of the network's flow, whose end moves by what is left out;
+    measured, by less than the tolerance where sh/r is a fifth of its inverse.
     """
-    model = term.model
-    if model is None or model.smooth or term.sde.data_scale is None or begin < term.t_max * (1 - 1e-6):
+    model, s = term.model, None if term.sde is None else term.sde.data_scale
+    if model is None or model.smooth or s is None or begin < term.t_max * (1 - 1e-6):
+        return None
+    if term.breaks() or term.measured(x) is not x or not begins_at_the_mean(model, term.cond):
         return None
     turning = model.data.turning
-    if turning is None or term.stochastic or not begins_at_the_mean(model, term.cond):
+    if turning is None or bool((model.data.mean != 0).any()):  # the state is not centred
         return None
-    s = term.sde.data_scale
-    tol = (tolerance.atol + tolerance.rtol * s) / s
-    return turning / s * max(_QUIET / tol, _LOUD)
+    return turning / s * max(_QUIET * s / (tolerance.atol + tolerance.rtol * s), _LOUD)
 
 
 # ---- along the flow

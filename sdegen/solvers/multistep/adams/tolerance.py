@@ -119,11 +119,7 @@ class AdamsTolerance(AdamsMethod):
 
     def enter(self, term: Term, x: Tensor, t: Tensor, tolerance: Tolerance, noise: Noise) -> Entry:
         begin = float(t[0])
-        if self.leaps:  # what comes after the correction is smaller by about alpha s/sigma
-            level: float | None = leap_of_tolerance(tolerance, scale_of_circle(term))
-            left = 1 / level  # type: ignore[operator]
-        else:
-            level, left = leap_of_network(term, begin, tolerance), 1.0
+        level, left = self._leap(term, x, begin, tolerance)
         leapt = None if level is None else Leapt.of(term, self.law, x, begin, level, tolerance)
         if leapt is None:
             return Entry(x, t, self._at_first(term, x, t, term.drift(x, t), tolerance))
@@ -141,9 +137,15 @@ class AdamsTolerance(AdamsMethod):
             own = self._at_first(term, x_own, t_own, term.drift_of(refused, x_own, t_own), tolerance)
             table, x_start = self.replace(table, refused, own, x), x_start.index_copy(0, refused, x_own)
         table = replace(table, size=tolerance.size(x_start))
-        # a leap that went well, as any step, may be followed by one twice as long
-        h = None if self.leaps else good * (_GROW * (leapt.stop - begin))
+        h = None if self.leaps else good * (_GROW * (leapt.stop - begin))  # as after any step that went well
         return Entry(x_start, torch.where(good, stops, t), table, h)
+
+    def _leap(self, term: Term, x: Tensor, begin: float, tolerance: Tolerance) -> tuple[float | None, float]:
+        """Where a leap ends, as sh/s, None: there is none; and its error over its correction, at most."""
+        if self.leaps:
+            level = leap_of_tolerance(tolerance, scale_of_circle(term))
+            return level, 1 / level  # what comes after the correction is smaller by about alpha s/sigma
+        return leap_of_network(term, x, begin, tolerance), 1.0
 
     def _at_first(self, term: Term, x: Tensor, t: Tensor, slope: Tensor, tolerance: Tolerance) -> AdamsTable:
         """The table of the slope at (x, t), and of the one that is known above t_max where there is one."""
