@@ -41,8 +41,8 @@ from ..tolerance import Tolerance
 
 # ---- where a leap ends, as sh/s; measured, see docs/decisions.md
 
+_QUIET, _LOUD = 0.2, 5.0  # of a network by a tolerance, as sh/r: this over the tolerance, and at least that
 FAR = 10.0  # of the reverse SDE: above it noisy data are as good as Gaussian
-_QUIET, _LOUD = 0.2, 4.0  # of a network, as sh/r: this over the tolerance, and at least that
 _DROWNED = 8.0  # noise over the data's scale at t_max, from which on a model says the mean and nothing else; measured
 
 
@@ -56,25 +56,24 @@ def leap_of_tolerance(tolerance: Tolerance, s: float) -> float:
     return max(4.0, (10 * s / (tolerance.atol + tolerance.rtol * s)) ** 0.25)
 
 
-def leap_of_network(term: Term, x: Tensor, begin: float, tolerance: Tolerance) -> float | None:
-    """The same of a model that is not smooth, from t_max where it says the mean and nothing else; None: no leap.
+# ---- along the flow
 
-    Far above the noise level r at which a model turns, x0 is the mean and the correction is all that is missing. What
-    a network says there is of no use, but a tolerance is of the network's flow, whose end moves by what is left out;
-    measured, by less than the tolerance where sh/r is a fifth of its inverse.
+
+def quiet_time(term: Term, x: Tensor, begin: float, tolerance: Tolerance) -> float | None:
+    """The time of the circular path down to which a network by a tolerance need not be asked; None: it is, from `begin`.
+
+    Far above the level r at which it turns, E[x0 | x] hardly depends on x, and the slope is constant but for what falls
+    like r/sh: one step by the slope at its end, whatever mean it tells, leaves out about (r/sh)^2 of the data's scale.
+    Measured it is less than the tolerance where sh/r is a fifth of its inverse. Exact scores have estimates to go by.
     """
     model, s = term.model, None if term.sde is None else term.sde.data_scale
-    if model is None or model.smooth or s is None or begin < term.t_max * (1 - 1e-6):
-        return None
-    if term.breaks() or term.measured(x) is not x or not begins_at_the_mean(model, term.cond):
+    if model is None or model.smooth or model.conditioned or s is None or begin < term.t_max * (1 - 1e-6):
         return None
     turning = model.data.turning
-    if turning is None or bool((model.data.mean != 0).any()):  # the state is not centred
+    if turning is None or term.breaks() or term.measured(x) is not x:
         return None
-    return turning / s * max(_QUIET * s / (tolerance.atol + tolerance.rtol * s), _LOUD)
-
-
-# ---- along the flow
+    stop = math.atan(turning / s * max(_QUIET * s / (tolerance.atol + tolerance.rtol * s), _LOUD))
+    return stop if term.t_min < stop < begin else None
 
 
 def begins_at_the_mean(model: ScoreModel, cond: Mapping[str, Any]) -> bool:
@@ -179,7 +178,7 @@ class Leapt:
         x: the state there, corrected.
         stop, past: the time there, and those above it that have slopes.
         slope, slopes: dx/dt there, and at `past`.
-        moved: (B,) the correction of x over the tolerance.
+        good: (B,) for which samples the leap is good enough for the tolerance.
     """
 
     x: Tensor
@@ -187,21 +186,25 @@ class Leapt:
     past: list[float]
     slope: Tensor
     slopes: list[Tensor]
-    moved: Tensor
+    good: Tensor
 
     @classmethod
     def of(
-        cls, term: Term, law: Gaussian | None, x: Tensor, begin: float, level: float, tolerance: Tolerance
+        cls, term: Term, law: Gaussian | None, x: Tensor, begin: float, tolerance: Tolerance, aim: float
     ) -> Leapt | None:
-        """The leap from x at the time `begin` to sh/s = `level`; None: there is nothing to leap over."""
-        stop = math.atan(level)
+        """The leap from x at the time `begin` that a tolerance allows, of which a step may use the share `aim`; None:
+        there is nothing to leap over."""
+        s = scale_of_circle(term)
+        stop = math.atan(leap_of_tolerance(tolerance, s))
         if begin > term.t_min and not term.t_min < stop < begin:
             return None
         leap = GaussianStart.planned(term, law, begin, stop, x)
         x_stop = leap.at(x, stop)
         slope = term.drift(x_stop, torch.full((len(x),), stop, dtype=torch.float64, device=x.device))
         x_stop, slopes, correction = leap.corrected(x, x_stop, slope)
-        return cls(x_stop, stop, leap.past, slope, slopes, tolerance.ratio(correction, x, x_stop))
+        # what comes after the correction is smaller by about alpha s/sigma
+        good = tolerance.ratio(correction, x, x_stop) / math.tan(stop) <= aim
+        return cls(x_stop, stop, leap.past, slope, slopes, good)
 
 
 def scale_of_circle(term: Term) -> float:

@@ -32,7 +32,7 @@ from ....noise.white import Noise
 from ....terms import Term
 from ...base import Entry, Step, replaced
 from ...tolerance import Tolerance
-from ..gaussian_start import Leapt, leap_of_network, leap_of_tolerance, newton_table, scale_of_circle, slope_above
+from ..gaussian_start import Leapt, newton_table, quiet_time, slope_above
 from .layout import Layout, Orders, packed
 from .method import AdamsMethod
 
@@ -118,12 +118,11 @@ class AdamsTolerance(AdamsMethod):
         return self.accept[0] if smooth else self.accept[1]
 
     def enter(self, term: Term, x: Tensor, t: Tensor, tolerance: Tolerance, noise: Noise) -> Entry:
-        begin = float(t[0])
-        level, left = self._leap(term, x, begin, tolerance)
-        leapt = None if level is None else Leapt.of(term, self.law, x, begin, level, tolerance)
+        if not self.leaps:
+            return self._asked_first(term, x, t, tolerance)
+        leapt = Leapt.of(term, self.law, x, float(t[0]), tolerance, self.aim)
         if leapt is None:
             return Entry(x, t, self._at_first(term, x, t, term.drift(x, t), tolerance))
-        good = leapt.moved * left <= self.aim
         stops, x_start = torch.full_like(t, leapt.stop), leapt.x
         table = self._begun(term, x, leapt.slope)
         layout, one = table.layout, table.order
@@ -131,21 +130,24 @@ class AdamsTolerance(AdamsMethod):
         differences = torch.stack([layout.rows(v) for v in parts], layout.axis)
         spacings = torch.stack([stops - u for u in leapt.past]).to(layout.dtype)
         table = replace(table, differences=differences, spacings=spacings, order=one + 1, valid=one + 2)
-        refused = (~good).nonzero().flatten()
+        refused = (~leapt.good).nonzero().flatten()
         if len(refused):  # they begin at the first time after all
             x_own, t_own = x[refused], t[refused]
             own = self._at_first(term, x_own, t_own, term.drift_of(refused, x_own, t_own), tolerance)
             table, x_start = self.replace(table, refused, own, x), x_start.index_copy(0, refused, x_own)
         table = replace(table, size=tolerance.size(x_start))
-        h = None if self.leaps else good * (_GROW * (leapt.stop - begin))  # as after any step that went well
-        return Entry(x_start, torch.where(good, stops, t), table, h)
+        return Entry(x_start, torch.where(leapt.good, stops, t), table)
 
-    def _leap(self, term: Term, x: Tensor, begin: float, tolerance: Tolerance) -> tuple[float | None, float]:
-        """Where a leap ends, as sh/s, None: there is none; and its error over its correction, at most."""
-        if self.leaps:
-            level = leap_of_tolerance(tolerance, scale_of_circle(term))
-            return level, 1 / level  # what comes after the correction is smaller by about alpha s/sigma
-        return leap_of_network(term, x, begin, tolerance), 1.0
+    def _asked_first(self, term: Term, x: Tensor, t: Tensor, tolerance: Tolerance) -> Entry:
+        """The start at t, or for networks at the first time where they are worth asking, by the slope there."""
+        stop = quiet_time(term, x, float(t[0]), tolerance)
+        if stop is None:
+            return Entry(x, t, self._at_first(term, x, t, term.drift(x, t), tolerance))
+        stops, h = torch.full_like(t, stop), stop - float(t[0])
+        slope = term.drift(x, stops)
+        x_stop = x + h * slope
+        table = replace(self._begun(term, x, slope), size=tolerance.size(x_stop))
+        return Entry(x_stop, stops, table, torch.full_like(t, _GROW * h))  # as after any step that went well
 
     def _at_first(self, term: Term, x: Tensor, t: Tensor, slope: Tensor, tolerance: Tolerance) -> AdamsTable:
         """The table of the slope at (x, t), and of the one that is known above t_max where there is one."""
