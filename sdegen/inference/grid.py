@@ -95,7 +95,7 @@ def grid(
         how = {"solver": "adams", "rtol": rtol, "t_span": (ends[0], stop), "save": "all", "progress": False}
         run = sample(model, samples, seed=seed, **how, cond=cond)
     even = grid_along(model, 200, kind=advise(Adams(), model, steps=n).grid, t_span=(ends[0], stop))
-    times = _quantiles(model, run.ts.cpu(), run.accepted.cpu(), inner, even)
+    times = _quantiles(model, run.ts.cpu(), inner, even)
     times[0], times[-1] = ends[0], stop
     return times if ends[1] != 0 else torch.cat([times, torch.zeros(1, dtype=torch.float64, device="cpu")])
 
@@ -104,7 +104,7 @@ def grid(
 _PILOTS = ((12, 1e-2), (22, 1e-3), (35, 1e-4), (70, 1e-6))
 
 
-def _quantiles(model: ScoreModel, ts: Tensor, accepted: Tensor, n: int, even: Tensor) -> Tensor:
+def _quantiles(model: ScoreModel, ts: Tensor, n: int, even: Tensor) -> Tensor:
     """n + 1 times that cut into equal parts the steps of the samples, (S, B) times, and those of the grid `even`, with
     the weight of all samples: no step becomes longer than twice what it is there."""
     angle = lambda t: torch.atan(torch.exp(-model.sde.half_log_snr(t)) / model.sigma_data)
@@ -114,7 +114,7 @@ def _quantiles(model: ScoreModel, ts: Tensor, accepted: Tensor, n: int, even: Te
         fraction = numpy.linspace(0, 1, len(nodes))
         return torch.from_numpy(numpy.interp(fine.numpy(), angle(nodes).numpy()[::-1], fraction[::-1]))
 
-    own = [behind(ts[: count + 1, k]) for k, count in enumerate(accepted.tolist())]
+    own = [behind(path[: int((path.diff() != 0).sum()) + 1]) for path in ts.T]  # short paths repeat their end
     done = (sum(own) / len(own) + behind(even)) / 2
     wanted = numpy.interp(numpy.linspace(0, 1, n + 1), done.numpy(), fine.numpy())
     return model.sde.time(-torch.log(model.sigma_data * torch.tan(torch.from_numpy(wanted))))

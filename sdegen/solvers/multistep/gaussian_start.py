@@ -60,7 +60,7 @@ def leap_of_tolerance(tolerance: Tolerance, s: float) -> float:
 
 
 def quiet_time(term: Term, x: Tensor, begin: float, tolerance: Tolerance) -> float | None:
-    """The time of the circular path down to which a network by a tolerance need not be asked; None: it is, from `begin`.
+    """The time of the circular path down to which a network need not be asked by a tolerance; None: it is at `begin`.
 
     Far above the level r at which it turns, E[x0 | x] hardly depends on x, and the slope is constant but for what falls
     like r/sh: one step by the slope at its end, whatever mean it tells, leaves out about (r/sh)^2 of the data's scale.
