@@ -8,7 +8,7 @@ import torch
 import sdegen as sg
 from sdegen.models.coordinates import Coordinates
 from sdegen.solvers.multistep.adams import tolerance as by_tolerance
-from sdegen.solvers.multistep.gaussian_start import quiet_time
+from sdegen.solvers.multistep.adams.first import quiet_time
 from sdegen.solvers.tolerance import Tolerance, effective_variance
 
 PROCESSES = [sg.VPSDE(), sg.EDMSDE(), sg.CosineSDE(), sg.LinearPathSDE()]

@@ -41,7 +41,6 @@ from ..tolerance import Tolerance
 
 # ---- where a leap ends, as sh/s; measured, see docs/decisions.md
 
-_QUIET, _LOUD = 0.2, 5.0  # of a network by a tolerance, as sh/r: this over the tolerance, and at least that
 FAR = 10.0  # of the reverse SDE: above it noisy data are as good as Gaussian
 _DROWNED = 8.0  # noise over the data's scale at t_max, from which on a model says the mean and nothing else; measured
 
@@ -57,23 +56,6 @@ def leap_of_tolerance(tolerance: Tolerance, s: float) -> float:
 
 
 # ---- along the flow
-
-
-def quiet_time(term: Term, x: Tensor, begin: float, tolerance: Tolerance) -> float | None:
-    """The time of the circular path down to which a network need not be asked by a tolerance; None: it is at `begin`.
-
-    Far above the level r at which it turns, E[x0 | x] hardly depends on x, and the slope is constant but for what falls
-    like r/sh: one step by the slope at its end, whatever mean it tells, leaves out about (r/sh)^2 of the data's scale.
-    Measured it is less than the tolerance where sh/r is a fifth of its inverse. Exact scores have estimates to go by.
-    """
-    model, s = term.model, None if term.sde is None else term.sde.data_scale
-    if model is None or model.smooth or model.conditioned or s is None or begin < term.t_max * (1 - 1e-6):
-        return None
-    turning = model.data.turning
-    if turning is None or term.breaks() or term.measured(x) is not x:
-        return None
-    stop = math.atan(turning / s * max(_QUIET * s / (tolerance.atol + tolerance.rtol * s), _LOUD))
-    return stop if term.t_min < stop < begin else None
 
 
 def begins_at_the_mean(model: ScoreModel, cond: Mapping[str, Any]) -> bool:

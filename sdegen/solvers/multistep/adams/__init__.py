@@ -44,7 +44,8 @@ class Adams(GridOrTolerance, AdamsMethod):
     without an evaluation (see `slope_above`), so that the first step is of order 2. A network is rougher in time than
     any such estimate can see, and the estimate of the first step compares no more than two values. So where the model
     is not `smooth` (see `ScoreModel`), steps are accepted up to E_k = 2, and the first step is shortened (see
-    `advice.advise`).
+    `advice.advise`); and where it is known at which noise level it turns, it is asked first below t_max, and the way
+    down to there is one step by that slope (see `first.quiet_time`).
 
     Args:
         max_order: most past values used, up to 8.

@@ -32,7 +32,8 @@ from ....noise.white import Noise
 from ....terms import Term
 from ...base import Entry, Step, replaced
 from ...tolerance import Tolerance
-from ..gaussian_start import Leapt, newton_table, quiet_time, slope_above
+from ..gaussian_start import Leapt, newton_table, slope_above
+from .first import quiet_time
 from .layout import Layout, Orders, packed
 from .method import AdamsMethod
 
