@@ -14,7 +14,8 @@ from torch import Tensor
 from .core.arguments import check_eta
 from .core.conditions import merged, rows_of, tensors_of
 from .core.errors import InvalidInputError
-from .core.kinds import checked
+from .core.kinds import checked, told
+from .core.returned import check_returned
 from .core.shapes import factor, plus
 from .core.show import Shown
 from .models.base import ScoreModel
@@ -22,6 +23,14 @@ from .models.coordinates import Coordinates
 from .models.guided.gradients import products_made
 from .models.prediction import Prediction, some_noise
 from .processes import SDE
+
+
+def _check_drift(term: Any, drift: Any, x: Tensor, *_: Any) -> None:
+    """Raise unless it is what `drift` has to return for a state x."""
+    if not isinstance(drift, Tensor) or drift.shape != x.shape:
+        raise InvalidInputError(
+            f"{type(term).__name__}.drift returned {told(drift)}, expected a tensor like x, {tuple(x.shape)}"
+        )
 
 
 class Term(Shown, ABC):
@@ -48,6 +57,10 @@ class Term(Shown, ABC):
     model: Any = None
     sde: Any = None
     eta: Any = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        check_returned(cls, "drift", _check_drift)
 
     def _facts(self):
         return {"model": self.model, "sde": self.sde if self.model is None else None, "eta": self.eta or None}

@@ -15,11 +15,12 @@ from ..core.cache import Recent, versions_of
 from ..core.conditions import check_rows, words_of
 from ..core.errors import InvalidInputError, shortened
 from ..core.kinds import checked, kind_of, take
+from ..core.returned import check_returned
 from ..core.shapes import as_time, expand, scaled, time_of
 from ..core.show import Shown
 from ..processes import SDE, Crossing
 from .facts import DataFacts, beside, same_statistic, statistic
-from .prediction import FIRST, SECOND, Prediction, giving_prediction, some_noise
+from .prediction import FIRST, SECOND, Prediction, check_prediction, some_noise
 from .space import LatentSpace
 
 Statistic = float | Sequence[Any] | Tensor | None  # one number, or event-shaped
@@ -93,9 +94,7 @@ class ScoreModel(Shown, nn.Module):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """What a user's `forward` returns is checked at every call."""
         super().__init_subclass__(**kwargs)
-        forward = vars(cls).get("forward")
-        if callable(forward) and cls.__module__.partition(".")[0] != __name__.partition(".")[0]:
-            cls.forward = giving_prediction(forward)
+        check_returned(cls, "forward", check_prediction)
 
     @property
     def data(self) -> DataFacts:

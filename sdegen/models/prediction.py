@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any, Self
 
 import torch
@@ -193,17 +191,10 @@ def _checked_time(sde: SDE, t: float | Tensor, x: Tensor, output: Tensor) -> Ten
     return t
 
 
-def giving_prediction(forward: Callable[..., Any]) -> Callable[..., Prediction]:
-    """A model's `forward` that refuses to return anything but a Prediction."""
-
-    @functools.wraps(forward)
-    def checked(self: Any, *args: Any, **cond: Any) -> Prediction:
-        belief = forward(self, *args, **cond)
-        if not isinstance(belief, Prediction):
-            raise InvalidInputError(
-                f"{type(self).__name__} returned {told(belief)}, expected a Prediction, such as "
-                "Prediction.from_x0(x, x0, self.sde, t)"
-            )
-        return belief
-
-    return checked
+def check_prediction(model: Any, belief: Any, *_: Any) -> None:
+    """Raise unless it is what a model's `forward` has to return."""
+    if not isinstance(belief, Prediction):
+        raise InvalidInputError(
+            f"{type(model).__name__} returned {told(belief)}, expected a Prediction, such as "
+            "Prediction.from_x0(x, x0, self.sde, t)"
+        )

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidInputError
+from ..core.kinds import told
+from ..core.returned import check_returned
 from ..models.base import ScoreModel
 from ..noise.white import Noise
 from ..terms import Term
@@ -112,6 +114,10 @@ class Solver(ABC):
     source: str = ""
     controller: Controller = Controller()
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        check_returned(cls, "step", _check_step)
+
     @property
     def default_eta(self) -> float:
         """The noise level of the reverse SDE where the user names none: 0 for a solver of flows, else 1."""
@@ -204,6 +210,13 @@ class Solver(ABC):
     def options(self) -> dict[str, Any]:
         """The options it was made with."""
         return {}
+
+
+def _check_step(solver: Solver, step: Any, term: Term, x: Tensor, *_: Any) -> None:
+    """Raise unless it is what `step` has to return for a state x."""
+    if not isinstance(step, Step) or not isinstance(step.x, Tensor) or step.x.shape != x.shape:
+        got = f"a Step to {told(step.x)}" if isinstance(step, Step) else told(step)
+        raise InvalidInputError(f"{solver.name!r}: step returned {got}, expected a Step to x, {tuple(x.shape)}")
 
 
 class GridOrTolerance(Solver):
