@@ -46,6 +46,7 @@ UNCHANGING: dict[str, tuple[str, Any]] = {
     "processes/crossing.py:Crossing": ("two processes: their times of equal sigma/alpha", _PROCESS),
     "models/facts.py:DataFacts": ("what is known of the data: its law in other forms", DataFacts()),
     "models/facts.py:_Decomposed": ("the same: its covariance, decomposed", DataFacts()),
+    "models/coordinates.py:Coordinates": ("a process and facts of the data: a model along another path", DataFacts()),
     "models/base.py:Wrapped": ("the same, but for what a wrapper changes", DataFacts()),
     "noise/white.py:Noise": ("the seed and the sample numbers, hashed", Noise(0)),
     "noise/brownian.py:BrownianTree": ("the same: the path at its last times", BrownianTree(0, 0.0, 1.0)),

@@ -120,7 +120,9 @@ class AdamsTolerance(AdamsMethod):
 
     def enter(self, term: Term, x: Tensor, t: Tensor, tolerance: Tolerance, noise: Noise) -> Entry:
         if not self.leaps:
-            return self._asked_first(term, x, t, tolerance)
+            stop = quiet_time(term, x, float(t[0]), tolerance)
+            asked = t if stop is None else torch.full_like(t, stop)
+            return self._asked_first(term, x, t, term.drift(x, asked), stop, tolerance)
         leapt = Leapt.of(term, self.law, x, float(t[0]), tolerance, self.aim)
         if leapt is None:
             return Entry(x, t, self._at_first(term, x, t, term.drift(x, t), tolerance))
@@ -139,13 +141,13 @@ class AdamsTolerance(AdamsMethod):
         table = replace(table, size=tolerance.size(x_start))
         return Entry(x_start, torch.where(leapt.good, stops, t), table)
 
-    def _asked_first(self, term: Term, x: Tensor, t: Tensor, tolerance: Tolerance) -> Entry:
-        """The start at t, or for networks at the first time where they are worth asking, by the slope there."""
-        stop = quiet_time(term, x, float(t[0]), tolerance)
+    def _asked_first(
+        self, term: Term, x: Tensor, t: Tensor, slope: Tensor, stop: float | None, tolerance: Tolerance
+    ) -> Entry:
+        """The start at t, or for networks at `stop`, the first time where they are worth asking, by the slope there."""
         if stop is None:
-            return Entry(x, t, self._at_first(term, x, t, term.drift(x, t), tolerance))
+            return Entry(x, t, self._at_first(term, x, t, slope, tolerance))
         stops, h = torch.full_like(t, stop), stop - float(t[0])
-        slope = term.drift(x, stops)
         x_stop = x + h * slope
         table = replace(self._begun(term, x, slope), size=tolerance.size(x_stop))
         return Entry(x_stop, stops, table, torch.full_like(t, _GROW * h))  # as after any step that went well
