@@ -119,13 +119,21 @@ class AdamsTolerance(AdamsMethod):
         return self.accept[0] if smooth else self.accept[1]
 
     def enter(self, term: Term, x: Tensor, t: Tensor, tolerance: Tolerance, noise: Noise) -> Entry:
-        if not self.leaps:
-            stop = quiet_time(term, x, float(t[0]), tolerance)
-            asked = t if stop is None else torch.full_like(t, stop)
-            return self._asked_first(term, x, t, term.drift(x, asked), stop, tolerance)
-        leapt = Leapt.of(term, self.law, x, float(t[0]), tolerance, self.aim)
-        if leapt is None:
+        begin = float(t[0])
+        leapt = Leapt.of(term, self.law, x, begin, tolerance, self.aim) if self.leaps else None
+        if leapt is not None:
+            return self._landed(term, x, t, leapt, tolerance)
+        stop = None if self.leaps else quiet_time(term, x, begin, tolerance)
+        if stop is None:
             return Entry(x, t, self._at_first(term, x, t, term.drift(x, t), tolerance))
+        stops, h = torch.full_like(t, stop), stop - begin
+        slope = term.drift(x, stops)
+        x_stop = x + h * slope
+        table = replace(self._begun(term, x, slope), size=tolerance.size(x_stop))
+        return Entry(x_stop, stops, table, torch.full_like(t, _GROW * h))  # as after any step that went well
+
+    def _landed(self, term: Term, x: Tensor, t: Tensor, leapt: Leapt, tolerance: Tolerance) -> Entry:
+        """The start where a leap ends, at t for the samples for which it is not good enough."""
         stops, x_start = torch.full_like(t, leapt.stop), leapt.x
         table = self._begun(term, x, leapt.slope)
         layout, one = table.layout, table.order
@@ -134,23 +142,12 @@ class AdamsTolerance(AdamsMethod):
         spacings = torch.stack([stops - u for u in leapt.past]).to(layout.dtype)
         table = replace(table, differences=differences, spacings=spacings, order=one + 1, valid=one + 2)
         refused = (~leapt.good).nonzero().flatten()
-        if len(refused):  # they begin at the first time after all
+        if len(refused):
             x_own, t_own = x[refused], t[refused]
             own = self._at_first(term, x_own, t_own, term.drift_of(refused, x_own, t_own), tolerance)
             table, x_start = self.replace(table, refused, own, x), x_start.index_copy(0, refused, x_own)
         table = replace(table, size=tolerance.size(x_start))
         return Entry(x_start, torch.where(leapt.good, stops, t), table)
-
-    def _asked_first(
-        self, term: Term, x: Tensor, t: Tensor, slope: Tensor, stop: float | None, tolerance: Tolerance
-    ) -> Entry:
-        """The start at t, or for networks at `stop`, the first time where they are worth asking, by the slope there."""
-        if stop is None:
-            return Entry(x, t, self._at_first(term, x, t, slope, tolerance))
-        stops, h = torch.full_like(t, stop), stop - float(t[0])
-        x_stop = x + h * slope
-        table = replace(self._begun(term, x, slope), size=tolerance.size(x_stop))
-        return Entry(x_stop, stops, table, torch.full_like(t, _GROW * h))  # as after any step that went well
 
     def _at_first(self, term: Term, x: Tensor, t: Tensor, slope: Tensor, tolerance: Tolerance) -> AdamsTable:
         """The table of the slope at (x, t), and of the one that is known above t_max where there is one."""
