@@ -128,7 +128,7 @@ class Adaptive:
         alone, t = len(rows) == len(self.out), self.stopped_at[rows]
         x, noise = (self.starts, self.drawn) if alone else (self.starts[rows], self.drawn.select(rows))
         term = self.term.part(rows)
-        entry = self.plan.solver.enter(term, x, t, self.tolerance, noise)
+        entry = self.plan.solver.enter(term, x, t, self.tolerance, noise, end=self.plan.end)
         self.next += len(rows)
         self.term.calls += term.calls
         h = torch.full_like(entry.t, self.first)

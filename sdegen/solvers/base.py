@@ -159,7 +159,7 @@ class Solver(ABC):
         control."""
         return None
 
-    def enter(self, term: Term, x: Tensor, t: Tensor, tolerance: Tolerance, noise: Noise) -> Entry:
+    def enter(self, term: Term, x: Tensor, t: Tensor, tolerance: Tolerance, noise: Noise, *, end: float) -> Entry:
         """The first state and time of each sample under error control: x and t (B,) themselves, or those after a first
         step that needs no estimate."""
         return Entry(x, t, self.start(term, x, t))
@@ -239,8 +239,8 @@ class GridOrTolerance(Solver):
     def start(self, term: Term, x: Tensor, t: Tensor, grid: Tensor | None = None) -> State:
         return self.stepper(controlled=grid is None).start(term, x, t, grid)
 
-    def enter(self, term: Term, x: Tensor, t: Tensor, tolerance: Tolerance, noise: Noise) -> Entry:
-        return self.by_tolerance.enter(term, x, t, tolerance, noise)
+    def enter(self, term: Term, x: Tensor, t: Tensor, tolerance: Tolerance, noise: Noise, *, end: float) -> Entry:
+        return self.by_tolerance.enter(term, x, t, tolerance, noise, end=end)
 
     def step(self, term: Term, x: Tensor, t: Tensor, t_next: Tensor, state: State, noise: Noise) -> Step:
         return self.stepper(controlled=t.ndim > 0).step(term, x, t, t_next, state, noise)

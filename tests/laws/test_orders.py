@@ -286,7 +286,7 @@ def test_what_adams_remembers_of_a_state_is_that_of_the_state(d):
     term, solver = _Waves(), sg.make_solver("adams")
     x = torch.rand(5, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x, t, tolerance = x + torch.arange(5.0)[:, None], torch.zeros(5, dtype=torch.float64), Tolerance(1e-4, 1e-4)
-    state, refusals = solver.enter(term, x, t, tolerance, sg.Noise(0)).state, 0
+    state, refusals = solver.enter(term, x, t, tolerance, sg.Noise(0), end=9.0).state, 0
     h = torch.tensor([0.01, 0.02, 0.05, 0.1, 0.2], dtype=torch.float64)
     for _ in range(12):
         torch.testing.assert_close(state.size, x.square().mean(1).sqrt())
@@ -296,7 +296,7 @@ def test_what_adams_remembers_of_a_state_is_that_of_the_state(d):
         refusals += int((~accept).sum())
     assert refusals > 3
     some = torch.tensor([3, 1])
-    fresh = solver.enter(term, 2 * x[some], t[some], tolerance, sg.Noise(0)).state
+    fresh = solver.enter(term, 2 * x[some], t[some], tolerance, sg.Noise(0), end=9.0).state
     torch.testing.assert_close(solver.select(state, some, x).size, x[some].square().mean(1).sqrt())
     x = x.index_copy(0, some, 2 * x[some])
     torch.testing.assert_close(solver.replace(state, some, fresh, x).size, x.square().mean(1).sqrt())

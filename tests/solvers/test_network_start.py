@@ -94,8 +94,8 @@ def test_elsewhere_it_is_asked_from_the_beginning():
     view = Coordinates.best_of(model).model
     flow, x, begin = sg.ProbabilityFlow(view), start(sde), view.sde.t_max
     expected = math.atan(5.0 * view.data.turning / view.sigma_data)
-    assert quiet_time(flow, x, begin, tol) == pytest.approx(expected)
-    assert quiet_time(flow, x, begin * (1 - 1e-3), tol) is None
+    assert quiet_time(flow, x, begin, 0.01, tol) == pytest.approx(expected)
+    assert quiet_time(flow, x, begin * (1 - 1e-3), 0.01, tol) is None
     for other in (
         mixture_model(sde),  # exact
         Asked(mixture_model(sg.VPSDE(t_max=0.3))),  # through little noise
@@ -106,8 +106,21 @@ def test_elsewhere_it_is_asked_from_the_beginning():
         ),
     ):
         along = other.on(sg.TrigSDE(1.0))
-        assert quiet_time(sg.ProbabilityFlow(along), x, along.sde.t_max, tol) is None
-    assert quiet_time(sg.ProbabilityFlow(model), x, sde.t_max, tol) is None  # another path
+        assert quiet_time(sg.ProbabilityFlow(along), x, along.sde.t_max, 0.01, tol) is None
+    assert quiet_time(sg.ProbabilityFlow(model), x, sde.t_max, 0.01, tol) is None  # another path
+
+
+@pytest.mark.parametrize("made", [Asked, lambda model: model], ids=["network", "Gaussian start"])
+@pytest.mark.parametrize("share", [0.98, 0.9, 0.7, 0.5])
+def test_a_way_that_ends_above_is_not_left(made, share):
+    """To an end above the level of the first evaluation, too: at it, and right."""
+    inner = mixture_model(sg.VPSDE())
+    model = made(inner)
+    x, span = start(inner.sde), (inner.sde.t_max, share * inner.sde.t_max)
+    solver = "adams" if isinstance(model, Asked) else sg.make_solver("adams", start="gaussian")
+    exact = sg.sample(inner, 64, x_init=x, rtol=1e-10, t_span=span).x
+    found = sg.sample(model, 64, x_init=x, rtol=0.05, t_span=span, solver=solver)
+    assert float((found.x - exact).square().mean().sqrt()) < 0.05
 
 
 def test_densities_travel_from_t_max():

@@ -172,14 +172,15 @@ class Leapt:
 
     @classmethod
     def of(
-        cls, term: Term, law: Gaussian | None, x: Tensor, begin: float, tolerance: Tolerance, aim: float
+        cls, term: Term, law: Gaussian | None, x: Tensor, span: tuple[float, float], tolerance: Tolerance, aim: float
     ) -> Leapt | None:
-        """The leap from x at the time `begin` that a tolerance allows, of which a step may use the share `aim`; None:
-        there is nothing to leap over."""
-        s = scale_of_circle(term)
-        stop = math.atan(leap_of_tolerance(tolerance, s))
-        if begin > term.t_min and not term.t_min < stop < begin:
+        """The leap from x at the first time of a span that a tolerance allows, of which a step may use the share `aim`;
+        None: there is nothing to leap over."""
+        begin, end = span
+        stop = math.atan(leap_of_tolerance(tolerance, scale_of_circle(term)))
+        if end < begin and not end < stop < begin:
             return None
+        stop = max(stop, end)  # above `begin` where the way is up, which is refused
         leap = GaussianStart.planned(term, law, begin, stop, x)
         x_stop = leap.at(x, stop)
         slope = term.drift(x_stop, torch.full((len(x),), stop, dtype=torch.float64, device=x.device))

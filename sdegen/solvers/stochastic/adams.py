@@ -118,7 +118,7 @@ class StochasticAdamsTolerance(StochasticAdamsMethod):
     def __init__(self, aim: float, accept: float, sigma_data: float | None) -> None:
         self.aim, self.accept, self.sigma_data = aim, accept, sigma_data
 
-    def enter(self, term: Term, x: Tensor, t: Tensor, tolerance: Tolerance, noise: Noise) -> Entry:
+    def enter(self, term: Term, x: Tensor, t: Tensor, tolerance: Tolerance, noise: Noise, *, end: float) -> Entry:
         if bool(is_far(term, term.sde.half_log_snr(t)).all()):
             stop = far_time(term)
             x, t = gaussian_step(term, x, t[0].cpu(), stop, noise), torch.full_like(t, float(stop))

@@ -14,7 +14,7 @@ from ...tolerance import Tolerance
 _QUIET, _LOUD = 0.2, 5.0
 
 
-def quiet_time(term: Term, x: Tensor, begin: float, tolerance: Tolerance) -> float | None:
+def quiet_time(term: Term, x: Tensor, begin: float, end: float, tolerance: Tolerance) -> float | None:
     """The time of the circular path down to which a network need not be asked by a tolerance; None: it is at `begin`.
 
     Far above the level r at which it turns, E[x0 | x] hardly depends on x, and the slope is constant but for what falls
@@ -28,4 +28,4 @@ def quiet_time(term: Term, x: Tensor, begin: float, tolerance: Tolerance) -> flo
     if turning is None or term.breaks() or term.measured(x) is not x:
         return None
     stop = math.atan(turning / s * max(_QUIET * s / (tolerance.atol + tolerance.rtol * s), _LOUD))
-    return stop if term.t_min < stop < begin else None
+    return stop if end < stop < begin else None

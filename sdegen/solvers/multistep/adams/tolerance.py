@@ -118,12 +118,12 @@ class AdamsTolerance(AdamsMethod):
         smooth = term.model is None or term.model.smooth
         return self.accept[0] if smooth else self.accept[1]
 
-    def enter(self, term: Term, x: Tensor, t: Tensor, tolerance: Tolerance, noise: Noise) -> Entry:
+    def enter(self, term: Term, x: Tensor, t: Tensor, tolerance: Tolerance, noise: Noise, *, end: float) -> Entry:
         begin = float(t[0])
-        leapt = Leapt.of(term, self.law, x, begin, tolerance, self.aim) if self.leaps else None
+        leapt = Leapt.of(term, self.law, x, (begin, end), tolerance, self.aim) if self.leaps else None
         if leapt is not None:
             return self._landed(term, x, t, leapt, tolerance)
-        stop = None if self.leaps else quiet_time(term, x, begin, tolerance)
+        stop = None if self.leaps else quiet_time(term, x, begin, end, tolerance)
         if stop is None:
             return Entry(x, t, self._at_first(term, x, t, term.drift(x, t), tolerance))
         stops, h = torch.full_like(t, stop), stop - begin
