@@ -123,6 +123,24 @@ def test_a_way_that_ends_above_is_not_left(made, share):
     assert float((found.x - exact).square().mean().sqrt()) < 0.05
 
 
+@pytest.mark.parametrize("share", [0.98, 0.9, 0.7])
+def test_a_way_of_the_reverse_sde_that_ends_above_is_not_left(share):
+    """x_t has the covariance alpha^2 C + sigma^2 at any time, also where the step in closed form would go further."""
+    model, sde = mixture_model(sg.VPSDE()), sg.VPSDE()
+    found = sg.sample(
+        model,
+        4000,
+        solver="d-adams2-sde",
+        rtol=0.05,
+        seed=0,
+        t_span=(sde.t_max, share * sde.t_max),
+        dtype=torch.float64,
+    )
+    at = sde.at(share * sde.t_max)
+    expected = at.alpha**2 * model.data_covariance + at.sigma**2 * torch.eye(2, dtype=torch.float64)
+    torch.testing.assert_close(torch.cov(found.x.T), expected, rtol=0.0, atol=0.12)
+
+
 def test_densities_travel_from_t_max():
     """Numbers beside the data have no Gaussian to leap with."""
     sde = sg.VPSDE()

@@ -119,8 +119,8 @@ class StochasticAdamsTolerance(StochasticAdamsMethod):
         self.aim, self.accept, self.sigma_data = aim, accept, sigma_data
 
     def enter(self, term: Term, x: Tensor, t: Tensor, tolerance: Tolerance, noise: Noise, *, end: float) -> Entry:
-        if bool(is_far(term, term.sde.half_log_snr(t)).all()):
-            stop = far_time(term)
+        far = bool(is_far(term, term.sde.half_log_snr(t)).all())
+        if far and float(stop := far_time(term)) > end:
             x, t = gaussian_step(term, x, t[0].cpu(), stop, noise), torch.full_like(t, float(stop))
         return Entry(x, t, self.start(term, x, t))
 
