@@ -16,6 +16,8 @@ from ..core.shapes import expand
 from ..processes import SDE, VESDE, Crossing, Level, TrigSDE, once, rescaling
 from .base import OnPath, ScoreModel
 
+_FAR = 3.0  # of a mean from 0, in standard deviations
+
 
 @dataclass(frozen=True)
 class Coordinates:
@@ -32,8 +34,12 @@ class Coordinates:
 
     @classmethod
     def own_of(cls, model: ScoreModel) -> Coordinates:
-        """The model's own."""
-        return cls(model.sde, model)
+        """The model's own; around the data's mean where that is far from 0, since steps of low order follow what is
+        only moved with an error: of N(300, 5^2) 1000 steps of reverse diffusion end at 296."""
+        mean, scale = model.data.mean, model.data.scale
+        if mean is None or not bool(mean.abs().max() > _FAR * scale):
+            return cls(model.sde, model)
+        return cls._once(model, _own)
 
     @classmethod
     def best_of(cls, model: ScoreModel) -> Coordinates:
@@ -71,7 +77,7 @@ class Coordinates:
 
     def back(self, ts: Tensor) -> Tensor:
         """Times in these coordinates as times of the own process."""
-        if self.crossing is None:
+        if self.crossing is None or self.model.sde is self.own:
             return ts
         clean = ts == 0
         if bool(clean.all()):
@@ -103,6 +109,10 @@ class Coordinates:
 def _are(a: Sequence[Any], b: Sequence[Any]) -> bool:
     """Whether two sequences hold the same objects."""
     return all(map(operator.is_, a, b))
+
+
+def _own(sde: SDE, scale: float) -> SDE:
+    return sde
 
 
 def _circle(sde: SDE, scale: float) -> TrigSDE:

@@ -23,7 +23,7 @@ class Crossing:
         known: the one whose noise levels count.
 
     Attributes:
-        sde: the first, narrowed to the noise levels of the second.
+        sde: the first, narrowed to the noise levels of the second; of a process and itself that, times to the bit.
         to_known: t of `sde` -> (t', r, alpha') of `known`, t' kept inside its range against rounding.
         from_known: t of `known` -> (t', r, alpha') of `sde`, the same.
 
@@ -32,7 +32,7 @@ class Crossing:
     """
 
     def __init__(self, sde: SDE, known: SDE) -> None:
-        self.sde, self.known = _narrowed(sde, known), known
+        self.sde, self.known = known if sde is known else _narrowed(sde, known), known
         self.to_known = CachedFunction(self._to_known)
         self.from_known = CachedFunction(self._from_known)
         self._grid = LastAnswer()
@@ -58,6 +58,8 @@ class Crossing:
         return torch.tensor(there, dtype=torch.float64, device="cpu")
 
     def _time(self, t: Tensor) -> Tensor:
+        if self.sde is self.known:
+            return t
         return self.sde.time(self.known.half_log_snr(t)).clamp(self.sde.t_min, self.sde.t_max)
 
     def _from_known(self, t: Tensor) -> tuple[Tensor, Any, Any]:
@@ -66,7 +68,7 @@ class Crossing:
 
     def _to_known(self, t: Tensor) -> tuple[Tensor, Any, Any]:
         at = self.sde.at(t.to(torch.float64))
-        there = self.known.at_ratio(at.sigma / at.alpha)
+        there = at if self.sde is self.known else self.known.at_ratio(at.sigma / at.alpha)
         return there.t, rescaling(at, there), there.alpha
 
 

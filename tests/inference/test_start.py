@@ -39,6 +39,19 @@ def test_so_they_do_by_other_solvers(name, solver):
     check_law(sg.sample(sg.MixtureModel(FAR, DISTINCT[name]), N, solver=solver, seed=2, dtype=F64, **how).x)
 
 
+LOW_ORDER = ("euler", "euler-maruyama", "heun-sde", "reverse-diffusion", "predictor-corrector", "torchsde:euler")
+
+
+@pytest.mark.parametrize("name", ["vp", "linear-path", "ve", "edm"])
+@pytest.mark.parametrize("solver", LOW_ORDER)
+def test_where_data_are_makes_no_error_of_a_step(name, solver):
+    """The samples of N(m, C) are those of N(0, C) moved by m, by solvers that would follow alpha m step by step."""
+    centred = sg.GaussianMixture([[0.0, 0.0]], covariances=[[[25.0, 12.0], [12.0, 9.0]]])
+    how = {"solver": solver, "steps": 40, "seed": 2, "dtype": F64, "progress": False}
+    moved, still = (sg.sample(sg.MixtureModel(of, DISTINCT[name]), 50, **how).x for of in (FAR, centred))
+    torch.testing.assert_close(moved - FAR.mean, still, rtol=1e-6, atol=1e-6)
+
+
 class Told(sg.ScoreModel):
     """The score of one Gaussian for each coordinate, and as much said of the data as is asked for."""
 
