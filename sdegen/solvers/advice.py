@@ -29,8 +29,8 @@ class Advice:
     """How to run a solver.
 
     Attributes:
-        coordinates: "own" (the model's process, as it is), "best" (the circular path of the data's scale) or "lambda"
-            (a process whose time is log(alpha/sigma)).
+        coordinates: "own" (the model's process, about a mean that is far from 0), "best" (the circular path of the
+            data's scale) or "lambda" (a process whose time is log(alpha/sigma)).
         grid: the kind of grid for `steps=N`.
         orders: (values of the predictor, values of the corrector) where the solver leaves them open, else None.
         leap: where a first step in closed form ends, as sigma/alpha over the data's standard deviation; None: no such

@@ -90,8 +90,9 @@ class Solver(ABC):
         leaps: whether its first step is the closed form for Gaussian data, without an evaluation.
         refills: whether samples may take places in a batch that is under way (`replace`).
         least_times: how few times a list in `steps=` may hold: 1 for a solver whose work is done at a time.
-        coordinates: those it works best in: "own" (the model's process, as it is), "best" (the circular path of the
-            data's scale) or "lambda" (a process whose time is log(alpha/sigma)); the verbs change to them.
+        coordinates: those it works best in: "own" (the model's process, about a mean that is far from 0), "best" (the
+            circular path of the data's scale) or "lambda" (a process whose time is log(alpha/sigma)); the verbs change
+            to them.
         grid: the kind of grid it works best on, which the verbs lay for `steps=N`.
         source: paper and equation.
     """
